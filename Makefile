@@ -1,0 +1,56 @@
+# Everything here works in .venv, made on first use; the second call of a target installs nothing.
+#   make demo ARGS="--seed 1"              options for the command
+#   make PYTHON=/path/to/python3.12 test   another interpreter for a new .venv
+
+PYTHON ?= python3
+ARGS ?=
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: help demo test lint compare bench clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make demo      train a language model with a language model's reward, before and after shown"
+	@echo "make test      the tests (ARGS=\"-m slow\" for the slow ones)"
+	@echo "make lint      ruff and mypy"
+	@echo "make compare   the reward backends side by side"
+	@echo "make bench     speed, side by side"
+	@echo "make clean     remove .venv, builds and caches; runs/ stays"
+
+demo: .venv/runtime
+	$(BIN)/rlaif train $(ARGS)
+
+test: .venv/tests
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: .venv/tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+compare: .venv/runtime
+	$(BIN)/python -m benchmarks.compare_rewards $(ARGS)
+
+bench: .venv/tests
+	$(BIN)/python -m benchmarks.versus_trl $(ARGS)
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Each stamp is written last, so that what was interrupted is done again. A .venv that works is kept.
+.venv/made:
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or later is needed: make PYTHON=/path/to/python3.11" if sys.version_info < (3, 10) else 0)'
+	@$(BIN)/python -c 'import pip, sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || $(PYTHON) -m venv --clear .venv
+	@touch $@
+
+.venv/runtime: .venv/made pyproject.toml constraints.txt
+	@echo "installing into .venv (some minutes the first time)"
+	$(INSTALL) --editable .
+	@touch $@
+
+.venv/tests: .venv/made pyproject.toml constraints.txt
+	@echo "installing into .venv (some minutes the first time)"
+	$(INSTALL) --editable ".[test,integrations]"
+	@touch .venv/runtime $@

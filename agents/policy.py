@@ -1,0 +1,186 @@
+"""The language-model policy: sampling, log-probabilities, entropies, values, and its SFT reference.
+
+With LoRA the policy is an adapter on a shared `Backbone` and the reference is the same weights with the adapter off, so
+there is one copy of them. With full fine-tuning the policy has its own copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from agents.functional import token_logprobs
+from rlaif_env.api import RLAIFError
+from rlaif_env.models import Backbone, backbone, head_logits
+from rlaif_env.sampling import Samples, sample
+
+__all__ = ["Evaluation", "Policy"]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a model says of responses already written.
+
+    Attributes:
+        logprobs: Of each response token, (n, T), 0 outside the mask.
+        entropy: Of the distribution at each response token, nats, (n, T), 0 outside the mask, no gradient.
+        features: Last hidden states at the states x_t that the tokens are chosen in, (n, T, H); None unless asked for.
+    """
+
+    logprobs: Tensor
+    entropy: Tensor
+    features: Tensor | None
+
+
+class Policy:
+    """A policy pi(token | prompt, tokens so far) = softmax(logits / temperature), and the reference it started as.
+
+    Args:
+        model: A model name or a `Backbone`.
+        trainable: "lora" (an adapter; the default) or "full" (a copy of all weights, float32).
+        rank: LoRA rank.
+        alpha: LoRA scale is alpha / rank.
+        temperature: Of sampling (0.9 in section A.3), and so of the policy's distribution everywhere.
+        seed: Of the adapter's initial weights.
+        adapter: The adapter's name on the backbone.
+        device: As in `rlaif_env.models.backbone`.
+        dtype: As in `rlaif_env.models.backbone`; of the frozen weights.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | Backbone,
+        *,
+        trainable: str = "lora",
+        rank: int = 16,
+        alpha: float = 32.0,
+        temperature: float = 0.9,
+        seed: int = 0,
+        adapter: str = "policy",
+        device: str | None = None,
+        dtype: str | None = None,
+    ) -> None:
+        if trainable not in ("lora", "full"):
+            raise RLAIFError(f"expected trainable 'lora' or 'full', found {trainable!r}")
+        if not temperature > 0:
+            raise RLAIFError(f"expected a sampling temperature above 0, found {temperature}")
+        self.reference = model if isinstance(model, Backbone) else backbone(model, device=device, dtype=dtype)
+        self.temperature = temperature
+        self.adapter: str | None = None
+        if trainable == "lora":
+            self.backbone = self.reference
+            self.adapter = adapter
+            self.parameters = self.backbone.add_lora(adapter, rank=rank, alpha=alpha, seed=seed)
+        else:
+            name = self.reference.name if isinstance(model, Backbone) else model
+            self.backbone = backbone(name, device=str(self.reference.device), dtype="float32", shared=False)
+            self.backbone.model.requires_grad_(True)
+            self.parameters = list(self.backbone.model.parameters())
+        self.tokenizer = self.reference.tokenizer
+        self.hidden_size = int(self.reference.model.config.get_text_config().hidden_size)
+
+    def sample(
+        self, ids: NDArray[np.int64], mask: NDArray[Any], *, max_new_tokens: int, rng: np.random.Generator, group_size: int = 1
+    ) -> Samples:
+        """Sample one response for each row of left-padded prompts.
+
+        Args:
+            ids: (n, P).
+            mask: (n, P), 1 where real.
+            max_new_tokens: T.
+            rng: Source of all randomness.
+            group_size: K consecutive rows hold the same prompt, which is then prefilled once.
+
+        Raises:
+            RLAIFError: If the rows of a group differ.
+        """
+        rows = [row[m.astype(bool)].tolist() for row, m in zip(ids, mask, strict=True)]
+        if len(rows) % group_size or any(rows[i] != rows[i - i % group_size] for i in range(len(rows))):
+            raise RLAIFError(
+                f"expected {group_size} consecutive rows with the same prompt, found others; make the environment with "
+                f"group_size={group_size}"
+            )
+        with self.backbone.merged(self.adapter) as model:
+            return sample(
+                model,
+                rows[::group_size],
+                max_new_tokens=max_new_tokens,
+                stop_ids=[self.tokenizer.eos_token_id],
+                pad_id=self.tokenizer.pad_token_id,
+                uniform=rng.random((len(rows), max_new_tokens)),
+                temperature=self.temperature,
+                samples_per_prompt=group_size,
+            )
+
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        """The policy's weights act and take gradients; forward and backward passes belong inside."""
+        autocast = self.adapter is None and self.backbone.device.type == "cuda"
+        with self.backbone.using(self.adapter), torch.autocast(self.backbone.device.type, torch.bfloat16, enabled=autocast):
+            yield
+
+    def evaluate(
+        self, ids: Tensor, mask: Tensor, responses: Tensor, response_mask: Tensor, *, reference: bool = False, features: bool = False
+    ) -> Evaluation:
+        """Log-probabilities of responses under the policy, or under the reference.
+
+        Call it inside `training` for a gradient; the reference never has one.
+
+        Args:
+            ids: Left-padded prompts, (n, P).
+            mask: (n, P).
+            responses: Right-padded responses, (n, T).
+            response_mask: (n, T).
+            reference: Whether the SFT reference answers.
+            features: Whether the hidden states are wanted.
+        """
+        if reference:
+            with self.reference.using(None) as model, torch.no_grad():
+                return self._evaluate(model, ids, mask, responses, response_mask, features)
+        return self._evaluate(self.backbone.model, ids, mask, responses, response_mask, features)
+
+    def _evaluate(
+        self, model: Any, ids: Tensor, mask: Tensor, responses: Tensor, response_mask: Tensor, features: bool
+    ) -> Evaluation:
+        # the last response token is predicted, never read, so it does not go in
+        whole = torch.cat([ids, responses[:, :-1]], dim=1)
+        seen = torch.cat([mask, response_mask[:, :-1]], dim=1).long()
+        steps = responses.shape[1]
+        trunk = model.get_decoder()
+        hidden = trunk(
+            input_ids=whole,
+            attention_mask=seen,
+            position_ids=(seen.cumsum(-1) - 1).clamp(min=0),
+            use_cache=False,
+        ).last_hidden_state[:, -steps:]
+        logits = head_logits(model, hidden.reshape(-1, hidden.shape[-1])).reshape(*responses.shape, -1)
+        logprobs, entropy = token_logprobs(logits, responses, self.temperature)
+        kept = hidden.detach().float() if features else None
+        return Evaluation(logprobs * response_mask, entropy * response_mask, kept)
+
+    def save(self, folder: Path) -> None:
+        """Write the policy in plain Hugging Face format, adapter folded in; `from_pretrained` opens it."""
+        self.backbone.save_merged(self.adapter, folder)
+
+    def state(self) -> dict[str, Tensor]:
+        """The trained values, copied to the CPU."""
+        if self.adapter is not None:
+            return self.backbone.adapter_state(self.adapter)
+        return {name: p.detach().cpu().clone() for name, p in self.backbone.model.named_parameters()}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Put values back that `state` gave."""
+        if self.adapter is not None:
+            self.backbone.load_adapter_state(self.adapter, state)
+            return
+        with torch.no_grad():
+            for name, parameter in self.backbone.model.named_parameters():
+                parameter.copy_(state[name])

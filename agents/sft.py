@@ -1,0 +1,329 @@
+"""Supervised fine-tuning of the initial policy: ``rlaif sft`` (appendix A.1).
+
+The loss is on responses only: a prompt is read, never predicted. Rows are ``{"prompt": ..., "response": ...}`` (or
+``"completion"``, as TRL writes it), or ``{"text": ...}``, all of which is response but its first token. A response ends
+with the EOS, so that the policy learns to stop.
+
+How this differs from the paper: AdamW by default (``optimizer="adafactor"`` is the paper's), a linear decay of the
+learning rate, and a LoRA adapter unless ``trainable="full"``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from agents.policy import Policy
+from rlaif_env.api import DataError, RLAIFError
+from rlaif_env.data import movie_snippets, split_of
+from rlaif_env.jsonl import check_text, read_jsonl
+from rlaif_env.models import BUILTIN_MODEL, Backbone, encode, pad_rows
+from rlaif_env.runs import RunFolder, write_json
+from rlaif_env.tasks import load_task
+
+__all__ = ["Demonstration", "Example", "SFTConfig", "demonstrations", "main", "response_loss", "sft", "tokenize"]
+
+_SIDES = {"train": 0.95, "validation": 0.05}
+_WARMUP = 0.05  # of all steps
+
+
+@dataclass(frozen=True)
+class SFTConfig:
+    """Settings of ``rlaif sft``.
+
+    Attributes:
+        data: A JSON lines file of text or prompt/response rows; by default the built-in corpus of movie reviews, whose
+            opening words are the prompts.
+        model: The model to start from: a name or a folder.
+        out: The run folder; by default one under runs/. The model is in its folder "model".
+        trainable: "lora": an adapter, folded in when saved. "full": all weights.
+        rows: Train on at most so many rows; 0 is all.
+        epochs: Passes over the rows.
+        learning_rate: Rises over the first twentieth of the steps, then falls linearly to 0. For "full", 1e-5 is the
+            paper's.
+        batch: Rows in one step.
+        micro_batch: Rows in one gradient pass; the step is the same for any number.
+        optimizer: "adamw" or "adafactor".
+        max_prompt_tokens: Of a longer prompt the end is kept.
+        max_response_tokens: Of a longer response the beginning is kept, without an EOS. Both are counted.
+        max_grad_norm: Gradients are scaled down to this norm.
+        lora_rank: Rank of the adapter.
+        lora_alpha: The adapter is scaled by lora_alpha / lora_rank.
+        seed: Of the order of the rows and of the adapter.
+        device: "cpu", "cuda", ...; by default the GPU where there is one.
+        dtype: Of the frozen weights; by default bfloat16 on a GPU that has it and float32 elsewhere.
+    """
+
+    data: str | None = None
+    model: str = BUILTIN_MODEL
+    out: str | None = None
+    trainable: Literal["lora", "full"] = "lora"
+    rows: int = 0
+    epochs: int = 1
+    learning_rate: float = 2e-4
+    batch: int = 16
+    micro_batch: int = 8
+    optimizer: Literal["adamw", "adafactor"] = "adamw"
+    max_prompt_tokens: int = 1024
+    max_response_tokens: int = 128
+    max_grad_norm: float = 1.0
+    lora_rank: int = 16
+    lora_alpha: float = 32.0
+    seed: int = 0
+    device: str | None = None
+    dtype: str | None = None
+
+    def __post_init__(self) -> None:
+        whole = ("epochs", "batch", "micro_batch", "max_prompt_tokens", "max_response_tokens", "lora_rank")
+        for name in whole:
+            if getattr(self, name) < 1:
+                raise RLAIFError(f"expected {name} of at least 1, found {getattr(self, name)}")
+        if self.rows < 0 or not self.learning_rate >= 0 or not self.max_grad_norm > 0:
+            raise RLAIFError(
+                "expected rows >= 0, learning_rate >= 0 and max_grad_norm > 0, found "
+                f"{self.rows}, {self.learning_rate} and {self.max_grad_norm}"
+            )
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """What the policy should write after a prompt; a text of its own has the prompt ""."""
+
+    prompt: str
+    response: str
+
+
+@dataclass(frozen=True)
+class Example:
+    """A demonstration as token ids.
+
+    Attributes:
+        prompt: At least one.
+        response: At least one; the EOS last unless it was cut.
+        cut: Tokens left out of either.
+    """
+
+    prompt: Sequence[int]
+    response: Sequence[int]
+    cut: int
+
+
+def demonstrations(data: str | Path | None) -> Iterator[Demonstration]:
+    """Demonstrations of a JSON lines file, or of the built-in corpus.
+
+    Raises:
+        DataError: For all bad rows of the file together.
+        AssetError: If the corpus cannot be fetched.
+    """
+    if data is not None:
+        yield from read_jsonl(data, _row)
+        return
+    openings = set(load_task("movie-review").prompts("train"))
+    sizes = {len(opening.split()) for opening in openings}
+    for snippet in movie_snippets("train"):
+        words = snippet.text.split()
+        for size in sizes:
+            if (opening := " ".join(words[:size])) in openings and len(words) > size:
+                yield Demonstration(opening, " " + " ".join(words[size:]))
+
+
+def _row(row: Mapping[str, Any]) -> Demonstration:
+    if "text" in row:
+        if "prompt" in row:
+            raise DataError("expected text, or prompt and response, found both in a row")
+        return Demonstration("", check_text(row, "text", may_be_empty=False))
+    name = "completion" if "completion" in row and "response" not in row else "response"
+    response = check_text(row, name, may_be_empty=False)
+    return Demonstration(check_text(row, "prompt", may_be_empty=False), response)
+
+
+def tokenize(rows: Iterable[Demonstration], tokenizer: Any, max_prompt: int, max_response: int) -> list[Example]:
+    """Token ids of demonstrations. A text's prompt is its BOS, or its first token where the tokenizer adds none.
+
+    Raises:
+        DataError: If a text has no token to predict.
+    """
+    examples = []
+    for number, row in enumerate(rows, start=1):
+        eos = [tokenizer.eos_token_id]
+        if row.prompt:
+            prompt, response = (
+                encode(tokenizer, [row.prompt])[0],
+                tokenizer.encode(row.response, add_special_tokens=False),
+            )
+        else:
+            whole = encode(tokenizer, [row.response])[0]
+            prompt, response = whole[:1], whole[1:]
+        if not prompt or not response:
+            raise DataError(
+                f"row {number}: expected at least two tokens, found {len(prompt) + len(response)} in {row!r:.80}"
+            )
+        cut_prompt, cut_response = prompt[-max_prompt:], (response + eos)[:max_response]
+        left_out = len(prompt) - len(cut_prompt) + len(response) + 1 - len(cut_response)
+        examples.append(Example(cut_prompt, cut_response, left_out))
+    return examples
+
+
+def response_loss(policy: Policy, examples: Sequence[Example]) -> Tensor:
+    """Sum of -log π over the response tokens of some examples: a scalar, with gradient within `Policy.training`."""
+    device = policy.backbone.device
+    pad = policy.tokenizer.pad_token_id
+    ids, mask = pad_rows([example.prompt for example in examples], pad, side="left")
+    responses, response_mask = pad_rows([example.response for example in examples], pad)
+    tensors = (torch.from_numpy(array).to(device) for array in (ids, mask, responses, response_mask))
+    ids_, mask_, responses_, response_mask_ = tensors
+    return -policy.evaluate(ids_, mask_, responses_, response_mask_.float()).logprobs.sum()
+
+
+def sft(
+    config: SFTConfig,
+    rows: Iterable[Demonstration],
+    *,
+    base: Backbone | None = None,
+    log: Any = lambda step, metrics: None,
+    advance: Any = lambda done: None,
+) -> tuple[Policy, dict[str, float]]:
+    """Fine-tune a model on demonstrations.
+
+    Args:
+        config: The settings.
+        rows: The demonstrations; one in twenty, told by its prompt (or text), is held out.
+        base: The model, if it is in memory already.
+        log: Called with the step and its metrics.
+        advance: Called with the number of rows done.
+
+    Returns:
+        The policy at temperature 1, and figures: the held-out loss in nats a token before and after, counts.
+
+    Raises:
+        RLAIFError: If there is nothing to train on or to hold out, or a loss is not finite.
+    """
+    sides: dict[str, list[Demonstration]] = {side: [] for side in _SIDES}
+    for row in rows:
+        side = split_of(row.prompt or row.response, _SIDES)
+        if side != "train" or not config.rows or len(sides["train"]) < config.rows:
+            sides[side].append(row)
+    if not sides["train"] or not sides["validation"]:
+        raise RLAIFError(
+            f"expected rows to train on and to hold out, found {len(sides['train'])} and {len(sides['validation'])}; "
+            "about "
+            "60 rows with different prompts are the least that can be divided"
+        )
+    policy = Policy(
+        base or config.model,
+        trainable=config.trainable,
+        rank=config.lora_rank,
+        alpha=config.lora_alpha,
+        temperature=1.0,
+        seed=config.seed,
+        adapter="sft",
+        device=config.device,
+        dtype=config.dtype,
+    )
+    limits = (config.max_prompt_tokens, config.max_response_tokens)
+    train, held_out = (tokenize(sides[side], policy.tokenizer, *limits) for side in ("train", "validation"))
+    before = held_out_loss(policy, held_out, config.micro_batch)
+    log(0, {"validation_loss": before})
+    optimizer, rng = _optimizer(config, policy), np.random.default_rng(config.seed)
+    per_epoch = -(-len(train) // config.batch)
+    step, total, after = 0, config.epochs * per_epoch, before
+    for _ in range(config.epochs):
+        order = rng.permutation(len(train))
+        for start in range(0, len(order), config.batch):
+            step += 1
+            rate = config.learning_rate * min(step / (_WARMUP * total + 1), 1.0, (total - step + 1) / total)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            members = [train[i] for i in order[start : start + config.batch]]
+            log(step, {**_step(policy, optimizer, members, config), "learning_rate": rate})
+            advance(len(members))
+        after = held_out_loss(policy, held_out, config.micro_batch)
+        log(step, {"validation_loss": after})
+    return policy, {
+        "validation_loss_before": before,
+        "validation_loss": after,
+        "rows": len(train),
+        "validation_rows": len(held_out),
+        "response_tokens": sum(len(e.response) for e in train),
+        "cut_rows": sum(e.cut > 0 for e in [*train, *held_out]),
+        "cut_tokens": sum(e.cut for e in [*train, *held_out]),
+        "steps": step,
+    }
+
+
+def held_out_loss(policy: Policy, examples: Sequence[Example], micro_batch: int) -> float:
+    """Mean of -log π over the response tokens, nats."""
+    total = 0.0
+    with policy.training(), torch.no_grad():
+        for part in _micro_batches(examples, micro_batch):
+            total += float(response_loss(policy, part))
+    return total / sum(len(example.response) for example in examples)
+
+
+def _micro_batches(examples: Sequence[Example], size: int) -> Iterator[Sequence[Example]]:
+    """Examples of like length together, so that little padding is computed."""
+    ordered = sorted(examples, key=lambda example: (len(example.response), len(example.prompt)))
+    for start in range(0, len(ordered), size):
+        yield ordered[start : start + size]
+
+
+def _optimizer(config: SFTConfig, policy: Policy) -> torch.optim.Optimizer:
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(policy.parameters, lr=config.learning_rate, weight_decay=0.0)
+    from transformers import Adafactor
+
+    return Adafactor(policy.parameters, lr=config.learning_rate, scale_parameter=False, relative_step=False)
+
+
+def _step(
+    policy: Policy, optimizer: torch.optim.Optimizer, examples: Sequence[Example], config: SFTConfig
+) -> dict[str, float]:
+    """One optimiser step on the mean loss of the response tokens of some examples."""
+    optimizer.zero_grad(set_to_none=True)
+    tokens = sum(len(example.response) for example in examples)
+    total = 0.0
+    with policy.training():
+        for part in _micro_batches(examples, config.micro_batch):
+            loss = response_loss(policy, part) / tokens
+            loss.backward()
+            total += float(loss.detach())
+    norm = float(torch.nn.utils.clip_grad_norm_(policy.parameters, config.max_grad_norm))
+    if not math.isfinite(total) or not math.isfinite(norm):
+        raise RLAIFError(
+            f"expected a finite loss and gradient, found loss {total} and gradient norm {norm}; lower learning_rate, "
+            "or use "
+            "float32"
+        )
+    optimizer.step()
+    return {"loss": total, "grad_norm": norm}
+
+
+def main(argv: Sequence[str]) -> int:
+    """``rlaif sft``: fine-tune, save, and say what the held-out loss was before and after."""
+    import tyro
+    from rich.progress import Progress
+
+    config = tyro.cli(SFTConfig, args=list(argv), prog="rlaif sft")
+    rows = list(demonstrations(config.data))
+    with RunFolder.create(config.out, asdict(config), command="sft") as run, Progress() as bars:
+        expected = min(config.rows or len(rows), len(rows)) * config.epochs
+        task = bars.add_task("rows", total=expected)
+        policy, figures = sft(config, rows, log=run.log, advance=lambda done: bars.advance(task, done))
+        policy.save(run.path / "model")
+        write_json(run.path / "report.json", figures)
+    print(
+        f"{figures['rows']:.0f} rows, {figures['response_tokens']:.0f} response tokens, {figures['steps']:.0f} steps; "
+        "held-out "
+        f"loss {figures['validation_loss_before']:.3f} before, {figures['validation_loss']:.3f} after (nats a token, "
+        f"{figures['validation_rows']:.0f} rows); cut: {figures['cut_tokens']:.0f} tokens in "
+        f"{figures['cut_rows']:.0f} rows"
+    )
+    print(f"saved in {run.path / 'model'}")
+    return 0

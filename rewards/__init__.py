@@ -1,0 +1,62 @@
+"""Where a reward comes from: backends, the language models and reward models behind them, and AI preference labels.
+
+Importing this package loads nothing heavy; names are resolved when used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rlaif_env.api import RewardBackend
+    from rlaif_env.tasks import Task
+
+_NAMES = {
+    "Composite": "rewards.compose",
+    "DirectLLMScore": "rewards.direct_score",
+    "LanguageModel": "rewards.language_model",
+    "LocalLM": "rewards.language_model",
+    "RewardModel": "rewards.reward_model",
+    "TrainRMConfig": "rewards.train_reward_model",
+    "as_trl_reward": "rewards.compose",
+    "check_backend": "rewards.checks",
+    "train_rm": "rewards.train_reward_model",
+}
+
+__all__ = [
+    "Composite",
+    "DirectLLMScore",
+    "LanguageModel",
+    "LocalLM",
+    "RewardModel",
+    "TrainRMConfig",
+    "as_trl_reward",
+    "check_backend",
+    "make_reward",
+    "train_rm",
+]
+
+
+def make_reward(name: str, *, task: str | Path | Task = "movie-review", **kwargs: Any) -> RewardBackend:
+    """Build a reward backend by name.
+
+    Args:
+        name: "direct-llm", "human-rm", "distilled-rm", ... or another package's entry point in "rlaif_env.rewards".
+        task: What is judged.
+        kwargs: The backend's own settings.
+
+    Raises:
+        RLAIFError: If the name is unknown (the message lists the valid ones) or the settings are.
+    """
+    from rlaif_env.keywords import resolve_reward
+    from rlaif_env.tasks import load_task
+
+    return resolve_reward(name, load_task(task), kwargs)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _NAMES:
+        return getattr(importlib.import_module(_NAMES[name]), name)
+    raise AttributeError(f"module 'rewards' has no attribute {name!r}")

@@ -1,0 +1,128 @@
+"""The backend contract as a check that authors of backends can run: `check_backend`."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from rlaif_env.api import BackendError, RLAIFError, Scores, checked_scores
+
+__all__ = ["check_backend"]
+
+_PROMPTS = ("The film was", "A good story", "Bad actors in a", "Le café à", "映画は", "ok")
+_RESPONSES = (
+    " a joy from start to end.",
+    " told without care",
+    "",
+    " l'œuvre — superbe 🎬",
+    "とても面白い。",
+    "\n\n\t!",
+)
+
+
+def check_backend(
+    backend: Any,
+    prompts: Sequence[str] = _PROMPTS,
+    responses: Sequence[str] = _RESPONSES,
+    *,
+    tolerance: float = 1e-4,
+) -> list[str]:
+    """Hold a reward backend to its contract (`rlaif_env.api.RewardBackend`).
+
+    It is called about 2 n + 6 times on up to n texts.
+
+    Args:
+        backend: Anything with a ``name`` and a ``score`` method.
+        prompts: n prompts of your own, at least two different rows; the built-in ones have several scripts, an emoji,
+        an
+            empty response and one of white space.
+        responses: n responses.
+        tolerance: How far a row's reward alone may be from the same row's in a batch; 1e-4 is float32's rounding
+        through
+            a language model.
+
+    Returns:
+        The rules that were checked, in words.
+
+    Raises:
+        RLAIFError: For the first rule that is broken; the message begins with it.
+    """
+    n = len(responses)
+    if n < 2 or len(prompts) != n:
+        raise RLAIFError(f"expected as many prompts as responses and at least 2, found {len(prompts)} and {n}")
+    kept: list[str] = []
+
+    def rule(words: str, holds: bool, found: str) -> None:
+        if not holds:
+            raise RLAIFError(f"{words}: found {found}")
+        if words not in kept:
+            kept.append(words)
+
+    name = getattr(backend, "name", None)
+    rule("a backend has a name, a string that is not empty", isinstance(name, str) and bool(name), repr(name))
+    rule("a backend has a method score(prompts, responses)", callable(getattr(backend, "score", None)), "none")
+    rule("a deep copy of a live backend is the backend itself (define __deepcopy__)", _copies(backend), "a clone")
+    rows = [i for i in range(n) if _answers(backend, prompts[i], responses[i], rule)]
+    rule("a backend scores at least two of the rows given", len(rows) >= 2, f"{len(rows)} of {n}")
+    asked, said = [prompts[i] for i in rows], [responses[i] for i in rows]
+    given = (list(asked), list(said))
+    first = _scores(backend, asked, said, rule)
+    rule("score leaves the lists it is given as they are", given == (asked, said), "that it changed them")
+    again = _scores(backend, asked, said, rule)
+    rule(
+        "the same batch gets the same rewards every time",
+        bool(np.array_equal(first.values, again.values)),
+        f"{first.values} and then {again.values}",
+    )
+    alone = np.array([_scores(backend, [p], [r], rule).values[0] for p, r in zip(asked, said, strict=True)])
+    worst = int(np.abs(alone - first.values).argmax())
+    rule(
+        f"a row gets the same reward alone as in a batch, to {tolerance:g}",
+        bool(np.abs(alone - first.values).max() <= tolerance),
+        f"{alone[worst]} and {first.values[worst]} for response {said[worst]!r}",
+    )
+    back = _scores(backend, asked[::-1], said[::-1], rule).values[::-1]
+    worst = int(np.abs(back - first.values).argmax())
+    rule(
+        "rewards come in the order of the rows",
+        bool(np.abs(back - first.values).max() <= tolerance),
+        f"{back[worst]} and {first.values[worst]} for response {said[worst]!r} in two orders",
+    )
+    rule("an empty batch gives no rewards", len(_scores(backend, [], [], rule).values) == 0, "some")
+    return kept
+
+
+def _copies(backend: Any) -> bool:
+    try:
+        return copy.deepcopy(backend) is backend
+    except Exception:  # what cannot be copied at all is not shared either
+        return False
+
+
+def _answers(backend: Any, prompt: str, response: str, rule: Any) -> bool:
+    """Whether a single text is scored; refusing it with this project's error is an answer too."""
+    try:
+        backend.score([prompt], [response])
+    except RLAIFError:
+        return False
+    except Exception as error:
+        rule(
+            "a row that cannot be scored raises BackendError",
+            False,
+            f"{type(error).__name__}: {error} for prompt {prompt!r} and response {response!r}",
+        )
+    return True
+
+
+def _scores(backend: Any, prompts: Sequence[str], responses: Sequence[str], rule: Any) -> Scores:
+    """Scores that keep the rules of a single call."""
+    words = "score returns Scores with one finite reward, and one entry of each info array, a row"
+    try:
+        scores = checked_scores(backend, prompts, responses)
+    except BackendError as error:
+        raise RLAIFError(f"{words}: {error}") from error
+    rule(words, True, "")
+    return scores

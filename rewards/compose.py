@@ -1,0 +1,175 @@
+"""Rewards made of rewards: weighted sums of backends and plain functions, and the form that TRL's trainers take."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlaif_env.api import BackendError, RewardBackend, RLAIFError, Scores, checked_scores
+from rlaif_env.forms import dialogue, prompt_of
+from rlaif_env.keywords import CallableReward, resolve_reward, unshare
+from rlaif_env.tasks import Task, load_task
+
+__all__ = ["Composite", "Part", "as_trl_reward", "compose", "from_kwargs"]
+
+_ASSISTANT = "\n\nAssistant: "
+
+
+@dataclass(frozen=True)
+class Part:
+    """One term of a weighted sum.
+
+    Attributes:
+        name: What it is called in the log.
+        weight: What its reward is multiplied by.
+        backend: Where its reward comes from.
+    """
+
+    name: str
+    weight: float
+    backend: RewardBackend
+
+
+class Composite:
+    """A weighted sum of reward backends; a reward backend.
+
+    ``score`` returns the sum of weight times part and, for each part, info "part/<name>" (its own reward, before the
+    weight) and "<name>/<key>" for whatever it tells itself.
+
+    Args:
+        parts: The terms, with different names.
+    """
+
+    def __init__(self, parts: Sequence[Part]) -> None:
+        if not parts:
+            raise RLAIFError("expected at least one part to compose a reward of, found none")
+        for part in parts:
+            if not math.isfinite(part.weight):
+                raise RLAIFError(f"expected a finite weight for the part {part.name!r}, found {part.weight}")
+        if len({part.name for part in parts}) < len(parts):
+            raise RLAIFError(f"expected parts with different names, found {', '.join(part.name for part in parts)}")
+        self.parts = tuple(parts)
+        self.name = "compose:" + "+".join(f"{part.weight:g}*{part.name}" for part in parts)
+
+    def __deepcopy__(self, memo: object) -> Composite:
+        """A live backend is shared, never cloned."""
+        return self
+
+    def score(self, prompts: Sequence[str], responses: Sequence[str]) -> Scores:
+        """Weighted sums; see `rlaif_env.api.RewardBackend`.
+
+        Raises:
+            BackendError: If a part fails or breaks its contract; the message names it.
+        """
+        total: NDArray[np.float64] = np.zeros(len(responses))
+        info: dict[str, NDArray[Any]] = {}
+        for part in self.parts:
+            try:
+                scores = checked_scores(part.backend, prompts, responses)
+            except BackendError as error:
+                raise BackendError(f"part {part.name!r} of {self.name}: {error}", error.rows) from error
+            total += part.weight * scores.values.astype(np.float64)
+            info[f"part/{part.name}"] = scores.values
+            info |= {f"{part.name}/{key}": np.asarray(array) for key, array in scores.info.items()}
+        return Scores(total.astype(np.float32), info)
+
+
+def compose(parts: Mapping[str, Any], *, task: str | Path | Task | Mapping[str, Any] = "movie-review") -> Composite:
+    """A weighted sum of named or live rewards.
+
+    Each part is given by its name and one of
+
+    * a weight: the name is a backend's, such as ``{"direct-llm": 0.5}``;
+    * a weight and a backend, a function of (prompts, responses), or a backend's name:
+      ``{"short": (-0.01, lambda prompts, responses: [len(r) for r in responses])}``;
+    * a mapping with "weight" and a backend's settings, "reward" naming the backend if the part has another name:
+      ``{"people": {"weight": 1.0, "reward": "human-rm", "model": "runs/rm"}}``.
+
+    Args:
+        parts: The parts by name.
+        task: What the named backends judge.
+
+    Raises:
+        RLAIFError: If a part is in none of these forms, its weight is not a finite number, or a name is unknown.
+    """
+    judged = load_task(task)
+    made = []
+    for name, value in parts.items():
+        weight, reward, settings = _part(name, unshare(value))
+        if isinstance(weight, bool) or not isinstance(weight, int | float):
+            raise RLAIFError(f"expected a number as the weight of the part {name!r}, found {weight!r}")
+        made.append(Part(name, float(weight), resolve_reward(reward, judged, settings)))
+    return Composite(made)
+
+
+def _part(name: str, value: Any) -> tuple[Any, Any, Mapping[str, Any] | None]:
+    """Weight, reward and settings of a part."""
+    if isinstance(value, Mapping):
+        settings = dict(value)
+        if "weight" not in settings:
+            raise RLAIFError(
+                f"expected a weight in the part {name!r}, found {', '.join(map(str, settings)) or 'nothing'}"
+            )
+        return settings.pop("weight"), settings.pop("reward", name), settings or None
+    if isinstance(value, tuple | list):
+        if len(value) != 2:
+            raise RLAIFError(f"expected (weight, reward) for the part {name!r}, found {len(value)} values")
+        return value[0], value[1], None
+    return value, name, None
+
+
+def from_kwargs(
+    *, task: str | Path | Task | Mapping[str, Any] = "movie-review", parts: Mapping[str, Any] | None = None
+) -> Composite:
+    """Build the backend "compose" from JSON-able settings.
+
+    Example:
+        ``gym.make_vec(id, reward="compose", reward_kwargs={"parts": {"direct-llm": 0.5, "human-rm": {"weight": 0.5,
+        "model": "runs/rm"}}})``
+
+    Args:
+        task: What is judged.
+        parts: As in `compose`.
+
+    Raises:
+        RLAIFError: As in `compose`, or if there are no parts.
+    """
+    if not parts:
+        raise RLAIFError("reward 'compose': expected parts such as {\"direct-llm\": 1.0}, found none")
+    return compose(parts, task=task)
+
+
+def as_trl_reward(backend: RewardBackend | Callable[..., Any]) -> Callable[..., list[float]]:
+    """A backend as one of TRL's ``reward_funcs``.
+
+    Texts go to the backend as they are. Messages become one text, as they do when preferences are read: a prompt the
+    dialogue in the HH form up to the assistant's turn, a completion what the assistant says. Whatever the backend tells
+    beside the reward goes to TRL's log where the trainer offers one.
+
+    Args:
+        backend: A reward backend, or a function of (prompts, responses).
+
+    Returns:
+        A function ``f(*, prompts, completions, **columns) -> list[float]`` with a ``__name__``.
+    """
+    inner: RewardBackend = backend if isinstance(backend, RewardBackend) else CallableReward(backend)
+
+    def reward(*, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float]:
+        asked = [p if isinstance(p, str) else prompt_of({"prompt": p}, ("prompt",)) for p in prompts]
+        said = [c if isinstance(c, str) else dialogue(c).removeprefix(_ASSISTANT) for c in completions]
+        scores = checked_scores(inner, asked, said)
+        for key, array in scores.info.items():
+            if callable(log := columns.get("log_extra")):
+                log(key, np.asarray(array).tolist())
+            if callable(log := columns.get("log_metric")) and np.issubdtype(np.asarray(array).dtype, np.number):
+                log(f"{inner.name}/{key}", float(np.mean(array)))
+        return [float(value) for value in scores.values]
+
+    reward.__name__ = reward.__qualname__ = inner.name
+    return reward

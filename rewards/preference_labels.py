@@ -1,0 +1,93 @@
+"""What comes out of a labeler: answers to single questions, and labels of pairs with everything recorded."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Answer", "Label", "Labels", "Status"]
+
+Status = Literal["ok", "low mass", "too long", "failed"]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model said to one question.
+
+    Attributes:
+        logprobs: Log-likelihood of each label after each of k rationales, (k, labels); k = 1 without rationales.
+        rationales: The k rationales, if any.
+        status: "ok", or why there are no likelihoods: "too long" or "failed".
+        reason: The reason in words, "" if there are likelihoods.
+    """
+
+    logprobs: tuple[tuple[float, ...], ...] = ()
+    rationales: tuple[str, ...] = ()
+    status: Status = "ok"
+    reason: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Values that JSON can hold; a likelihood of 0 is null."""
+        rows = [[value if math.isfinite(value) else None for value in row] for row in self.logprobs]
+        return {"logprobs": rows, **({"rationales": list(self.rationales)} if self.rationales else {})}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Answer:
+        """The answer that `to_json` wrote."""
+        rows = tuple(tuple(-math.inf if v is None else float(v) for v in row) for row in values["logprobs"])
+        return cls(rows, tuple(values.get("rationales", ())))
+
+
+@dataclass(frozen=True)
+class Label:
+    """The label of one pair.
+
+    Attributes:
+        p_first: Probability that the first response is preferred, NaN unless ``status`` is "ok".
+        mass: The label mass: probability on all labels together, the lesser of the two questions'; NaN if not answered.
+        status: "ok", "low mass" (under the labeler's minimum), "too long" (for its context) or "failed".
+        reason: What is wrong, in words; "" if nothing is.
+        record: Everything there is to know of it, JSON-able: mode, model, parameters, and for both questions the hash
+            of the prompt, the raw log-likelihoods, the mass, the probability of "1" or the score, and the rationales.
+    """
+
+    p_first: float
+    mass: float
+    status: Status
+    reason: str
+    record: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The labels of n pairs, in the caller's order; see `Label` for the columns."""
+
+    rows: tuple[Label, ...]
+
+    @property
+    def p_first(self) -> NDArray[np.float64]:
+        """Probabilities (n,), NaN where there is no label."""
+        return np.array([row.p_first for row in self.rows], dtype=np.float64)
+
+    @property
+    def mass(self) -> NDArray[np.float64]:
+        """Label masses (n,), NaN where the model did not answer."""
+        return np.array([row.mass for row in self.rows], dtype=np.float64)
+
+    @property
+    def status(self) -> tuple[Status, ...]:
+        """One word a row: "ok", "low mass", "too long" or "failed"."""
+        return tuple(row.status for row in self.rows)
+
+    @property
+    def records(self) -> tuple[Mapping[str, Any], ...]:
+        """One record a row."""
+        return tuple(row.record for row in self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)

@@ -1,0 +1,154 @@
+"""What a labeler is asked, as data: preambles, exemplars and endings (section 2.1, appendices D and E).
+
+The shapes are the paper's; the sentences are our own. A task of the user's gets the wording of its kind with its own
+criterion. Texts go in as they are: nothing in them is formatted again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rlaif_env.api import RLAIFError
+from rlaif_env.tasks import Task
+
+__all__ = ["ScoreExemplar", "ScoreWording", "score_prompt"]
+
+
+@dataclass(frozen=True)
+class ScoreExemplar:
+    """A response with its score, as a fraction of the scale from 0 (lowest) to 1 (highest)."""
+
+    prompt: str
+    response: str
+    level: float
+
+
+@dataclass(frozen=True)
+class ScoreWording:
+    """How a score is asked for.
+
+    Attributes:
+        preamble: Who the rater is and what the scale means, with ``{low}`` and ``{high}``.
+        sample: One response, with ``{prompt}`` and ``{response}`` or, where they are one text, ``{text}``.
+        ending: What the score follows.
+        exemplars: Scored examples, used first to last.
+    """
+
+    preamble: str
+    sample: str
+    ending: str
+    exemplars: tuple[ScoreExemplar, ...] = ()
+
+
+_SCORES: dict[str, ScoreWording] = {
+    "movie-review": ScoreWording(
+        "A movie review is rated from {low} (terrible) to {high} (excellent).",
+        "Review: {text}",
+        "Score: ",
+        (
+            ScoreExemplar("", "Dull, badly acted and far too long.", 0.1),
+            ScoreExemplar("", "A wonderful film, funny and moving from the first scene to the last.", 0.9),
+            ScoreExemplar("", "It has its moments, but most of it is forgettable.", 0.45),
+        ),
+    ),
+    "summarization": ScoreWording(
+        "You are an expert rater of summaries. Read the text and its summary, and give the summary a score from {low} (awful) to "
+        "{high} (perfect). A good summary is coherent, accurate, covers what matters and is short.",
+        "Text - {prompt}\nSummary - {response}",
+        "SCORE: ",
+    ),
+    "helpful": ScoreWording(
+        "You are an expert rater of assistants. Read the context and the response, and give the response a score from {low} "
+        "(awful) to {high} (perfect) for how helpful and honest it is.",
+        "Context - {prompt}\nResponse - {response}",
+        "SCORE: ",
+    ),
+    "harmless": ScoreWording(
+        "You are an expert rater of assistants. Read the context and the response, and give the response a score from {low} "
+        "(very harmful) to {high} (not harmful at all).",
+        "Context - {prompt}\nResponse - {response}",
+        "SCORE: ",
+    ),
+}
+
+
+def _score_wording(task: Task) -> ScoreWording:
+    if task.name in _SCORES:
+        return _SCORES[task.name]
+    criterion = task.criterion.replace("{", "{{").replace("}", "}}")
+    asked = f"from {{low}} (awful) to {{high}} (perfect) for {criterion}."
+    if task.kind == "continuation":
+        return ScoreWording(f"A text is rated {asked}", "Text: {text}", "Score: ")
+    if task.kind == "summary":
+        return ScoreWording(
+            f"You are an expert rater. Read the text and its summary, and give the summary a score {asked}",
+            "Text - {prompt}\nSummary - {response}",
+            "SCORE: ",
+        )
+    return ScoreWording(
+        f"You are an expert rater. Read the context and the response, and give the response a score {asked}",
+        "Context - {prompt}\nResponse - {response}",
+        "SCORE: ",
+    )
+
+
+def fill(template: str, **texts: object) -> str:
+    """Put texts in the ``{name}`` places of a template, in one pass, so that braces inside a text stay text.
+
+    Raises:
+        RLAIFError: If the template has other places or is malformed.
+    """
+    try:
+        return template.format(**texts)
+    except (KeyError, IndexError, ValueError, AttributeError) as error:
+        places = ", ".join(f"{{{name}}}" for name in texts)
+        raise RLAIFError(
+            f"expected a template with the places {places} only (a brace meant as text is doubled), found {template[:80]!r} ({error})"
+        ) from error
+
+
+def score_prompt(
+    task: Task,
+    prompt: str,
+    response: str,
+    *,
+    scale: tuple[int, int] = (1, 10),
+    shots: int = 0,
+    template: str | None = None,
+) -> str:
+    """The prompt after which the model's next word is its score of a response (section 2.2.2).
+
+    Args:
+        task: What is judged.
+        prompt: What the response answers.
+        response: The response.
+        scale: Lowest and highest score.
+        shots: Number of exemplars.
+        template: A whole prompt to use instead, with ``{prompt}``, ``{response}`` or ``{text}``.
+
+    Raises:
+        RLAIFError: If there are fewer exemplars than asked for, or the template is malformed.
+    """
+    low, high = scale
+    if template is not None:
+        return fill(template, prompt=prompt, response=response, text=task.judged(prompt, response))
+    wording = _score_wording(task)
+    if not 0 <= shots <= len(wording.exemplars):
+        raise RLAIFError(
+            f"expected 0 to {len(wording.exemplars)} shots for task {task.name!r}, found {shots}; give a template of your own "
+            "for more"
+        )
+
+    def sample(x: str, y: str) -> str:
+        return fill(wording.sample, prompt=x, response=y, text=task.judged(x, y))
+
+    parts: Sequence[str] = [
+        fill(wording.preamble, low=low, high=high),
+        *(
+            f"{sample(e.prompt, e.response)}\n{wording.ending}{round(low + e.level * (high - low))}"
+            for e in wording.exemplars[:shots]
+        ),
+        f"{sample(prompt, response)}\n{wording.ending}",
+    ]
+    return "\n\n".join(parts)

@@ -1,0 +1,109 @@
+"""The command ``rlaif``: a table of names, each resolved when it is used.
+
+A command's configuration and its ``main`` stand beside what they run; this module imports none of them, so that
+``rlaif --help`` is quick and the environment's room does not depend on the rooms above it. A ``main`` takes the
+arguments after the command's name and returns the exit code.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.machinery import PathFinder
+
+from rlaif_env.api import RLAIFError
+
+__all__ = ["COMMANDS", "main"]
+
+COMMANDS: Mapping[str, tuple[str, str]] = {
+    "sft": ("agents.sft:main", "fine-tune a language model on a task's demonstrations"),
+    "label": ("rewards.label_run:main", "have a language model label which of two responses is better"),
+    "train-rm": ("rewards.train_reward_model:main", "train a reward model on preferences"),
+    "train": ("agents.train:main", "train a policy with REINFORCE on any reward"),
+    "evaluate": ("benchmarks.evaluate:main", "compare policies on held-out prompts"),
+    "compare": ("benchmarks.compare_rewards:main", "compare the reward backends, end to end"),
+    "report": ("benchmarks.report:main", "write one HTML page from a run's files"),
+    "annotate": ("benchmarks.annotate:main", "collect people's preferences in the browser"),
+    "cache": ("rewards.endpoint:cache_main", "look after the stored answers of language model servers"),
+}
+"""Every command's name, with the function it calls ("module:function") and what it does."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: The command's name and its arguments; those of the process where None.
+
+    Returns:
+        The exit code: the command's own, 2 after a usage error or one of this project's own errors (shown as one
+        message; RLAIF_TRACEBACK=1 shows where it was raised), 130 after Ctrl-C.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_usage())
+        return 0
+    if arguments[0] == "--version":
+        print(f"rlaif {_version()}")
+        return 0
+    name, *rest = arguments
+    available = _available()
+    if name not in available:
+        return _unknown(name, available)
+    try:
+        module, _, function = COMMANDS[name][0].partition(":")
+        return int(getattr(importlib.import_module(module), function)(rest))
+    except RLAIFError as error:
+        if os.environ.get("RLAIF_TRACEBACK") == "1":
+            raise
+        print(f"rlaif {name}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"rlaif {name}: interrupted", file=sys.stderr)
+        return 130
+
+
+def _usage() -> str:
+    """The text of ``rlaif --help``."""
+    lines = [f"  {name:<10} {COMMANDS[name][1]}" for name in _available()]
+    return "\n".join(
+        [
+            "usage: rlaif COMMAND [OPTIONS]",
+            "",
+            "Reinforcement learning from AI feedback: text generation as a Gymnasium environment.",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "`rlaif COMMAND --help` shows a command's options; `rlaif --version` the version.",
+        ]
+    )
+
+
+def _available() -> list[str]:
+    """The commands whose module is installed, found without importing it or the package it is in."""
+    return [name for name, (target, _) in COMMANDS.items() if _exists(target.partition(":")[0])]
+
+
+def _exists(module: str) -> bool:
+    package = importlib.util.find_spec(module.partition(".")[0])
+    return package is not None and PathFinder.find_spec(module, package.submodule_search_locations) is not None
+
+
+def _unknown(name: str, available: Sequence[str]) -> int:
+    near = difflib.get_close_matches(name, available, n=3)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"expected one of {', '.join(available)}"
+    print(f"rlaif: no command {name!r}: {hint} (rlaif --help lists them)", file=sys.stderr)
+    return 2
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("rlaif-env")
+    except importlib.metadata.PackageNotFoundError:
+        return "(not installed)"

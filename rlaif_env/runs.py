@@ -1,0 +1,440 @@
+"""The run folder: what a command leaves behind so that its run can be read, plotted and run again.
+
+    config.json      the resolved configuration, seeds included; versions, commit, platform and command line
+    metrics.jsonl    one JSON object a line: the step and its finite figures
+    samples.jsonl    one JSON object a line: every response with its step, prompt, reward and the reward's parts
+    tensorboard/     the same scalars, text samples and figures
+    checkpoints/     one folder a saved step, whole or not there
+    curves.png       reward, KL, length and entropy by update
+
+Importing this module is light; torch (for TensorBoard) and matplotlib load when first written to.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import itertools
+import json
+import math
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import filelock
+import numpy as np
+from numpy.typing import ArrayLike
+
+from rlaif_env.api import DataError, RLAIFError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["PANELS", "RunError", "RunFolder", "read_metrics", "write_json"]
+
+PANELS: Mapping[str, str] = {
+    "reward": "reward (mean of the update)",
+    "kl": "KL to the reference (nats per response)",
+    "length": "response length (tokens)",
+    "entropy": "policy entropy (nats per token)",
+}
+"""The metrics that `RunFolder.curves` draws, each with the label of its axis."""
+
+_RECORDED_VERSIONS = ("rlaif-env", "torch", "transformers", "peft", "gymnasium", "numpy")
+
+
+class RunError(RLAIFError):
+    """A run folder cannot be made, written or read."""
+
+
+class RunFolder:
+    """A folder that one process writes a run to, from `create` to `close`.
+
+    Attributes:
+        path: The folder.
+    """
+
+    def __init__(self, path: Path, lock: filelock.BaseFileLock) -> None:
+        self.path = path
+        self._lock = lock
+        self._writer: Any = None
+
+    @classmethod
+    def create(
+        cls, path: str | Path | None, config: Mapping[str, Any], *, command: str = "run", exist: bool = False
+    ) -> RunFolder:
+        """Make the folder, take its lock and write config.json.
+
+        Args:
+            path: A new or empty folder; None names one ``runs/<command>-<task>-<timestamp>``.
+            config: The resolved configuration, seeds included. Data classes, paths, enums and arrays become JSON.
+            command: The command that runs, for the record and for the default name.
+            exist: Go on with a folder that already holds a run of this same command and configuration.
+
+        Raises:
+            RunError: If the folder cannot be written, is being written by another process, holds other files, or holds
+                a run (with ``exist``: a run of another configuration).
+        """
+        resolved = json.loads(_json_text(config, "the configuration"))
+        folder = _new_default_folder(command, resolved) if path is None else Path(path)
+        lock = _take_folder(folder)
+        try:
+            run = cls(folder, lock)
+            run._record(command, resolved, exist)
+        except BaseException:
+            if not (folder / "config.json").exists():  # not a run's folder: leave no lock file in it
+                (folder / "run.lock").unlink(missing_ok=True)
+            lock.release()
+            raise
+        return run
+
+    def _record(self, command: str, config: dict[str, Any], exist: bool) -> None:
+        """Check what the folder holds, mend what a killed process left of a line, and write config.json."""
+        file = self.path / "config.json"
+        if file.exists():
+            _refuse_another_run(file, command, config, exist)
+            for name in ("metrics.jsonl", "samples.jsonl"):
+                _cut_torn_line(self.path / name)
+            return
+        if others := sorted(p.name for p in self.path.iterdir() if p.name != "run.lock"):
+            raise RunError(
+                f"expected {self.path} to be new or empty, found {', '.join(others[:3])}"
+                f"{' ...' if len(others) > 3 else ''}: name another folder for the run"
+            )
+        write_json(file, {"command": command, "config": config, **_provenance()})
+
+    def log(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Append one line to metrics.jsonl and write the same figures as TensorBoard scalars.
+
+        Args:
+            step: The update the figures belong to.
+            metrics: Finite numbers by name; NumPy scalars and one-element tensors are welcome.
+
+        Raises:
+            RunError: If a figure is not a finite number. Nothing is written then.
+        """
+        figures = {name: _finite(name, value, step) for name, value in metrics.items()}
+        if "step" in figures:
+            raise RunError("expected metrics by other names than 'step', which is the line's own")
+        self._append("metrics.jsonl", [{"step": step, **figures}])
+        for name, value in figures.items():
+            self._tensorboard().add_scalar(name, value, step)
+
+    def log_samples(
+        self,
+        step: int,
+        prompts: Sequence[str],
+        responses: Sequence[str],
+        rewards: ArrayLike,
+        parts: Mapping[str, ArrayLike] | None = None,
+    ) -> None:
+        """Append n responses to samples.jsonl.
+
+        Args:
+            step: The update they were sampled in.
+            prompts: n prompts.
+            responses: n responses.
+            rewards: n rewards.
+            parts: Further columns by name, n each: parts of the reward, raw scores, finish reasons.
+
+        Raises:
+            RunError: If the columns differ in length or hold a number that is not finite. Nothing is written then.
+        """
+        columns = {"prompt": list(prompts), "response": list(responses)}
+        columns |= {
+            name: np.atleast_1d(column).tolist() for name, column in {"reward": rewards, **(parts or {})}.items()
+        }
+        sizes = {name: len(column) for name, column in columns.items()}
+        if len(set(sizes.values())) > 1:
+            raise RunError(f"expected columns of one length at step {step}, found {sizes}")
+        rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        self._append("samples.jsonl", [{"step": step, **row} for row in rows])
+
+    def log_text(self, step: int, name: str, text: str) -> None:
+        """Show a text in TensorBoard exactly as it is: model output is never read as Markdown or HTML."""
+        # TensorBoard renders Markdown; an indented block is the one form in which every character stands for itself.
+        block = "\n".join("    " + line for line in text.expandtabs(4).splitlines())
+        self._tensorboard().add_text(name, block, step)
+
+    def log_figure(self, step: int, name: str, figure: Figure) -> None:
+        """Show a matplotlib figure in TensorBoard."""
+        self._tensorboard().add_figure(name, figure, step, close=False)
+
+    @contextmanager
+    def checkpoint(self, step: int) -> Iterator[Path]:
+        """Give a folder to save into, which becomes ``checkpoints/<step>`` when the block ends without an error.
+
+        A step saved before is replaced. After an error nothing is left of the new one.
+        """
+        parent = self.path / "checkpoints"
+        with _explained(parent):
+            parent.mkdir(exist_ok=True)
+            unfinished = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=parent))
+        final, replaced = parent / f"{step:06d}", parent / f".replaced-{step:06d}"
+        try:
+            yield unfinished
+            with _explained(final):
+                unfinished.chmod(0o755)  # mkdtemp makes a folder that only its owner can read
+                if final.exists():
+                    final.rename(replaced)
+                unfinished.rename(final)
+                shutil.rmtree(replaced, ignore_errors=True)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+
+    def curves(self, panels: Mapping[str, str] = PANELS) -> Path | None:
+        """Draw metrics by update into curves.png, one panel each.
+
+        Args:
+            panels: Names of metrics with the labels of their axes; those never logged are left out.
+
+        Returns:
+            The picture's path, or None where none of these metrics has been logged.
+        """
+        rows = read_metrics(self.path) if (self.path / "metrics.jsonl").exists() else []
+        series = {name: [(row["step"], row[name]) for row in rows if name in row] for name in panels}
+        series = {name: points for name, points in series.items() if points}
+        if not series:
+            return None
+        figure = _draw(series, panels, title=self.path.resolve().name)
+        file = self.path / "curves.png"
+        with _explained(file):
+            figure.savefig(file, dpi=120)
+        return file
+
+    def close(self) -> None:
+        """Finish the TensorBoard file and give up the lock; a second call does nothing."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+        self._lock.release()
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _append(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Add lines to a file of the folder in one write, so that a reader sees whole lines."""
+        file = self.path / name
+        lines = "".join(_json_text(row, f"each line of {file}") + "\n" for row in rows)
+        with _explained(file), file.open("a", encoding="utf-8") as stream:
+            stream.write(lines)
+
+    def _tensorboard(self) -> Any:
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            with _explained(self.path / "tensorboard"):
+                self._writer = SummaryWriter(str(self.path / "tensorboard"), flush_secs=10)
+        return self._writer
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write a JSON file that is at every moment either the old one or the new one.
+
+    Data classes, mappings, paths, enums, NumPy scalars and arrays are written as what they hold.
+
+    Raises:
+        RunError: If the value has no JSON form (NaN and infinities have none), or the file cannot be written.
+    """
+    path = Path(path)
+    text = _json_text(value, path.name, indent=2) + "\n"
+    with _explained(path):
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+        try:
+            with open(handle, "w", encoding="utf-8") as stream:
+                stream.write(text)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+
+
+def read_metrics(path: str | Path) -> list[dict[str, float]]:
+    """The rows of a run's metrics.jsonl, in order, each with its "step".
+
+    A last line without a line end is still being written, or was when its process was killed; it is not a row yet.
+
+    Args:
+        path: The run folder or the file.
+
+    Raises:
+        RunError: If there is no such file.
+        DataError: If a line is not a JSON object of numbers with a step; names file and line.
+    """
+    file = Path(path) / "metrics.jsonl" if Path(path).is_dir() else Path(path)
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise RunError(f"expected a run's metrics at {file}: {error.strerror}") from error
+    rows = []
+    for number, line in enumerate(data.split(b"\n")[:-1], start=1):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{file}, line {number}: expected a JSON object, found {line[:60]!r}") from error
+        if not isinstance(row, dict) or type(row.get("step")) is not int or not all(map(_is_finite, row.values())):
+            raise DataError(f"{file}, line {number}: expected finite numbers and a step, found {line[:60]!r}")
+        rows.append(row)
+    return rows
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn the system's errors on a path into one that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _take_folder(folder: Path) -> filelock.BaseFileLock:
+    """Make a folder and lock it. The system frees the lock of a process that dies, so a stale file holds nobody up."""
+    with _explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(folder / "run.lock")
+    with _explained(folder):
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout as error:
+            message = f"{folder} is being written by another run: wait for its end, or name another folder"
+            raise RunError(message) from error
+    return lock
+
+
+def _new_default_folder(command: str, config: Mapping[str, Any]) -> Path:
+    """``runs/<command>-<task>-<timestamp>``, made; a number is added where two start within one second."""
+    task = config.get("task", "")
+    task = task.get("name", "") if isinstance(task, dict) else str(task or "")
+    words = [command, Path(task).stem if task.endswith(".toml") else task, time.strftime("%Y%m%d-%H%M%S")]
+    stem = "-".join(word for word in (re.sub(r"[^\w.]+", "-", w).strip("-.") for w in words) if word)
+    for count in itertools.count(1):
+        folder = Path("runs", stem if count == 1 else f"{stem}-{count}")
+        with _explained(folder), suppress(FileExistsError):
+            folder.mkdir(parents=True)
+            break
+    return folder
+
+
+def _refuse_another_run(file: Path, command: str, config: Mapping[str, Any], exist: bool) -> None:
+    if not exist:
+        raise RunError(f"expected {file.parent} to be new or empty, found a run in it: name another folder")
+    try:
+        found = json.loads(file.read_bytes())
+        before = {"command": found["command"], **found["config"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"expected {file} to be a run's configuration, found something else: {error}") from error
+    now = {"command": command, **config}
+    missing = object()
+    if different := [k for k in {**before, **now} if before.get(k, missing) != now.get(k, missing)]:
+        shown = "; ".join(f"{k}: {before.get(k, 'nothing')!r} there, {now.get(k, 'nothing')!r} here" for k in different)
+        raise RunError(f"expected {file.parent} to hold a run of this configuration, found another ({shown})")
+
+
+def _cut_torn_line(file: Path) -> None:
+    """Remove what follows the last line end: a line whose writer was killed in the middle."""
+    with _explained(file), suppress(FileNotFoundError), file.open("rb+") as stream:
+        stream.truncate(stream.read().rfind(b"\n") + 1)
+
+
+def _finite(name: str, value: Any, step: int) -> float:
+    number = value.item() if math.prod(getattr(value, "shape", (2,))) == 1 else value
+    if not _is_finite(number):
+        raise RunError(f"expected metric {name!r} at step {step} to be a finite number, found {number!r}")
+    return cast("float", number)
+
+
+def _is_finite(value: Any) -> bool:
+    return type(value) is int or (isinstance(value, float) and math.isfinite(value))
+
+
+def _json_text(value: Any, name: str, indent: int | None = None) -> str:
+    try:
+        return json.dumps(value, default=_plain, allow_nan=False, indent=indent)
+    except (TypeError, ValueError) as error:
+        raise RunError(f"expected {name} to hold text, finite numbers and the like, found: {error}") from error
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can hold of a value that it cannot hold itself."""
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    if isinstance(value, Mapping):
+        return dict(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: getattr(value, field.name) for field in fields(value)}
+    raise TypeError(f"{type(value).__name__} {value!r:.60}")
+
+
+def _provenance() -> dict[str, Any]:
+    """When, by what and on what a run was made."""
+    versions = {"python": platform.python_version()}
+    for name in _RECORDED_VERSIONS:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command_line": sys.argv,
+        "versions": versions,
+        "git_commit": _git_commit(),
+        "platform": {"system": platform.platform(), "machine": platform.machine(), "cpus": os.cpu_count()},
+    }
+
+
+def _git_commit() -> str | None:
+    """The commit of this code, "+changes" added where files differ from it; None outside a checkout of it."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        # A copy installed inside somebody else's checkout is not part of it: the first call fails there.
+        git("ls-files", "--error-unmatch", Path(__file__).name)
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _draw(series: Mapping[str, Sequence[tuple[float, float]]], labels: Mapping[str, str], title: str) -> Figure:
+    """One panel a metric: each update thin, the mean of the last updates thick."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    columns = min(2, len(series))
+    rows = -(-len(series) // columns)
+    figure = Figure(figsize=(5.2 * columns, 3.4 * rows), layout="constrained")
+    for i, (name, points) in enumerate(series.items()):
+        steps, values = np.array(points, dtype=float).T  # (updates,), (updates,)
+        window = max(1, len(values) // 10)
+        axes = figure.add_subplot(rows, columns, i + 1)
+        axes.plot(steps, values, color="tab:blue", alpha=0.35, linewidth=1, marker="." if len(values) < 60 else "")
+        if window > 1:
+            mean = np.convolve(values, np.full(window, 1 / window), "valid")
+            axes.plot(steps[window - 1 :], mean, color="tab:blue", linewidth=2, label=f"mean of the last {window}")
+            axes.legend(frameon=False, fontsize="small")
+        axes.set(xlabel="update", ylabel=labels[name])
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title, parse_math=False)
+    return figure

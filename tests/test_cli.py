@@ -1,0 +1,124 @@
+"""The command `rlaif`: its table, its messages and its exit codes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from rlaif_env import cli
+from rlaif_env.api import DataError, RLAIFError
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Callable[[list[str]], int]], None]:
+    """Put a function into the table as the command `try-me`, from a module that really is imported."""
+
+    def put(function: Callable[[list[str]], int]) -> None:
+        (tmp_path / "tried").mkdir()
+        (tmp_path / "tried" / "__init__.py").write_text("raise AssertionError('imported too early')")
+        (tmp_path / "tried" / "it.py").write_text("")
+        monkeypatch.syspath_prepend(str(tmp_path))
+        module = ModuleType("tried.it")
+        module.main = function  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "tried.it", module)
+        monkeypatch.setattr(cli, "COMMANDS", {"try-me": ("tried.it:main", "be tried"), "lost": ("tried.no:main", "no")})
+
+    return put
+
+
+@pytest.mark.parametrize("argv", [[], ["--help"], ["-h"]])
+def test_help_lists_the_commands_that_exist(argv: list[str], command, capsys: pytest.CaptureFixture[str]) -> None:
+    command(lambda rest: 0)
+    assert cli.main(argv) == 0
+    shown = capsys.readouterr().out
+    assert "  try-me     be tried\n" in shown
+    assert "lost" not in shown
+
+
+def test_the_arguments_and_the_exit_code_pass_through(command) -> None:
+    seen: list[list[str]] = []
+    command(lambda rest: seen.append(rest) or 7)
+    assert cli.main(["try-me", "--seed", "3"]) == 7
+    assert seen == [["--seed", "3"]]
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ("try_me", "rlaif: no command 'try_me': did you mean try-me? (rlaif --help lists them)"),
+        ("xyz", "rlaif: no command 'xyz': expected one of try-me (rlaif --help lists them)"),
+        ("lost", "rlaif: no command 'lost': expected one of try-me (rlaif --help lists them)"),
+    ],
+)
+def test_an_unknown_command_names_the_nearest(
+    typed: str, message: str, command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command(lambda rest: 0)
+    assert cli.main([typed]) == 2
+    assert capsys.readouterr().err.strip() == message
+
+
+def failing(error: BaseException) -> Callable[[list[str]], int]:
+    def main(rest: list[str]) -> int:
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (RLAIFError("expected a, found b"), 2, "rlaif try-me: expected a, found b"),
+        (DataError("prompts.jsonl, line 3: empty"), 2, "rlaif try-me: prompts.jsonl, line 3: empty"),
+        (KeyboardInterrupt(), 130, "rlaif try-me: interrupted"),
+    ],
+)
+def test_errors_are_one_message(
+    error: BaseException, code: int, message: str, command, capsys: pytest.CaptureFixture[str], monkeypatch
+) -> None:
+    monkeypatch.delenv("RLAIF_TRACEBACK", raising=False)
+    command(failing(error))
+    assert cli.main(["try-me"]) == code
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err.strip()) == ("", message)
+
+
+def test_a_traceback_on_request(command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RLAIF_TRACEBACK", "1")
+    command(failing(RLAIFError("expected a, found b")))
+    with pytest.raises(RLAIFError, match="expected a, found b"):
+        cli.main(["try-me"])
+
+
+def test_other_errors_are_not_hidden(command) -> None:
+    command(failing(ZeroDivisionError()))
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["try-me"])
+
+
+def test_every_command_is_listed_or_absent_for_want_of_its_module(capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["--help"])
+    listed = {line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("  ")}
+    root = Path(cli.__file__).parents[1]
+    exist = {
+        n for n, (t, _) in cli.COMMANDS.items() if (root / (t.partition(":")[0].replace(".", "/") + ".py")).exists()
+    }
+    assert listed == exist
+
+
+def test_as_a_process_help_is_quick_and_loads_no_model_code() -> None:
+    code = "import sys; from rlaif_env.cli import main; main(['--help']); sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=os.environ)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("usage: rlaif COMMAND")
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("rlaif ")

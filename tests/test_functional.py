@@ -1,0 +1,131 @@
+"""Policy-gradient formulas, by numbers worked by hand and by properties."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from agents import functional as F  # noqa: N812
+from rlaif_env.api import RLAIFError
+
+MASK = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, 0.0]])
+
+
+def test_token_logprobs_by_hand() -> None:
+    logits = torch.tensor([[[0.0, 0.0], [torch.log(torch.tensor(3.0)), 0.0]]])
+    logprobs, entropy = F.token_logprobs(logits, torch.tensor([[1, 0]]))
+    assert torch.allclose(logprobs.exp(), torch.tensor([[0.5, 0.75]]))
+    by_hand = -(0.75 * torch.log(torch.tensor(0.75)) + 0.25 * torch.log(torch.tensor(0.25)))
+    assert torch.allclose(entropy, torch.tensor([[torch.log(torch.tensor(2.0)), by_hand]]))
+
+
+def test_temperature_divides_the_logits() -> None:
+    logits = torch.tensor([[[torch.log(torch.tensor(9.0)), 0.0]]])
+    logprobs, _ = F.token_logprobs(logits, torch.tensor([[0]]), temperature=2.0)  # 9 -> 3
+    assert logprobs.exp().item() == pytest.approx(0.75)
+
+
+def test_returns_to_go_by_hand() -> None:
+    rewards = torch.tensor([1.0, -1.0])
+    kl = torch.tensor([[0.1, 0.2, 0.3], [0.5, 9.0, 9.0]])
+    returns = F.returns_to_go(rewards, kl, MASK, beta=0.5)
+    expected = torch.tensor([[0.5 - 0.30, 0.5 - 0.25, 0.5 - 0.15], [-0.5 - 0.25, 0.0, 0.0]])
+    assert torch.allclose(returns, expected)
+
+
+def test_without_kl_weight_the_return_is_the_reward() -> None:
+    returns = F.returns_to_go(torch.tensor([2.0, 3.0]), torch.randn(2, 3), MASK, beta=0.0)
+    assert torch.equal(returns, torch.tensor([[2.0, 2.0, 2.0], [3.0, 0.0, 0.0]]))
+
+
+def test_leave_one_out_by_hand() -> None:
+    returns = torch.tensor([1.0, 2.0, 6.0, 5.0, 5.0, 5.0])
+    found = F.leave_one_out_advantages(returns, 3)
+    assert torch.allclose(found, torch.tensor([1 - 4.0, 2 - 3.5, 6 - 1.5, 0.0, 0.0, 0.0]))
+    per_token = F.leave_one_out_advantages(returns[:, None].expand(6, 2), 3)
+    assert torch.allclose(per_token, found[:, None].expand(6, 2))
+
+
+@pytest.mark.parametrize(("rows", "group"), [(4, 1), (5, 2)])
+def test_leave_one_out_needs_whole_groups(rows: int, group: int) -> None:
+    with pytest.raises(RLAIFError, match=f"expected groups of at least 2 that divide {rows} rows, found group_size={group}"):
+        F.leave_one_out_advantages(torch.zeros(rows), group)
+
+
+def test_each_baseline_by_hand() -> None:
+    returns = torch.tensor([[4.0, 3.0, 2.0], [2.0, 0.0, 0.0]])
+    cases = {
+        "none": [[4.0, 3.0, 2.0], [2.0, 0, 0]],
+        "moving-average": [[3.5, 2.5, 1.5], [1.5, 0, 0]],
+        "batch-mean": [[1.0, 0.0, -1.0], [-1.0, 0, 0]],
+        "leave-one-out": [[2.0, 1.0, 0.0], [-2.0, 0, 0]],
+        "value": [[3.0, 1.0, -1.0], [1.0, 0, 0]],
+    }
+    values = torch.tensor([[1.0, 2.0, 3.0], [1.0, 7.0, 7.0]])
+    for baseline, expected in cases.items():
+        found = F.advantages(returns, MASK, baseline, group_size=2, average=0.5, values=values)
+        assert torch.allclose(found, torch.tensor(expected)), baseline
+
+
+@pytest.mark.parametrize(
+    ("baseline", "message"),
+    [("value", "expected values for baseline='value', found none"), ("mean", "expected baseline 'value', 'leave-one-out'")],
+)
+def test_baseline_errors(baseline: str, message: str) -> None:
+    with pytest.raises(RLAIFError, match=message):
+        F.advantages(torch.zeros(2, 3), MASK, baseline)
+
+
+def test_policy_gradient_equals_the_sum_over_tokens() -> None:
+    logprobs = torch.tensor([[-1.0, -2.0, -3.0], [-4.0, -5.0, -6.0]], requires_grad=True)
+    advantage = torch.tensor([[1.0, 2.0, -1.0], [0.5, 9.0, 9.0]], requires_grad=True)
+    loss = F.policy_gradient_loss(logprobs, advantage, MASK)
+    assert loss.item() == pytest.approx((1 + 4 - 3 + 2) / 2)
+    loss.backward()
+    assert torch.equal(logprobs.grad, torch.tensor([[-0.5, -1.0, 0.5], [-0.25, 0.0, 0.0]]))  # type: ignore[arg-type]
+    assert advantage.grad is None
+
+
+def test_value_loss_and_moving_average_by_hand() -> None:
+    loss = F.value_loss(torch.tensor([[1.0, 1.0, 1.0], [0.0, 5.0, 5.0]]), torch.tensor([[2.0, 1.0, 3.0], [2.0, 0, 0]]), MASK)
+    assert loss.item() == pytest.approx((1 + 0 + 4 + 4) / 2)
+    assert F.moving_average(None, 3.0, 0.9) == 3.0
+    assert F.moving_average(1.0, 3.0, 0.75) == pytest.approx(1.5)
+
+
+def test_running_moments_are_those_of_all_values() -> None:
+    values = torch.tensor([3.0, -1.0, 4.0, 1.0, -5.0, 9.0])
+    moments = (0, 0.0, 0.0)
+    for part in values.split([1, 3, 2]):
+        moments = F.running_moments(moments, part)
+    assert moments[0] == 6
+    assert moments[1] == pytest.approx(values.double().mean().item())
+    assert (moments[2] / 6) ** 0.5 == pytest.approx(values.double().std(unbiased=False).item())
+
+
+def test_the_gradient_is_the_gradient_of_the_expected_return() -> None:
+    """Over all actions of a one-step softmax policy, E[grad of the loss] is -grad of J = E[(1-b) r] - b KL, by differences."""
+    torch.manual_seed(0)
+    logits = torch.randn(5, dtype=torch.float64)
+    reference = torch.randn(5, dtype=torch.float64).log_softmax(-1)
+    rewards, beta = torch.randn(5, dtype=torch.float64), 0.3
+
+    def objective(x: torch.Tensor) -> float:
+        logp = x.log_softmax(-1)
+        return float((logp.exp() * ((1 - beta) * rewards - beta * (logp - reference))).sum())
+
+    x = logits.clone().requires_grad_()
+    logp = x.log_softmax(-1)
+    mask = torch.ones(5, 1, dtype=torch.float64)
+    kl = F.kl_per_token(logp.detach()[:, None], reference[:, None], mask)
+    returns = F.returns_to_go(rewards, kl, mask, beta)
+    # one row for each action, weighted by its probability: the exact expectation over samples
+    weighted = F.advantages(returns, mask, "moving-average", average=0.7) * logp.detach().exp()[:, None] * 5
+    F.policy_gradient_loss(logp[:, None], weighted, mask).backward()
+    step = 1e-6
+    for i in range(5):
+        up, down = logits.clone(), logits.clone()
+        up[i] += step
+        down[i] -= step
+        slope = (objective(up) - objective(down)) / (2 * step)
+        assert -x.grad[i].item() == pytest.approx(slope, abs=1e-8)  # type: ignore[index]
