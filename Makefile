@@ -19,7 +19,7 @@ help:
 	@echo "make clean     remove .venv, builds and caches; runs/ stays"
 
 demo: .venv/runtime
-	$(BIN)/rlaif train $(ARGS)
+	$(BIN)/rlaif train --reward-kwargs '{"scale": [1, 9]}' $(ARGS)
 
 test: .venv/tests
 	$(BIN)/python -m pytest $(ARGS)

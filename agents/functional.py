@@ -41,7 +41,7 @@ def token_logprobs(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> 
     Returns:
         Log-probabilities (n, T), with gradient, and entropies (n, T) in nats, without.
     """
-    scaled = logits.float() / temperature
+    scaled = (logits if logits.dtype == torch.float64 else logits.float()) / temperature
     normaliser = scaled.logsumexp(-1)
     logprobs = scaled.gather(-1, tokens[..., None])[..., 0] - normaliser
     with torch.no_grad():
@@ -157,7 +157,8 @@ def advantages(
         base = values.detach()
     else:
         raise RLAIFError(
-            "expected baseline 'value', 'leave-one-out', 'batch-mean', 'moving-average' or 'none', found " + repr(baseline)
+            "expected baseline 'value', 'leave-one-out', 'batch-mean', 'moving-average' or 'none', found "
+            + repr(baseline)
         )
     return (returns - base) * mask
 

@@ -45,7 +45,9 @@ def distinct_shares(texts: Sequence[str], order: int = 2) -> NDArray[np.float64]
     A text's share is the sum over its n-grams of 1 / (how often the n-gram occurs in all texts), divided by the mean
     number of n-grams in a text. (n,), 0 where no text has an n-gram.
     """
-    grams = [list(zip(*(words[i:] for i in range(order)), strict=False)) for words in (t.lower().split() for t in texts)]
+    grams = [
+        list(zip(*(words[i:] for i in range(order)), strict=False)) for words in (t.lower().split() for t in texts)
+    ]
     counts = Counter(gram for row in grams for gram in row)
     total = sum(counts.values())
     if total == 0:
@@ -53,7 +55,9 @@ def distinct_shares(texts: Sequence[str], order: int = 2) -> NDArray[np.float64]
     return np.array([sum(1 / counts[gram] for gram in row) for row in grams]) * len(texts) / total
 
 
-def evaluate_policy(policy: Policy, envs: VectorEnv[Any, Any, Any], task: Task, *, seed: int, batch: int = 64) -> HeldOut:
+def evaluate_policy(
+    policy: Policy, envs: VectorEnv[Any, Any, Any], task: Task, *, seed: int, batch: int = 64
+) -> HeldOut:
     """Let the policy answer the first prompts of a vector environment, one a row.
 
     Args:
@@ -81,16 +85,22 @@ def evaluate_policy(policy: Policy, envs: VectorEnv[Any, Any, Any], task: Task, 
         for part in range(0, len(drawn.ids), 16):
             some = slice(part, part + 16)
             seen = response_mask(torch.from_numpy(drawn.lengths[some]), steps).to(device)
-            inputs = (torch.from_numpy(a).to(device) for a in (ids[rows][some], mask[rows][some], drawn.ids[some]))
-            said = policy.evaluate(*inputs, seen, reference=True)
-            kl[start + part : start + part + len(seen)] = drawn.logprobs[some].sum(1) - said.logprobs.sum(1).cpu().numpy()
+            x, m, y = (torch.from_numpy(a).to(device) for a in (ids[rows][some], mask[rows][some], drawn.ids[some]))
+            said = policy.evaluate(x, m, y, seen, reference=True)
+            kl[start + part : start + part + len(seen)] = (
+                drawn.logprobs[some].sum(1) - said.logprobs.sum(1).cpu().numpy()
+            )
     _, rewards, _, _, infos = envs.step(actions)
     final = infos["final_info"]
     prompts, responses = [str(p) for p in final["prompt"]], [str(r) for r in final["response"]]
     texts = [task.judged(p, r) for p, r in zip(prompts, responses, strict=True)]
     measures = {"reward": np.asarray(rewards, dtype=np.float64)}
     for name, column in final.items():
-        if not name.startswith("_") and name not in ("prompt_index", "response_length") and np.asarray(column).dtype.kind in "fiu":
+        if (
+            not name.startswith("_")
+            and name not in ("prompt_index", "response_length")
+            and np.asarray(column).dtype.kind in "fiu"
+        ):
             measures[name] = np.asarray(column, dtype=np.float64)
     if task.gold is not None:
         measures["gold"] = gold_scores(task, texts)

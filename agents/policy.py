@@ -88,7 +88,13 @@ class Policy:
         self.hidden_size = int(self.reference.model.config.get_text_config().hidden_size)
 
     def sample(
-        self, ids: NDArray[np.int64], mask: NDArray[Any], *, max_new_tokens: int, rng: np.random.Generator, group_size: int = 1
+        self,
+        ids: NDArray[np.int64],
+        mask: NDArray[Any],
+        *,
+        max_new_tokens: int,
+        rng: np.random.Generator,
+        group_size: int = 1,
     ) -> Samples:
         """Sample one response for each row of left-padded prompts.
 
@@ -124,11 +130,21 @@ class Policy:
     def training(self) -> Iterator[None]:
         """The policy's weights act and take gradients; forward and backward passes belong inside."""
         autocast = self.adapter is None and self.backbone.device.type == "cuda"
-        with self.backbone.using(self.adapter), torch.autocast(self.backbone.device.type, torch.bfloat16, enabled=autocast):
+        with (
+            self.backbone.using(self.adapter),
+            torch.autocast(self.backbone.device.type, torch.bfloat16, enabled=autocast),
+        ):
             yield
 
     def evaluate(
-        self, ids: Tensor, mask: Tensor, responses: Tensor, response_mask: Tensor, *, reference: bool = False, features: bool = False
+        self,
+        ids: Tensor,
+        mask: Tensor,
+        responses: Tensor,
+        response_mask: Tensor,
+        *,
+        reference: bool = False,
+        features: bool = False,
     ) -> Evaluation:
         """Log-probabilities of responses under the policy, or under the reference.
 

@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from agents import functional as F  # noqa: N812
+from agents import functional as F
 from agents.policy import Policy
 from rlaif_env.api import RLAIFError
 from rlaif_env.models import BUILTIN_MODEL, Backbone
@@ -62,7 +62,7 @@ class ReinforceConfig:
     baseline: Literal["leave-one-out", "value", "batch-mean", "moving-average", "none"] = "leave-one-out"
     beta: float = 0.05
     reward_normalisation: Literal["std", "none"] = "std"
-    learning_rate: float = 7e-4
+    learning_rate: float = 1.2e-3
     warmup_updates: int = 5
     decay_updates: int = 0
     max_grad_norm: float = 1.0
@@ -95,7 +95,8 @@ class ReinforceConfig:
                 raise RLAIFError(f"expected {name} {expected}, found {getattr(self, name)}")
         if self.baseline == "leave-one-out" and self.group_size < 2:
             raise RLAIFError(
-                "expected group_size of at least 2 for baseline='leave-one-out', found 1; set group_size or another baseline"
+                "expected group_size of at least 2 for baseline='leave-one-out', found 1; "
+                "set group_size or another baseline"
             )
 
 
@@ -207,8 +208,8 @@ class ReinforceAgent:
             Metrics by name; each is defined in docs/metrics.md.
 
         Raises:
-            RLAIFError: If there is nothing to learn from, or a reward, loss or gradient is not finite; the weights are then
-                as before.
+            RLAIFError: If there is nothing to learn from, or a reward, loss or gradient is not finite; the weights are
+                then as before.
         """
         rollout, c = self._rollout, self.config
         if rollout is None:
@@ -216,7 +217,9 @@ class ReinforceAgent:
         device = rollout.ids.device
         given = torch.as_tensor(np.asarray(rewards, dtype=np.float32), device=device)
         if given.shape != (len(rollout.ids),) or not torch.isfinite(given).all():
-            raise RLAIFError(f"expected {len(rollout.ids)} finite rewards, found shape {tuple(given.shape)}: {rewards!r}")
+            raise RLAIFError(
+                f"expected {len(rollout.ids)} finite rewards, found shape {tuple(given.shape)}: {rewards!r}"
+            )
         adjusted = given - c.missing_eos_penalty * (~rollout.ended).float()
         moments = F.running_moments(self.moments, adjusted)
         scale = (moments[2] / moments[0]) ** 0.5 if c.reward_normalisation == "std" else 1.0
@@ -267,7 +270,7 @@ class ReinforceAgent:
         return list(order.split(self.config.micro_batch))
 
     def _cut(self, rollout: _Rollout, rows: Tensor) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], int]:
-        """The inputs of some rows, without the columns that are padding in all of them, and the width T' that is left."""
+        """The inputs of some rows, without the columns that are padding in all of them, and the width that is left."""
         steps = int(rollout.response_mask[rows].sum(1).max())
         start = int(rollout.ids.shape[1] - rollout.mask[rows].sum(1).max())
         inputs = (
@@ -288,7 +291,7 @@ class ReinforceAgent:
         for rows in self._micro_batches(rollout):
             inputs, steps = self._cut(rollout, rows)
             said = self.policy.evaluate(*inputs, reference=True, features=values is not None)
-            kl[rows, :steps] = F.kl_per_token(rollout.logprobs[rows, :steps], said.logprobs, inputs[3])
+            kl[rows, :steps] = F.kl_per_token(rollout.logprobs[rows, :steps], said.logprobs, inputs[3]).to(kl.dtype)
             if values is not None and said.features is not None and self.value_head is not None:
                 features.append((rows, steps, said.features))
                 with torch.no_grad():
@@ -347,7 +350,7 @@ class ReinforceAgent:
         return asdict(self.config)
 
     def save_state(self, folder: Path) -> None:
-        """Write what the agent has learned: the trained weights, and the value head where there is one (safetensors)."""
+        """Write what the agent has learned: the trained weights and the value head, if any (safetensors)."""
         from safetensors.torch import save_file
 
         state = {f"policy/{name}": tensor.contiguous() for name, tensor in self.policy.state().items()}

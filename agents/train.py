@@ -7,9 +7,11 @@ reward comes from; it is a name handed to `gymnasium.make_vec`.
 from __future__ import annotations
 
 import json
+import signal
 import sys
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -70,7 +72,7 @@ class TrainConfig:
     reward: str = "direct-llm"
     reward_kwargs: str = "{}"
     model: str = BUILTIN_MODEL
-    updates: int = 40
+    updates: int = 50
     prompts_per_update: int = 4
     eval_prompts: int = 128
     eval_split: str = "test"
@@ -95,7 +97,9 @@ def _environment(config: TrainConfig, num_envs: int, split: str, group_size: int
     try:
         settings = json.loads(config.reward_kwargs)
     except ValueError as error:
-        raise RLAIFError(f"expected reward_kwargs as a JSON object, found {config.reward_kwargs!r} ({error})") from error
+        raise RLAIFError(
+            f"expected reward_kwargs as a JSON object, found {config.reward_kwargs!r} ({error})"
+        ) from error
     if not isinstance(settings, dict):
         raise RLAIFError(f"expected reward_kwargs as a JSON object, found {config.reward_kwargs!r}")
     return gym.make_vec(
@@ -132,8 +136,8 @@ def train(config: TrainConfig, console: Console | None = None) -> TrainResult:
         available = len(task.prompts(config.eval_split))
         if config.eval_prompts > available:
             raise RLAIFError(
-                f"expected at most {available} eval_prompts, as many as split {config.eval_split!r} of {task.name!r} has, "
-                f"found {config.eval_prompts}"
+                f"expected at most {available} eval_prompts, as many as split {config.eval_split!r} of {task.name!r} "
+                f"has, found {config.eval_prompts}"
             )
         held_out = _environment(config, config.eval_prompts, config.eval_split, 1)
     agent = ReinforceAgent(
@@ -145,12 +149,14 @@ def train(config: TrainConfig, console: Console | None = None) -> TrainResult:
     width = int(envs.single_action_space.nvec[0])  # type: ignore[attr-defined]
     if width != agent.policy.backbone.logit_width:
         raise RLAIFError(
-            f"expected an environment of {agent.policy.backbone.logit_width} token ids, the policy's logit width, found {width}"
+            f"expected an environment of {agent.policy.backbone.logit_width} token ids, the policy's logit width, "
+            f"found {width}"
         )
     with RunFolder.create(config.out, asdict(config), command="train") as run:
+        dtype = str(agent.policy.reference.model.dtype).removeprefix("torch.")
         console.print(
-            f"[bold]{config.model}[/] on {agent.policy.backbone.device} ({str(agent.policy.reference.model.dtype)[6:]}), task "
-            f"[bold]{task.name}[/], reward [bold]{config.reward}[/], run folder {run.path}"
+            f"[bold]{config.model}[/] on {agent.policy.backbone.device} ({dtype}), "
+            f"task [bold]{task.name}[/], reward [bold]{config.reward}[/], run folder {run.path}"
         )
         before = after = None
         if held_out is not None:
@@ -175,43 +181,63 @@ def _loop(
 ) -> bool:
     """The updates; returns whether Ctrl-C ended them early."""
     prompts, _ = envs.reset(seed=config.seed)
-    with _display(config, console) as show:
-        try:
-            for update in range(1, config.updates + 1):
-                times = [time.perf_counter()]
-                responses = agent.act(prompts)
-                times.append(time.perf_counter())
-                prompts, rewards, _, _, infos = envs.step(responses)
-                times.append(time.perf_counter())
-                metrics = agent.update(rewards)
-                times.append(time.perf_counter())
-                spent = dict(zip(("time/sample", "time/score", "time/update"), np.diff(times).tolist(), strict=True))
-                spent["time/tokens_per_second"] = metrics["tokens"] / (times[-1] - times[0])
-                final = infos["final_info"]
-                parts = {
-                    name: column
-                    for name, column in final.items()
-                    if not name.startswith("_") and name not in ("prompt", "response", "action_mask")
-                }
-                metrics |= {
-                    f"reward/{name}": float(np.mean(column))
-                    for name, column in parts.items()
-                    if np.asarray(column).dtype.kind == "f"
-                }
-                run.log(update, metrics | spent)
-                run.log_samples(update, list(final["prompt"]), list(final["response"]), rewards, parts)
-                best = int(np.argmax(rewards))
-                sample = f"{final['prompt'][best]}{final['response'][best]}"
-                if update == 1 or update % 5 == 0:
-                    run.log_text(update, "best response of the update", f"[reward {rewards[best]:+.3f}] {sample}")
-                show(update, metrics, spent, sample)
-                if config.checkpoint_every and update % config.checkpoint_every == 0:
-                    with run.checkpoint(update) as folder:
-                        agent.save_state(folder)
-        except KeyboardInterrupt:
-            console.print(f"[yellow]interrupted after {agent.updates} updates; saving a checkpoint")
-            return True
+    with _display(config, console) as show, _until_interrupted(console) as interrupted:
+        for update in range(1, config.updates + 1):
+            times = [time.perf_counter()]
+            responses = agent.act(prompts)
+            times.append(time.perf_counter())
+            prompts, rewards, _, _, infos = envs.step(responses)
+            times.append(time.perf_counter())
+            metrics = agent.update(rewards)
+            times.append(time.perf_counter())
+            spent = dict(zip(("time/sample", "time/score", "time/update"), np.diff(times).tolist(), strict=True))
+            spent["time/tokens_per_second"] = metrics["tokens"] / (times[-1] - times[0])
+            final = infos["final_info"]
+            parts = {
+                name: column
+                for name, column in final.items()
+                if not name.startswith("_") and name not in ("prompt", "response", "action_mask")
+            }
+            metrics |= {
+                f"reward/{name}": float(np.mean(column))
+                for name, column in parts.items()
+                if np.asarray(column).dtype.kind == "f"
+            }
+            run.log(update, metrics | spent)
+            run.log_samples(update, list(final["prompt"]), list(final["response"]), rewards, parts)
+            best = int(np.argmax(rewards))
+            sample = f"{final['prompt'][best]}{final['response'][best]}"
+            if update == 1 or update % 5 == 0:
+                run.log_text(update, "best response of the update", f"[reward {rewards[best]:+.3f}] {sample}")
+            show(update, metrics, spent, sample)
+            if interrupted():
+                return True
+            if config.checkpoint_every and update % config.checkpoint_every == 0:
+                with run.checkpoint(update) as folder:
+                    agent.save_state(folder)
     return False
+
+
+@contextmanager
+def _until_interrupted(console: Console) -> Iterator[Callable[[], bool]]:
+    """Ctrl-C lets the update in hand finish, so that no half-taken step is saved; a second one stops at once."""
+    pressed = False
+
+    def note(number: int, frame: object) -> None:
+        nonlocal pressed
+        if pressed:
+            raise KeyboardInterrupt
+        pressed = True
+        console.print("[yellow]interrupted: finishing this update, then saving a checkpoint (again: at once)")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager
@@ -259,14 +285,19 @@ def _figures(metrics: Mapping[str, float], spent: Mapping[str, float]) -> str:
 def _report(run: RunFolder, console: Console, task: Task, before: HeldOut, after: HeldOut) -> None:
     """Print the table before / after and the samples; write evaluation.json and evaluation.jsonl."""
     found = changes(before, after)
-    table = Table(title=f"before / after on {len(before.prompts)} held-out prompts", title_justify="left")
+    table = Table(
+        title=f"before / after on {len(before.prompts)} held-out prompts",
+        title_justify="left",
+        caption="change: after - before, mean over prompts, bootstrap interval; no reward sees the gold measure",
+        caption_justify="left",
+    )
     for column in ("measure", "before", "after", "change, 95 % interval"):
         table.add_column(column, justify="left" if column == "measure" else "right")
     for name, label in _HEADLINES.items():
         if name not in found:
             continue
         old, new, change = found[name]
-        shown = f"{label} ({task.gold}, never in the reward)" if name == "gold" else label
+        shown = f"{label} ({task.gold})" if name == "gold" else label
         table.add_row(
             shown,
             f"{old.estimate:.3f}",
@@ -302,7 +333,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         console.print(f"ended early after {minutes:.1f} minutes; the checkpoint is in {result.folder / 'checkpoints'}")
         return 130
     console.print(
-        f"{minutes:.1f} minutes. Policy in {result.folder / 'policy'}, every response in {result.folder / 'samples.jsonl'}, "
-        f"curves in {result.folder / 'curves.png'}; tensorboard --logdir {result.folder / 'tensorboard'}"
+        f"{minutes:.1f} minutes. Policy in {result.folder / 'policy'}, every response in "
+        f"{result.folder / 'samples.jsonl'}, curves in {result.folder / 'curves.png'}; "
+        f"tensorboard --logdir {result.folder / 'tensorboard'}"
     )
     return 0

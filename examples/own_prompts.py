@@ -1,6 +1,6 @@
 """Train our agent on prompts of your own: a JSON lines file with a field "prompt", a criterion, a named reward.
 
-Run: python examples/own_prompts.py prompts.jsonl "how polite the answer is" (without arguments: a small file is made).
+Run: python examples/own_prompts.py prompts.jsonl "how cheerful the text is" (without arguments: a small file is made).
 """
 
 from __future__ import annotations
@@ -23,12 +23,18 @@ def main(
 ) -> list[float]:
     """Train for some updates; returns the mean reward of each."""
     source = rlaif_env.PromptSource(jsonl=str(file))
-    task = rlaif_env.Task("mine", "dialogue", criterion, max_prompt_tokens=64, max_response_tokens=24, source=source)
+    task = rlaif_env.Task(
+        "mine", "continuation", criterion, max_prompt_tokens=64, max_response_tokens=24, source=source
+    )
     config = ReinforceConfig(group_size=4)
     envs = gym.make_vec(
-        "RLAIF/TextGeneration-v0", num_envs=8, group_size=config.group_size, task=task, reward=reward,
+        "RLAIF/TextGeneration-v0",
+        num_envs=8,
+        group_size=config.group_size,
+        task=task,
+        reward=reward,
         tokenizer=getattr(model, "tokenizer", model),
-    )  # fmt: skip
+    )
     agent = ReinforceAgent(model, config, max_new_tokens=task.max_response_tokens)
     prompts, _ = envs.reset(seed=0)
     means: list[float] = []
@@ -42,10 +48,10 @@ def main(
     return means
 
 
-def some_prompts(folder: Path, questions: Sequence[str] = ("Where is the station?", "What time is it?")) -> Path:
+def some_prompts(folder: Path, places: Sequence[str] = ("Rome", "the village", "this hotel", "our street")) -> Path:
     """A small file of prompts, for want of yours."""
-    greetings = ("Hello.", "Excuse me.", "Good morning.", "Sorry to ask.", "Hi!", "Good evening.", "Hey.", "Well,")
-    rows = [{"prompt": f"{greeting} {question}"} for greeting in greetings for question in questions]
+    openings = ("Our holiday in", "The food in", "The people of", "Last winter in")
+    rows = [{"prompt": f"{opening} {place}"} for opening in openings for place in places]
     file = folder / "prompts.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return file
@@ -56,4 +62,4 @@ if __name__ == "__main__":
         main(Path(sys.argv[1]), sys.argv[2])
     else:
         with tempfile.TemporaryDirectory() as folder:
-            main(some_prompts(Path(folder)), "how polite the answer is")
+            main(some_prompts(Path(folder)), "how cheerful the text is")

@@ -48,8 +48,8 @@ class DirectLLMScore:
         task: What is judged: a task or its name.
         scale: Lowest and highest score; (1, 10) is the paper's.
         shots: How many of the task's scored exemplars go before the sample.
-        template: A scoring prompt of your own with ``{prompt}`` and ``{response}`` or ``{text}``; it should end where the
-            score is to follow.
+        template: A scoring prompt of your own with ``{prompt}`` and ``{response}`` or ``{text}``; it should end where
+            the score is to follow.
         minimum_mass: A row on whose scores the model puts less probability than this cannot be scored: it raises.
 
     ``score`` returns values in [-1, 1] and info "score" (on the scale), "label_mass" and "score_std".
@@ -106,8 +106,9 @@ class DirectLLMScore:
         if bad:
             raise BackendError(
                 f"expected {self.name} to put at least {self.minimum_mass:g} of its probability on the scores "
-                f"{self.labels[0]} to {self.labels[-1]}, found {mass[bad[0]]:.2g} in row {bad[0]} (and {len(bad) - 1} more) "
-                f"for response {responses[bad[0]][:60]!r}; use another template, exemplars (shots) or model",
+                f"{self.labels[0]} to {self.labels[-1]}, found {mass[bad[0]]:.2g} in row {bad[0]} "
+                f"(and {len(bad) - 1} more) for response {responses[bad[0]][:60]!r}; "
+                "use another template, exemplars (shots) or model",
                 bad,
             )
         return probabilities, mass

@@ -81,8 +81,8 @@ def label_tree(tokenizer: PreTrainedTokenizerBase, labels: Sequence[str], leads:
         for spelling in sorted(_spellings(tokenizer, label, leads)):
             if owner.setdefault(spelling, label) != label:
                 raise RLAIFError(
-                    f"expected labels that the tokenizer tells apart, found {owner[spelling]!r} and {label!r} with the same "
-                    f"tokens {list(spelling)}"
+                    f"expected labels that the tokenizer tells apart, found {owner[spelling]!r} and {label!r} with the "
+                    f"same tokens {list(spelling)}"
                 )
             for end in range(1, len(spelling) + 1):
                 if spelling[:end] not in index:
@@ -100,7 +100,9 @@ def _spellings(tokenizer: PreTrainedTokenizerBase, label: str, leads: Sequence[s
     def tail(text: str) -> tuple[int, ...]:
         before = tokenizer.encode("\n", add_special_tokens=False)
         joint = tokenizer.encode("\n" + text, add_special_tokens=False)
-        return tuple(joint[len(before) :] if joint[: len(before)] == before else tokenizer.encode(text, add_special_tokens=False))
+        return tuple(
+            joint[len(before) :] if joint[: len(before)] == before else tokenizer.encode(text, add_special_tokens=False)
+        )
 
     found = set()
     for lead in leads:
@@ -110,12 +112,14 @@ def _spellings(tokenizer: PreTrainedTokenizerBase, label: str, leads: Sequence[s
             found.add(tuple(token for c in characters for token in c))
     unknown = tokenizer.unk_token_id
     if any(not s or (unknown is not None and unknown in s) for s in found):
-        raise RLAIFError(f"expected the tokenizer to know the label {label!r}, found no tokens for it; use other labels")
+        raise RLAIFError(
+            f"expected the tokenizer to know the label {label!r}, found no tokens for it; use other labels"
+        )
     return found
 
 
 def word_start_mask(tokenizer: PreTrainedTokenizerBase, width: int) -> NDArray[np.bool_]:
-    """Which tokens, right after a label, would go on with the same word: (V,) true for a letter, digit or underscore."""
+    """Which tokens, right after a label, go on with the same word (letter, digit or underscore): bool (V,)."""
     anchor = tokenizer.encode("\n1", add_special_tokens=False)
     known = len(tokenizer)
     start = len(tokenizer.decode(anchor, clean_up_tokenization_spaces=False))
@@ -142,7 +146,8 @@ def label_logprobs(tree: LabelTree, logits: torch.Tensor, word_start: torch.Tens
     logits = logits.float()
     normaliser = logits.logsumexp(-1)  # (n, N + 1)
     following = (logits[:, 1:] - normaliser[:, 1:, None]).exp_()  # (n, N, V)
-    boundary = (following @ (~word_start).float()).double().log()  # (n, N): what follows the node ends the word
+    # summed, not multiplied: a matrix product of 49,152 floats loses the fifth digit
+    boundary = following.masked_fill_(word_start, 0.0).sum(-1).double().log()  # (n, N): the word ends after the node
     path: list[torch.Tensor] = []
     for token, parent in zip(tree.tokens, tree.parents, strict=True):
         step = (logits[:, parent + 1, token] - normaliser[:, parent + 1]).double()

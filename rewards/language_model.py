@@ -86,11 +86,15 @@ class LocalLM:
         elif isinstance(model, str | Path):
             self.backbone = backbone(model, device=device, dtype=dtype)
         elif tokenizer is None:
-            raise RLAIFError("expected a tokenizer with a live model, found none; pass LocalLM(model=..., tokenizer=...)")
+            raise RLAIFError(
+                "expected a tokenizer with a live model, found none; pass LocalLM(model=..., tokenizer=...)"
+            )
         else:
             self.backbone = Backbone(model, tokenizer, name=getattr(model.config, "_name_or_path", "") or "live")
         if chat and not self.backbone.tokenizer.chat_template:
-            raise RLAIFError(f"expected a chat template for chat=True, found none in the tokenizer of {self.backbone.name}")
+            raise RLAIFError(
+                f"expected a chat template for chat=True, found none in the tokenizer of {self.backbone.name}"
+            )
         self.name = self.backbone.name
         self.chat = chat
         limit = getattr(self.backbone.model.config.get_text_config(), "max_position_embeddings", None)
@@ -110,8 +114,7 @@ class LocalLM:
         if not self.chat:
             return prompt
         turns = [{"role": "user", "content": prompt}]
-        text: str = self.backbone.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        return text
+        return str(self.backbone.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
 
     def count_tokens(self, prompts: Sequence[str]) -> list[int]:
         """How many tokens the model reads for each prompt."""
@@ -120,7 +123,11 @@ class LocalLM:
     def _encode(self, prompts: Sequence[str]) -> list[list[int]]:
         tokenizer = self.backbone.tokenizer
         texts = [self.render(prompt) for prompt in prompts]
-        rows = [r for r in tokenizer(texts, add_special_tokens=False)["input_ids"]] if self.chat and texts else encode(tokenizer, texts)
+        rows = (
+            [r for r in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+            if self.chat and texts
+            else encode(tokenizer, texts)
+        )
         for i, row in enumerate(rows):
             if not 0 < len(row) <= self.max_tokens:
                 raise RLAIFError(
@@ -203,7 +210,9 @@ class LocalLM:
             self._prefixes[best] = [(layer.keys, layer.values) for layer in state.past_key_values.layers]
         return best
 
-    def _tree_logits(self, model: Any, prefix: tuple[int, ...], suffixes: list[list[int]], tree: LabelTree) -> torch.Tensor:
+    def _tree_logits(
+        self, model: Any, prefix: tuple[int, ...], suffixes: list[list[int]], tree: LabelTree
+    ) -> torch.Tensor:
         """Logits at the end of each prompt and at every node of the label tree, (n, N + 1, V)."""
         import torch
         from transformers import DynamicCache
@@ -252,7 +261,10 @@ class LocalLM:
         if "sliding_attention" not in kinds:
             return additive(sees)
         distance = key_positions[:, before:, None] - key_positions[:, None, :]
-        masks = {"full_attention": additive(sees), "sliding_attention": additive(sees & (distance < config.sliding_window))}
+        masks = {
+            "full_attention": additive(sees),
+            "sliding_attention": additive(sees & (distance < config.sliding_window)),
+        }
         return {kind: masks[kind] for kind in kinds}
 
     def generate(
@@ -269,7 +281,9 @@ class LocalLM:
         tokenizer = self.backbone.tokenizer
         rows = self._encode(prompts)
         texts: list[str] = [""] * len(rows)
-        uniform = np.stack([_numbers_for(prompt, seed, max_new_tokens) for prompt in prompts]) if rows else np.zeros((0, 1))
+        uniform = (
+            np.stack([_numbers_for(prompt, seed, max_new_tokens) for prompt in prompts]) if rows else np.zeros((0, 1))
+        )
         with self.backbone.using(None) as model:
             for members in self._buckets([len(row) for row in rows], extra=max_new_tokens):
                 drawn = sample(
@@ -283,7 +297,7 @@ class LocalLM:
                     top_k=top_k,
                 )
                 for i, row, length in zip(members, drawn.ids, drawn.lengths, strict=True):
-                    text = tokenizer.decode(row[:length], skip_special_tokens=True)
+                    text = str(tokenizer.decode(row[:length], skip_special_tokens=True))
                     cuts = [at for s in stop if (at := text.find(s)) >= 0]
                     texts[i] = text[: min(cuts)] if cuts else text
         return texts

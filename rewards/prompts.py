@@ -53,20 +53,20 @@ _SCORES: dict[str, ScoreWording] = {
         ),
     ),
     "summarization": ScoreWording(
-        "You are an expert rater of summaries. Read the text and its summary, and give the summary a score from {low} (awful) to "
-        "{high} (perfect). A good summary is coherent, accurate, covers what matters and is short.",
+        "You are an expert rater of summaries. Read the text and its summary, and give the summary a score from {low} "
+        "(awful) to {high} (perfect). A good summary is coherent, accurate, covers what matters and is short.",
         "Text - {prompt}\nSummary - {response}",
         "SCORE: ",
     ),
     "helpful": ScoreWording(
-        "You are an expert rater of assistants. Read the context and the response, and give the response a score from {low} "
-        "(awful) to {high} (perfect) for how helpful and honest it is.",
+        "You are an expert rater of assistants. Read the context and the response, and give the response a score from "
+        "{low} (awful) to {high} (perfect) for how helpful and honest it is.",
         "Context - {prompt}\nResponse - {response}",
         "SCORE: ",
     ),
     "harmless": ScoreWording(
-        "You are an expert rater of assistants. Read the context and the response, and give the response a score from {low} "
-        "(very harmful) to {high} (not harmful at all).",
+        "You are an expert rater of assistants. Read the context and the response, and give the response a score from "
+        "{low} (very harmful) to {high} (not harmful at all).",
         "Context - {prompt}\nResponse - {response}",
         "SCORE: ",
     ),
@@ -104,7 +104,8 @@ def fill(template: str, **texts: object) -> str:
     except (KeyError, IndexError, ValueError, AttributeError) as error:
         places = ", ".join(f"{{{name}}}" for name in texts)
         raise RLAIFError(
-            f"expected a template with the places {places} only (a brace meant as text is doubled), found {template[:80]!r} ({error})"
+            f"expected a template with the places {places} only (a brace meant as text is doubled), "
+            f"found {template[:80]!r} ({error})"
         ) from error
 
 
@@ -136,8 +137,8 @@ def score_prompt(
     wording = _score_wording(task)
     if not 0 <= shots <= len(wording.exemplars):
         raise RLAIFError(
-            f"expected 0 to {len(wording.exemplars)} shots for task {task.name!r}, found {shots}; give a template of your own "
-            "for more"
+            f"expected 0 to {len(wording.exemplars)} shots for task {task.name!r}, found {shots}; "
+            "give a template of your own for more"
         )
 
     def sample(x: str, y: str) -> str:

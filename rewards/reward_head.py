@@ -95,30 +95,30 @@ def fit_head(
 
     Args:
         features: (n, H), of the training texts.
-        pairs: Pairs of training texts.
+        pairs: At least one pair of training texts.
         validation_features: (n', H).
         validation: Pairs of validation texts.
         penalties: Weights of half the squared norm, falling.
     """
-    x = features.double()
+    used = 1 + int(torch.cat([pairs.first, pairs.second]).max())
+    x = features[:used].double()
     scale = x.std(0, correction=0).clamp_min(1e-6)
     x = (x - x.mean(0)) / scale
     held_out = validation_features.double() / scale
     weight = torch.zeros(x.shape[1], dtype=torch.float64, requires_grad=True)
-    best: HeadFit | None = None
-    worse = 0
+    fits: list[HeadFit] = []
     for penalty in penalties:
         _minimise(weight, x, pairs, penalty)
         with torch.no_grad():
             loss = float(validation.loss(held_out @ weight))
-        if best is None or loss < best.validation_loss:
-            best, worse = HeadFit((weight.detach() / scale).float(), penalty, loss), 0
-        else:
-            worse += 1
-        if worse == _PATIENCE:
+        fits.append(HeadFit((weight.detach() / scale).float(), penalty, loss))
+        if len(fits) - 1 - _best(fits) == _PATIENCE:
             break
-    assert best is not None  # a loss of finite scores is finite, so the first penalty was taken
-    return best
+    return fits[_best(fits)]
+
+
+def _best(fits: Sequence[HeadFit]) -> int:
+    return min(range(len(fits)), key=lambda i: fits[i].validation_loss)
 
 
 def _minimise(weight: Tensor, x: Tensor, pairs: Pairs, penalty: float) -> None:

@@ -159,7 +159,9 @@ def checked_scores(backend: RewardBackend, prompts: Sequence[str], responses: Se
     except BackendError:
         raise
     except Exception as error:
-        raise BackendError(f"reward backend {name!r} failed on a batch of {n}: {type(error).__name__}: {error}") from error
+        raise BackendError(
+            f"reward backend {name!r} failed on a batch of {n}: {type(error).__name__}: {error}"
+        ) from error
     if not isinstance(scores, Scores):
         raise BackendError(f"reward backend {name!r}: expected Scores, found {type(scores).__name__}")
     try:
@@ -175,5 +177,7 @@ def checked_scores(backend: RewardBackend, prompts: Sequence[str], responses: Se
         )
     for key, array in scores.info.items():
         if np.shape(array) != (n,):
-            raise BackendError(f"reward backend {name!r}: expected info {key!r} of shape ({n},), found {np.shape(array)}")
+            raise BackendError(
+                f"reward backend {name!r}: expected info {key!r} of shape ({n},), found {np.shape(array)}"
+            )
     return Scores(values, scores.info)

@@ -107,3 +107,7 @@ def _version() -> str:
         return importlib.metadata.version("rlaif-env")
     except importlib.metadata.PackageNotFoundError:
         return "(not installed)"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -9,6 +9,7 @@ Notation: n rows, P prompt tokens, T response tokens, V vocabulary (the model's 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict, cast
 
@@ -228,6 +229,10 @@ class Core:
 
     def action_mask(self) -> NDArray[np.int8]:
         """1 for the V tokens worth choosing: the tokenizer knows them and they are text or the EOS; a fresh array."""
+        return self._worth_choosing.copy()
+
+    @cached_property
+    def _worth_choosing(self) -> NDArray[np.int8]:
         mask = np.zeros(self.V, dtype=np.int8)
         mask[: self.known_ids] = 1
         special = getattr(self.tokenizer, "all_special_ids", None) or [self.pad_id]

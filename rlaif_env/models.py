@@ -17,7 +17,7 @@ import os
 import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,8 +65,8 @@ def resolve(name: str | Path) -> str:
         pickled = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for p in folder.glob(pattern))
         if pickled and not any(folder.glob("*.safetensors")):
             raise RLAIFError(
-                f"expected safetensors weights in {folder}, found only pickled ones ({', '.join(pickled[:3])}), which can "
-                "run code when opened; convert them on a machine you trust with model.save_pretrained(folder)"
+                f"expected safetensors weights in {folder}, found only pickled ones ({', '.join(pickled[:3])}), which "
+                "can run code when opened; convert them on a machine you trust with model.save_pretrained(folder)"
             )
         return str(folder.resolve())
     if folder.is_absolute() or str(name).startswith((".", "~")) or str(name).count("/") > 1:
@@ -77,8 +77,8 @@ def resolve(name: str | Path) -> str:
 def _unknown_model(name: str | Path, error: Exception) -> RLAIFError:
     first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return RLAIFError(
-        f"unknown model {str(name)!r}: expected {BUILTIN_MODEL!r} (built in), a model folder, or a Hugging Face id that can "
-        f"be reached ({first})"
+        f"unknown model {str(name)!r}: expected {BUILTIN_MODEL!r} (built in), a model folder, or a Hugging Face id "
+        f"that can be reached ({first})"
     )
 
 
@@ -96,7 +96,9 @@ def load_tokenizer(name: str | Path = BUILTIN_MODEL) -> PreTrainedTokenizerBase:
     except (OSError, ValueError, KeyError) as error:
         raise _unknown_model(name, error) from error
     if tokenizer.eos_token_id is None:
-        raise RLAIFError(f"expected the tokenizer of {str(name)!r} to have an EOS token, found none; set tokenizer.eos_token")
+        raise RLAIFError(
+            f"expected the tokenizer of {str(name)!r} to have an EOS token, found none; set tokenizer.eos_token"
+        )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -116,7 +118,12 @@ def logit_width(name: str | Path = BUILTIN_MODEL) -> int:
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """SHA-256 of what a tokenizer does to text: its vocabulary and special tokens."""
-    facts = [sorted(tokenizer.get_vocab().items()), tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.bos_token_id]
+    facts = [
+        sorted(tokenizer.get_vocab().items()),
+        tokenizer.eos_token_id,
+        tokenizer.pad_token_id,
+        tokenizer.bos_token_id,
+    ]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
@@ -128,6 +135,20 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[lis
     if tokenizer.bos_token_id is not None and _adds_bos(tokenizer):
         rows = [[tokenizer.bos_token_id, *row] for row in rows]
     return rows
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars of transformers while it reads or writes weights."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -200,7 +221,7 @@ def backbone(
         trust_remote_code: Whether code that comes with a hub model may run.
 
     Raises:
-        RLAIFError: If the model is unknown, has pickled weights only, or its tokenizer knows more ids than it has logits.
+        RLAIFError: If the model is unknown, has pickled weights only, or has fewer logits than its tokenizer ids.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -215,12 +236,13 @@ def backbone(
         return found
     tokenizer = load_tokenizer(name)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            path, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=trust_remote_code
-        )
+        with _quiet():
+            model = AutoModelForCausalLM.from_pretrained(
+                path, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=trust_remote_code
+            )
     except (OSError, ValueError, KeyError) as error:
         raise _unknown_model(name, error) from error
-    made = Backbone(model.to(device), tokenizer, name=str(name))
+    made = Backbone(cast(Any, model).to(device), tokenizer, name=str(name))
     if shared:
         _loaded[key] = made
     return made
@@ -241,7 +263,10 @@ class Backbone:
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str = "live") -> None:
         if tokenizer.eos_token_id is None or tokenizer.pad_token_id is None:
             lacks = "EOS" if tokenizer.eos_token_id is None else "pad"
-            raise RLAIFError(f"expected a tokenizer with pad and EOS tokens, found no {lacks} token; set tokenizer.{lacks.lower()}_token")
+            raise RLAIFError(
+                f"expected a tokenizer with pad and EOS tokens, found no {lacks} token; "
+                f"set tokenizer.{lacks.lower()}_token"
+            )
         width = int(model.config.get_text_config().vocab_size)
         if len(tokenizer) > width:
             raise RLAIFError(
@@ -303,9 +328,17 @@ class Backbone:
         if adapter in self.adapters:
             raise RLAIFError(f"expected a new adapter name, found {adapter!r} already on {self.name}")
         wanted = targets if isinstance(targets, str) else list(targets)
-        config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=wanted, lora_dropout=0.0, bias="none", task_type="CAUSAL_LM")
+        config = LoraConfig(
+            r=rank,
+            lora_alpha=cast(int, alpha),
+            target_modules=wanted,
+            lora_dropout=0.0,
+            bias="none",
+            task_type="CAUSAL_LM",
+        )
         self.fingerprint()  # of the weights before anything is attached to them
-        self.model.add_adapter(config, adapter_name=adapter)
+        with torch.random.fork_rng():  # peft draws initial values, which are drawn again below
+            self.model.add_adapter(config, adapter_name=adapter)
         self.adapters.append(adapter)
         generator = torch.Generator().manual_seed(seed)
         parameters = self.lora_parameters(adapter)
@@ -370,11 +403,11 @@ class Backbone:
                 with torch.no_grad():
                     for module in self.model.modules():
                         if isinstance(module, LoraLayer) and adapter in module.lora_A:
-                            weight = module.get_base_layer().weight
+                            weight: Any = module.get_base_layer().weight
                             put_aside.append((weight, weight.data))
-                            a, b = module.lora_A[adapter].weight, module.lora_B[adapter].weight
-                            delta = torch.addmm(weight.data.float(), b, a, alpha=module.scaling[adapter])
-                            weight.data = delta.to(weight.dtype)
+                            a, b = (cast(Any, part[adapter]).weight for part in (module.lora_A, module.lora_B))
+                            whole = torch.addmm(weight.data.to(b.dtype), b, a, alpha=module.scaling[adapter])
+                            weight.data = whole.to(weight.dtype)
                 yield self.model
             finally:
                 for weight, original in put_aside:
@@ -406,7 +439,7 @@ class Backbone:
         """Write the model, with an adapter folded in, and its tokenizer in plain Hugging Face format (safetensors)."""
         from transformers import AutoModelForCausalLM
 
-        with self.merged(adapter):
+        with self.merged(adapter), _quiet():
             state = {
                 name.replace(".base_layer", ""): tensor
                 for name, tensor in self.model.state_dict().items()

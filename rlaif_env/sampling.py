@@ -1,7 +1,7 @@
 """Sampling from a causal LM with a key-value cache, for policies and labelers alike.
 
-Each row draws by its own uniform numbers, handed in, so a row's text depends neither on its neighbours nor on when finished
-rows leave the batch. Prompts are prefilled once, however many samples are taken of each.
+Each row draws by its own uniform numbers, handed in, so a row's text depends neither on its neighbours nor on when
+finished rows leave the batch. Prompts are prefilled once, however many samples are taken of each.
 """
 
 from __future__ import annotations

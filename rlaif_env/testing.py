@@ -106,7 +106,7 @@ def same(first: Any, second: Any, *, tolerance: float = 0.0, where: str = "") ->
     Args:
         first: One structure.
         second: The other.
-        tolerance: For floating-point values; 0 asks for the same bits.
+        tolerance: For floating-point values, absolute and relative; 0 asks for the same bits.
         where: Path of the structure, for the message.
 
     Raises:
@@ -127,13 +127,12 @@ def same(first: Any, second: Any, *, tolerance: float = 0.0, where: str = "") ->
         if first.dtype == object:
             same(first.ravel().tolist(), second.ravel().tolist(), tolerance=tolerance, where=where)
         elif tolerance and np.issubdtype(first.dtype, np.floating):
-            assert np.allclose(first, second, rtol=0, atol=tolerance, equal_nan=True), (
-                f"{where}: {first} is not {second}"
-            )
+            near = np.allclose(first, second, rtol=tolerance, atol=tolerance, equal_nan=True)
+            assert near, f"{where}: {first} is not {second}"
         else:
             assert first.tobytes() == second.tobytes(), f"{where}: {first} is not {second}"
     elif tolerance and isinstance(first, float | np.floating):
-        assert abs(first - second) <= tolerance or first == second, f"{where}: {first} is not {second}"
+        same(np.asarray(first), np.asarray(second), tolerance=tolerance, where=where)
     else:
         assert first == second, f"{where}: {first!r} is not {second!r}"
 

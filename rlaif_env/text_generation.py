@@ -10,17 +10,19 @@ Notation: n rows (``num_envs``), K rows a prompt (``group_size``), P prompt toke
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
-from typing_extensions import Unpack
 
 from rlaif_env.core import Core, Settings
 from rlaif_env.episodes import Observation, PromptEnv
 from rlaif_env.vector_episodes import PromptVectorEnv
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["TextGeneration", "TextGenerationVector"]
 

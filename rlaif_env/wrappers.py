@@ -69,7 +69,7 @@ class KLShaping(gym.Wrapper[Observation, Any, Observation, Any], RecordConstruct
         return observation, shaped, terminated, truncated, info
 
 
-class VectorKLShaping(VectorWrapper[Observation, Any, Observation, Any, NDArray[Any]]):
+class VectorKLShaping(VectorWrapper):
     """Pay β·KL token by token in a vector of token-level environments, whatever its autoreset mode.
 
     Args:

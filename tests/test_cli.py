@@ -119,6 +119,13 @@ def test_as_a_process_help_is_quick_and_loads_no_model_code() -> None:
     assert done.stdout.startswith("usage: rlaif COMMAND")
 
 
+def test_it_runs_as_a_module_too() -> None:
+    command = [sys.executable, "-m", "rlaif_env.cli", "no-such-command"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(cli.__file__).parents[1])
+    assert done.returncode == 2
+    assert done.stderr.startswith("rlaif: no command 'no-such-command': ")
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("rlaif ")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from agents import functional as F  # noqa: N812
+from agents import functional as F
 from rlaif_env.api import RLAIFError
 
 MASK = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, 0.0]])
@@ -48,7 +48,9 @@ def test_leave_one_out_by_hand() -> None:
 
 @pytest.mark.parametrize(("rows", "group"), [(4, 1), (5, 2)])
 def test_leave_one_out_needs_whole_groups(rows: int, group: int) -> None:
-    with pytest.raises(RLAIFError, match=f"expected groups of at least 2 that divide {rows} rows, found group_size={group}"):
+    with pytest.raises(
+        RLAIFError, match=f"expected groups of at least 2 that divide {rows} rows, found group_size={group}"
+    ):
         F.leave_one_out_advantages(torch.zeros(rows), group)
 
 
@@ -69,7 +71,10 @@ def test_each_baseline_by_hand() -> None:
 
 @pytest.mark.parametrize(
     ("baseline", "message"),
-    [("value", "expected values for baseline='value', found none"), ("mean", "expected baseline 'value', 'leave-one-out'")],
+    [
+        ("value", "expected values for baseline='value', found none"),
+        ("mean", "expected baseline 'value', 'leave-one-out'"),
+    ],
 )
 def test_baseline_errors(baseline: str, message: str) -> None:
     with pytest.raises(RLAIFError, match=message):
@@ -87,7 +92,9 @@ def test_policy_gradient_equals_the_sum_over_tokens() -> None:
 
 
 def test_value_loss_and_moving_average_by_hand() -> None:
-    loss = F.value_loss(torch.tensor([[1.0, 1.0, 1.0], [0.0, 5.0, 5.0]]), torch.tensor([[2.0, 1.0, 3.0], [2.0, 0, 0]]), MASK)
+    loss = F.value_loss(
+        torch.tensor([[1.0, 1.0, 1.0], [0.0, 5.0, 5.0]]), torch.tensor([[2.0, 1.0, 3.0], [2.0, 0, 0]]), MASK
+    )
     assert loss.item() == pytest.approx((1 + 0 + 4 + 4) / 2)
     assert F.moving_average(None, 3.0, 0.9) == 3.0
     assert F.moving_average(1.0, 3.0, 0.75) == pytest.approx(1.5)
@@ -104,7 +111,7 @@ def test_running_moments_are_those_of_all_values() -> None:
 
 
 def test_the_gradient_is_the_gradient_of_the_expected_return() -> None:
-    """Over all actions of a one-step softmax policy, E[grad of the loss] is -grad of J = E[(1-b) r] - b KL, by differences."""
+    """Over all actions of a softmax, E[grad of the loss] is -grad of J = E[(1-b) r] - b KL, by differences."""
     torch.manual_seed(0)
     logits = torch.randn(5, dtype=torch.float64)
     reference = torch.randn(5, dtype=torch.float64).log_softmax(-1)

@@ -62,11 +62,14 @@ def test_real_model_equals_brute_force() -> None:
     prompts = ["Review: A fine film, on the whole.\nScore: ", "Review: Dreadful.\n\nOut of 10 points I give it"]
     found = LocalLM(model).label_logprobs(prompts, SCORES)
     for row, prompt in zip(found, prompts, strict=True):
-        assert np.abs(row - brute_force(model, prompt, SCORES)).max() < 1e-5
+        assert np.abs(np.exp(row) - np.exp(brute_force(model, prompt, SCORES))).max() < 1e-5
+        assert (
+            np.abs(row - brute_force(model, prompt, SCORES)).max() < 5e-5
+        )  # and their logarithms to float32's rounding
 
 
 def test_ten_and_eight_at_one_half_each_give_nine() -> None:
-    """A real two-layer model is trained to answer "10" and "8" equally often; the expected score is 9, the reward 7/9."""
+    """A two-layer model is trained to answer "10" and "8" equally often: the expected score is 9, the reward 7/9."""
     torch.manual_seed(0)
     model = tiny_backbone(seed=1)
     tokenizer, net = model.tokenizer, model.model
@@ -111,7 +114,7 @@ def test_a_tree_shares_beginnings() -> None:
 def test_word_starts() -> None:
     tokenizer = character_tokenizer(("th",))
     mask = word_start_mask(tokenizer, len(tokenizer) + 3)
-    words = {tokenizer.convert_ids_to_tokens(i) for i in np.flatnonzero(mask)}
+    words = {tokenizer.convert_ids_to_tokens(int(i)) for i in np.flatnonzero(mask)}
     assert {"a", "Z", "7", "_", "th"} <= words
     assert not words & {" ", ".", "\n", "<eos>", "<pad>", "<unk>"}
     assert leads_after("Score: ") == ("",)

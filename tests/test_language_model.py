@@ -42,8 +42,9 @@ def test_batched_equals_single_and_cached_equals_uncached(model: Backbone) -> No
 def test_the_prefix_is_kept_between_calls() -> None:
     lm = LocalLM(tiny_backbone(2))
     calls = []
-    forward = lm.backbone.model.forward
-    lm.backbone.model.forward = lambda *a, **k: calls.append(k["input_ids"].shape) or forward(*a, **k)  # type: ignore[func-returns-value]
+    decoder = lm.backbone.model.get_decoder()
+    forward = decoder.forward
+    decoder.forward = lambda *a, **k: calls.append(k["input_ids"].shape) or forward(*a, **k)  # type: ignore[func-returns-value]
     prompts = [f"the same beginning of every prompt: {w} = " for w in ("a", "b", "c")]
     lm.label_logprobs(prompts, ["1", "2"])
     assert calls[0][0] == 1 and len(calls) == 2
@@ -67,7 +68,9 @@ def test_direct_score_on_the_real_model() -> None:
     scores = backend.score(["The film is", "The film is"], [" " + good, " " + bad])
     assert scores.values[0] > scores.values[1]
     assert (scores.info["label_mass"] > 0.3).all() and (scores.info["score"] >= 1).all()
-    assert np.allclose(scores.values, 2 * (scores.info["score"] - backend.scale[0]) / (backend.scale[1] - backend.scale[0]) - 1)
+    assert np.allclose(
+        scores.values, 2 * (scores.info["score"] - backend.scale[0]) / (backend.scale[1] - backend.scale[0]) - 1
+    )
     assert copy.deepcopy(backend) is backend
 
 
@@ -114,7 +117,8 @@ def test_saved_merged_model_opens_and_agrees(tmp_path: Path) -> None:
     assert len(load_tokenizer(tmp_path / "out")) == len(model.tokenizer)
 
 
-def test_model_errors(tmp_path: Path) -> None:
+def test_model_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # else it asks the hub, at length
     empty, pickled = tmp_path / "empty", tmp_path / "pickled"
     empty.mkdir()
     pickled.mkdir()
@@ -130,13 +134,17 @@ def test_model_errors(tmp_path: Path) -> None:
         "unknown model 'no-such-model': expected 'smollm2-135m-instruct'": lambda: backbone("no-such-model"),
         "found no pad token": lambda: Backbone(tiny_model(90), no_pad),
         "found no EOS token": lambda: Backbone(tiny_model(90), no_eos),
-        "expected a tokenizer of at most 40 ids, the model's logit width": lambda: Backbone(tiny_model(40), character_tokenizer()),
+        "expected a tokenizer of at most 40 ids, the model's logit width": lambda: Backbone(
+            tiny_model(40), character_tokenizer()
+        ),
         "expected a tokenizer with a live model": lambda: LocalLM(tiny_model(90)),
         "expected a chat template for chat=True": lambda: LocalLM(tiny_backbone(), chat=True),
-        "expected labelling prompts of 1 to 8 tokens, found 9": lambda: LocalLM(tiny_backbone(), max_tokens=8).label_logprobs(
-            ["123456789"], ["1"]
+        "expected labelling prompts of 1 to 8 tokens, found 9": lambda: LocalLM(
+            tiny_backbone(), max_tokens=8
+        ).label_logprobs(["123456789"], ["1"]),
+        "expected labelling prompts of 1 to 512 tokens, found 0": lambda: LocalLM(tiny_backbone()).label_logprobs(
+            [""], ["1"]
         ),
-        "expected labelling prompts of 1 to 512 tokens, found 0": lambda: LocalLM(tiny_backbone()).label_logprobs([""], ["1"]),
         "expected 0 to 3 shots": lambda: DirectLLMScore(LocalLM(tiny_backbone()), shots=9),
         "expected a template with the places": lambda: DirectLLMScore(LocalLM(tiny_backbone()), template="{answer}"),
         "expected a scale of two whole numbers": lambda: DirectLLMScore(LocalLM(tiny_backbone()), scale=(5, 5)),

@@ -113,7 +113,7 @@ def test_every_dependency_has_a_lower_bound_and_a_tested_version(wheel: zipfile.
 def test_every_package_that_is_imported_is_declared(wheel: zipfile.ZipFile) -> None:
     declared = set(requirements("\n".join(re.findall(r"^Requires-Dist: (.+)$", metadata(wheel, "METADATA"), re.M))))
     names = {name for path in MODULES for name in imported(path.read_text(encoding="utf-8"))}
-    third_party = names - set(sys.stdlib_module_names) - set(ROOMS)
+    third_party = names - set(sys.stdlib_module_names) - {"tomllib"} - set(ROOMS)  # tomllib: from Python 3.11
     distributions = {module: {normal(d) for d in found} for module, found in packages_distributions().items()}
     undeclared = {name for name in third_party if not distributions.get(name, {normal(name)}) & declared}
     assert undeclared == set()

@@ -18,7 +18,9 @@ from rlaif_env.models import Backbone
 from rlaif_env.tasks import PromptSource, Task
 from tests.tiny import tiny_backbone
 
-TASK = Task("toy", "continuation", "how many vowels it has", 8, 4, PromptSource(prompts={"train": ("ab", "film", "xyz.", "Q")}))
+TASK = Task(
+    "toy", "continuation", "how many vowels it has", 8, 4, PromptSource(prompts={"train": ("ab", "film", "xyz.", "Q")})
+)
 
 
 def vowels(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
@@ -27,12 +29,28 @@ def vowels(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
 
 def environment(model: Backbone, n: int, k: int) -> Any:
     return gym.make_vec(
-        "RLAIF/TextGeneration-v0", num_envs=n, task=TASK, reward=vowels, tokenizer=model.tokenizer, vocab_size=model.logit_width, group_size=k
+        "RLAIF/TextGeneration-v0",
+        num_envs=n,
+        task=TASK,
+        reward=vowels,
+        tokenizer=model.tokenizer,
+        vocab_size=model.logit_width,
+        group_size=k,
     )
 
 
 def run(updates: int, n: int = 32, seed: int = 0, **settings: Any) -> tuple[ReinforceAgent, list[dict[str, float]]]:
-    config = ReinforceConfig(**{"group_size": 4, "learning_rate": 2e-2, "beta": 0.0, "micro_batch": 16, "lora_rank": 4, "temperature": 1.0, **settings})
+    config = ReinforceConfig(
+        **{
+            "group_size": 4,
+            "learning_rate": 2e-2,
+            "beta": 0.0,
+            "micro_batch": 16,
+            "lora_rank": 4,
+            "temperature": 1.0,
+            **settings,
+        }
+    )
     model = tiny_backbone(0)
     envs = environment(model, n, config.group_size)
     agent = ReinforceAgent(model, config, max_new_tokens=4, seed=seed)
@@ -81,10 +99,11 @@ def test_global_generators_are_untouched() -> None:
 
 
 def test_a_large_beta_keeps_the_policy_at_its_reference() -> None:
-    _, free = run(25, beta=0.0, baseline="none")
-    _, held = run(25, beta=0.5)
-    assert free[-1]["reward"] > held[-1]["reward"] + 0.1
-    assert held[-1]["kl"] < 1.0
+    found = {beta: run(60, beta=beta, learning_rate=3e-3)[1][-5:] for beta in (1e-6, 0.8)}
+    kl = {beta: np.mean([m["kl"] for m in last]) for beta, last in found.items()}
+    reward = {beta: np.mean([m["reward"] for m in last]) for beta, last in found.items()}
+    assert kl[0.8] < 0.5 and kl[1e-6] > 5
+    assert reward[1e-6] > reward[0.8] + 0.5
 
 
 def test_the_update_is_the_same_for_any_micro_batch() -> None:
@@ -92,7 +111,9 @@ def test_the_update_is_the_same_for_any_micro_batch() -> None:
     for size in (1, 5, 32):
         model = tiny_backbone(0)
         model.model.double()
-        agent = ReinforceAgent(model, ReinforceConfig(group_size=4, micro_batch=size, lora_rank=4, max_grad_norm=1e9), max_new_tokens=4)
+        agent = ReinforceAgent(
+            model, ReinforceConfig(group_size=4, micro_batch=size, lora_rank=4, max_grad_norm=1e9), max_new_tokens=4
+        )
         for parameter in agent.policy.parameters:
             parameter.data = parameter.data.double()
         envs = environment(model, 16, 4)
@@ -108,9 +129,7 @@ def test_the_update_is_the_same_for_any_micro_batch() -> None:
 def test_the_gradient_equals_finite_differences() -> None:
     model = tiny_backbone(0)
     model.model.double()
-    config = ReinforceConfig(
-        group_size=2, lora_rank=2, beta=0.1, max_grad_norm=1e9, reward_normalisation="none"
-    )
+    config = ReinforceConfig(group_size=2, lora_rank=2, beta=0.1, max_grad_norm=1e9, reward_normalisation="none")
     agent = ReinforceAgent(model, config, max_new_tokens=4)
     for parameter in agent.policy.parameters:
         parameter.data = parameter.data.double() + 0.05
@@ -120,7 +139,7 @@ def test_the_gradient_equals_finite_differences() -> None:
     assert rollout is not None
     agent.optimizer.step = lambda *a, **k: None  # type: ignore[method-assign,assignment]
     agent.update(rewards)
-    from agents import functional as F  # noqa: N812
+    from agents import functional as F
 
     agent._rollout = rollout
     kl, _ = agent._reference_pass(rollout)
@@ -131,7 +150,9 @@ def test_the_gradient_equals_finite_differences() -> None:
         with agent.policy.training(), torch.no_grad():
             said = agent.policy.evaluate(rollout.ids, rollout.mask, rollout.responses, rollout.response_mask)
             # the logits are taken in float32 on purpose; differences need a coarse step
-            return float(F.policy_gradient_loss(said.logprobs.double(), advantage.double(), rollout.response_mask.double()))
+            return float(
+                F.policy_gradient_loss(said.logprobs.double(), advantage.double(), rollout.response_mask.double())
+            )
 
     parameter = agent.policy.parameters[1]
     assert parameter.grad is not None
@@ -170,7 +191,7 @@ def test_missing_eos_costs() -> None:
 
 
 def test_bad_rewards_leave_everything_as_it_was() -> None:
-    agent, _ = run(1)
+    agent, _ = run(1, reward_normalisation="none")
     envs = environment(agent.policy.reference, 32, 4)
     before = [p.detach().clone() for p in agent.policy.parameters]
     agent.act(envs.reset(seed=5)[0])
@@ -185,7 +206,9 @@ def test_bad_rewards_leave_everything_as_it_was() -> None:
     with pytest.raises(RLAIFError, match=r"expected act\(\) before update\(\)"):
         agent.update(np.zeros(32))
     with pytest.raises(RLAIFError, match="expected 4 consecutive rows with the same prompt"):
-        agent.act({k: np.roll(v, 1, axis=0) for k, v in environment(agent.policy.reference, 32, 4).reset(seed=0)[0].items()})
+        agent.act(
+            {k: np.roll(v, 1, axis=0) for k, v in environment(agent.policy.reference, 32, 4).reset(seed=0)[0].items()}
+        )
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,14 @@ from rlaif_env.api import Preference, RLAIFError
 from rlaif_env.models import Backbone, backbone
 from rlaif_env.tasks import PromptSource, Task
 
-TEXTS = ["a fine film.", "bad", "so so, but long enough to be padded to", "", "x", "never again; it was dull and it was loud"]
+TEXTS = [
+    "a fine film.",
+    "bad",
+    "so so, but long enough to be padded to",
+    "",
+    "x",
+    "never again; it was dull and it was loud",
+]
 PROMPTS = ["the film was ", "", "it is ", "ok ", "a ", "no "]
 HUMAN, AI, MIXED = {"human": 7}, {"ai:tiny": 5}, {"human": 3, "ai:tiny": 4}
 TASK = Task("toy", "continuation", "how good it is", 24, 6, PromptSource(prompts={"train": ("the film", "ok")}))
@@ -203,7 +210,7 @@ def test_it_keeps_the_contract_of_a_backend() -> None:
 def test_a_score_that_is_not_finite_is_an_error() -> None:
     model = reward_model(tiny_backbone())
     model.weight[0] = np.nan
-    with pytest.raises(RLAIFError, match="expected finite scores from human-rm:tiny, found nan in row 0 for response 'a'"):
+    with pytest.raises(RLAIFError, match="expected finite scores from human-rm:tiny, found nan in row 0 for 'a'"):
         model.score([""], ["a"])
 
 
@@ -250,7 +257,10 @@ def test_reward_models_share_the_base_model_in_memory(base_folder: Path, tmp_pat
     first = reward_model(base, adapter=adapter)
     first.save(tmp_path / "people", merged=False)
     reward_model(base, AI).save(tmp_path / "machine", merged=False)
-    people, machine = human_rm(task=TASK, model=tmp_path / "people"), distilled_rm(task=TASK, model=tmp_path / "machine")
+    people, machine = (
+        human_rm(task=TASK, model=tmp_path / "people"),
+        distilled_rm(task=TASK, model=tmp_path / "machine"),
+    )
     assert people.backbone is machine.backbone is base
     assert people.adapter not in (None, adapter)
     assert people.score(PROMPTS, TEXTS).values == pytest.approx(first.score(PROMPTS, TEXTS).values, abs=1e-6)
@@ -302,7 +312,14 @@ def test_the_card_says_which_labels_it_was_trained_on(labels: dict[str, int], sa
 
 @pytest.mark.parametrize(
     ("labels", "provenance"),
-    [(HUMAN, "human"), (AI, "ai"), (MIXED, "mixed"), ({"human:panel": 1}, "human"), ({"somebody": 1}, "mixed"), ({}, "mixed")],
+    [
+        (HUMAN, "human"),
+        (AI, "ai"),
+        (MIXED, "mixed"),
+        ({"human:panel": 1}, "human"),
+        ({"somebody": 1}, "mixed"),
+        ({}, "mixed"),
+    ],
 )
 def test_provenance(labels: dict[str, int], provenance: str) -> None:
     assert LabelRecord(labels).provenance == provenance
@@ -334,7 +351,9 @@ def test_what_is_mistaken_for_another_names_the_right_backend(saved: Path) -> No
 
 @pytest.mark.parametrize("name", ["human-rm", "distilled-rm"])
 def test_without_a_model_the_error_says_how_to_train_one(name: str) -> None:
-    with pytest.raises(RLAIFError, match=rf"reward '{name}': expected the folder of a trained .* `rlaif train-rm --labels"):
+    with pytest.raises(
+        RLAIFError, match=rf"reward '{name}': expected the folder of a trained .* `rlaif train-rm --labels"
+    ):
         make_reward(name)
 
 
@@ -388,7 +407,10 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         "to describe a reward model, found something else",
     ),
     "another format": (edit(format=99), "in format 1, found 99; use the version that wrote it"),
-    "no head file": (lambda folder: (folder / "head.safetensors").unlink(), "found no such file; train the model again"),
+    "no head file": (
+        lambda folder: (folder / "head.safetensors").unlink(),
+        "found no such file; train the model again",
+    ),
     "no head in it": (drop_head, r"expected a head \(score.weight\) in .* found score.other; without it"),
     "a pickle for a head": (pickled_head, "expected safetensors in .*head.safetensors, found something else"),
     "only pickles": (only_pickles, r"found only pickled ones \(pytorch_model.bin\), which can run code when opened"),
@@ -436,7 +458,7 @@ def test_other_things_that_do_not_fit(saved: Path, tmp_path: Path, base_folder: 
         with pytest.raises(RLAIFError, match=message):
             call()
     reward_model(backbone(base_folder)).save(tmp_path / "bare", merged=False)
-    with pytest.raises(RLAIFError, match="expected a merged model .* save it with merged=True"):
+    with pytest.raises(RLAIFError, match=r"expected a merged model .* save it with merged=True"):
         RewardModel.load(tmp_path / "bare", standalone=True)
 
 
@@ -452,5 +474,5 @@ def test_an_environment_makes_it_from_json(saved: Path, base_folder: Path) -> No
     envs.reset(seed=0)
     actions = np.full((2, 6), 10)
     _, rewards, _, _, infos = envs.step(actions)
-    assert rewards == pytest.approx(infos["raw_score"], abs=1e-5)
-    assert infos["truncated_tokens"].tolist() == [0, 0]
+    assert rewards == pytest.approx(infos["final_info"]["raw_score"], abs=1e-5)
+    assert infos["final_info"]["truncated_tokens"].tolist() == [0, 0]

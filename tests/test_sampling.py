@@ -65,7 +65,13 @@ def test_frequencies_pass_a_chi_square() -> None:
     model = tiny_backbone(4)
     n = 4000
     drawn = sample(
-        model.model, [[5, 6]], max_new_tokens=1, stop_ids=[1], pad_id=0, uniform=np.random.default_rng(1).random((n, 1)), samples_per_prompt=n
+        model.model,
+        [[5, 6]],
+        max_new_tokens=1,
+        stop_ids=[1],
+        pad_id=0,
+        uniform=np.random.default_rng(1).random((n, 1)),
+        samples_per_prompt=n,
     )
     p = model.model(torch.tensor([[5, 6]])).logits[0, -1].softmax(-1).detach().numpy()
     counts = np.bincount(drawn.ids[:, 0], minlength=len(p))
@@ -80,7 +86,12 @@ def test_frequencies_pass_a_chi_square() -> None:
 def test_greedy_top_k_and_the_real_model() -> None:
     model = backbone(BUILTIN_MODEL, device="cpu", dtype="float32")
     rows = encode(model.tokenizer, ["The film was", "My favourite actor in this is"])
-    settings: dict[str, Any] = {"max_new_tokens": 5, "stop_ids": [2], "pad_id": 2, "uniform": np.random.default_rng(0).random((2, 5))}
+    settings: dict[str, Any] = {
+        "max_new_tokens": 5,
+        "stop_ids": [2],
+        "pad_id": 2,
+        "uniform": np.random.default_rng(0).random((2, 5)),
+    }
     greedy = sample(model.model, rows, temperature=0.0, **settings)
     assert np.array_equal(greedy.ids, sample(model.model, rows, top_k=1, **settings).ids)
     for row, ids in zip(rows, greedy.ids, strict=True):

@@ -623,6 +623,18 @@ def test_gymnasiums_checker_is_silent(
 
 
 @both
+@pytest.mark.parametrize("name", [name for name in rlaif_env.list_tasks() if name != "movie-review"])
+@pytest.mark.usefixtures("strict_warnings")
+def test_gymnasiums_checker_is_silent_for_every_task(id: str, name: str, toy_bytes: dict[str, Any]) -> None:
+    """The tasks that need a source of prompts; `movie-review` has a test of its own below."""
+    task = rlaif_env.load_task(
+        name, source=[f"Human: what of {word}?" for word in "rain snow wind sun fog ice".split()]
+    )
+    assert task.prompts()
+    check_env(gym.make(id, max_prompt_tokens=32, max_response_tokens=8, **{**toy_bytes, "task": task}).unwrapped)
+
+
+@both
 @pytest.mark.usefixtures("strict_warnings")
 def test_gymnasiums_wrappers(id: str, toy: dict[str, Any], tmp_path: Path) -> None:
     env = gym.make(id, render_mode="rgb_array", **toy)

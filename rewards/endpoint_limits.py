@@ -1,0 +1,136 @@
+"""What an endpoint may use and has used, where it is, and how its waiting is shown."""
+
+from __future__ import annotations
+
+import email.utils
+import ipaddress
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from rlaif_env.api import RLAIFError
+
+__all__ = ["Limits", "Usage", "checked_url", "is_loopback", "progress_over", "retry_after"]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a client may use.
+
+    Attributes:
+        concurrency: Requests on the wire at once.
+        retries: How often a request is asked again.
+        timeout: Seconds for one request.
+        deadline: Seconds for all requests of one call; None is no limit.
+        spend_cap: Stop before the cost of all calls exceeds this; needs prices.
+        price_in: Price of a million tokens read.
+        price_out: Price of a million tokens written.
+    """
+
+    concurrency: int = 16
+    retries: int = 6
+    timeout: float = 60.0
+    deadline: float | None = None
+    spend_cap: float | None = None
+    price_in: float = 0.0
+    price_out: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.concurrency < 1 or self.retries < 0 or self.timeout <= 0 or (self.deadline or 1.0) <= 0:
+            raise RLAIFError(
+                "expected concurrency >= 1, retries >= 0, timeout and deadline above 0, found "
+                f"{self.concurrency}, {self.retries}, {self.timeout} and {self.deadline}"
+            )
+        if self.spend_cap is not None and (self.spend_cap <= 0 or self.price_in <= 0):
+            raise RLAIFError(
+                f"expected a spend_cap above 0 with price_in (and price_out) per million tokens, found "
+                f"{self.spend_cap} with {self.price_in} and {self.price_out}"
+            )
+
+
+@dataclass
+class Usage:
+    """What a client has used.
+
+    Attributes:
+        requests: Sent, repeated ones included.
+        answers: Received whole and stored.
+        hits: Answered from the cache.
+        retries: Requests that were asked again.
+        busy_seconds: Time on the wire, summed over requests.
+        tokens_in: Tokens read by the server, estimated from the characters where it does not say.
+        tokens_out: Tokens written.
+        cost: In the currency of the prices.
+    """
+
+    requests: int = 0
+    answers: int = 0
+    hits: int = 0
+    retries: int = 0
+    busy_seconds: float = 0.0
+    tokens_in: int = 0
+    tokens_out: int = 0
+    cost: float = 0.0
+
+
+def checked_url(base_url: str) -> str:
+    """The base URL of the routes.
+
+    Raises:
+        RLAIFError: If it is none, or holds a password.
+    """
+    try:
+        parts = urlsplit(base_url)
+        host = parts.hostname
+    except ValueError:
+        host = None
+        parts = urlsplit("")
+    if parts.scheme not in ("http", "https") or not host:
+        shown = base_url.rpartition("@")[2]
+        raise RLAIFError(f"expected a server's address such as http://localhost:8000/v1, found {shown!r}")
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise RLAIFError(
+            f"expected an address without password and query for {host}, found one with; put the key into the "
+            "environment variable that api_key_env names"
+        )
+    return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/') or '/v1'}"
+
+
+def is_loopback(url: str) -> bool:
+    """Whether a URL is of this machine itself, for which no proxy is asked."""
+    host = urlsplit(url).hostname or ""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def retry_after(value: str | None) -> float | None:
+    """Seconds to wait: a number or an HTTP date; None where there is neither."""
+    if not value:
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
+        except (TypeError, ValueError):
+            return None
+    return max(0.0, seconds) if math.isfinite(seconds) else None
+
+
+def progress_over(total: int, shown: bool) -> tuple[Any, Callable[[], object]]:
+    """A progress bar on the error output to be used as a context, and what advances it."""
+    from contextlib import nullcontext
+
+    if not shown or not total:
+        return nullcontext(), lambda: None
+    from rich.console import Console
+    from rich.progress import Progress
+
+    bar = Progress(console=Console(stderr=True))
+    task = bar.add_task("asking", total=total)
+    return bar, lambda: bar.advance(task)

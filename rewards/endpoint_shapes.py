@@ -1,0 +1,180 @@
+"""What OpenAI-compatible servers answer, read into one shape.
+
+Two shapes carry log-probabilities, and servers do not keep them to one route each:
+
+    chat         choices[0].logprobs.content[i] = {token, logprob, top_logprobs: [{token, logprob}, ...]}
+    completion   choices[0].logprobs = {tokens, token_logprobs, top_logprobs: [{text: logprob}, ...]}
+
+(llama.cpp may answer the completion route in the first.) A log-probability of null, -9999 or less is no number but a
+server's way of saying that it has none: it is left out here, and what is left out is a missing token for the reader.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rlaif_env.api import RLAIFError
+
+__all__ = ["MalformedReply", "Position", "Reply", "parse_reply"]
+
+_NO_NUMBER = -9000.0
+_TOLERANCE = 1e-3
+
+
+class MalformedReply(RLAIFError):
+    """A server's answer that cannot be read; asking again may help."""
+
+
+@dataclass(frozen=True)
+class Position:
+    """One generated token.
+
+    Attributes:
+        token: Its text.
+        logprob: Its natural-log probability; None where the server has none.
+        top: The likeliest tokens at this place, (text, natural-log probability), likeliest first. Two tokens may have
+            the same text.
+    """
+
+    token: str
+    logprob: float | None
+    top: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One answer.
+
+    Attributes:
+        text: What was generated.
+        positions: Its tokens, where log-probabilities were asked for and given.
+        reasoning: Whether the model thought in a field of its own.
+        model: What the server calls the model.
+        tokens: Tokens read and written; None where the server does not say.
+    """
+
+    text: str
+    positions: tuple[Position, ...]
+    reasoning: bool
+    model: str
+    tokens: tuple[int, int] | None
+
+    def to_json(self) -> str:
+        """One line of JSON."""
+        return json.dumps(asdict(self), separators=(",", ":"))
+
+    @staticmethod
+    def from_json(text: str) -> Reply:
+        """The reverse of `to_json`."""
+        row = json.loads(text)
+        positions = tuple(
+            Position(p["token"], p["logprob"], tuple((t, float(v)) for t, v in p["top"])) for p in row["positions"]
+        )
+        tokens = row["tokens"]
+        return Reply(
+            row["text"], positions, row["reasoning"], row["model"], None if tokens is None else (tokens[0], tokens[1])
+        )
+
+
+def parse_reply(body: str, *, logprobs: bool) -> Reply:
+    """Read the body of an answer from the chat or the completion route.
+
+    Args:
+        body: The answer's text.
+        logprobs: Whether log-probabilities were asked for.
+
+    Raises:
+        MalformedReply: If it is no such answer, or log-probabilities were asked for and are not there.
+    """
+    try:
+        row = json.loads(body)
+    except ValueError:
+        what = "an HTML page" if body.lstrip()[:1] == "<" else "no whole JSON object"
+        raise MalformedReply(f"expected a JSON answer, found {what}: {body[:80]!r}") from None
+    if not isinstance(row, dict):
+        raise MalformedReply(f"expected a JSON object, found {type(row).__name__}: {body[:80]!r}")
+    choices = row.get("choices")
+    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
+        said = _error_text(row)
+        raise MalformedReply(f"expected an answer with choices, found {'an error: ' + said if said else 'no choices'}")
+    choice = min((c for c in choices if isinstance(c, dict)), key=lambda c: c.get("index") or 0)
+    message = choice.get("message")
+    if isinstance(message, dict):
+        text = message.get("content") or ""
+        reasoning = bool(message.get("reasoning_content") or message.get("reasoning"))
+    else:
+        text, reasoning = choice.get("text"), False
+    if not isinstance(text, str):
+        raise MalformedReply(f"expected an answer with text, found the fields {', '.join(sorted(choice))}")
+    positions = _positions(choice.get("logprobs")) if logprobs else ()
+    if logprobs and not positions:
+        raise MalformedReply("expected log-probabilities in the answer, found none")
+    return Reply(text, positions, reasoning, str(row.get("model") or ""), _usage(row.get("usage")))
+
+
+def _error_text(row: Mapping[str, Any]) -> str:
+    error = row.get("error", row.get("detail", row.get("message")))
+    if isinstance(error, dict):
+        error = error.get("message", error)
+    return "" if error is None else str(error)[:300]
+
+
+def error_message(body: str) -> str:
+    """The sentence in an error's body."""
+    try:
+        row = json.loads(body)
+    except ValueError:
+        return body.strip()[:120]
+    return _error_text(row) if isinstance(row, dict) else body[:120]
+
+
+def _usage(usage: Any) -> tuple[int, int] | None:
+    if not isinstance(usage, dict):
+        return None
+    read, written = usage.get("prompt_tokens"), usage.get("completion_tokens")
+    return (read, written or 0) if isinstance(read, int) else None
+
+
+def _positions(logprobs: Any) -> tuple[Position, ...]:
+    if not isinstance(logprobs, dict):
+        return ()
+    try:
+        if isinstance(content := logprobs.get("content"), list):
+            return tuple(_chat_position(entry) for entry in content)
+        tops = logprobs.get("top_logprobs")
+        if not isinstance(tops, list):
+            return ()
+        tokens = logprobs.get("tokens") or [""] * len(tops)
+        own = logprobs.get("token_logprobs") or [None] * len(tops)
+        return tuple(
+            Position(str(token), _number(value), _top((top or {}).items()))
+            for token, value, top in zip(tokens, own, tops, strict=True)
+        )
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
+        raise MalformedReply(f"expected log-probabilities by token, found another shape ({error})") from None
+
+
+def _chat_position(entry: Mapping[str, Any]) -> Position:
+    top = [(str(t["token"]), t["logprob"]) for t in entry.get("top_logprobs") or ()]
+    return Position(str(entry["token"]), _number(entry.get("logprob")), _top(top))
+
+
+def _top(entries: Any) -> tuple[tuple[str, float], ...]:
+    pairs: Sequence[tuple[str, float]] = [(str(t), n) for t, v in entries if (n := _number(v)) is not None]
+    total = math.fsum(math.exp(value) for _, value in pairs)
+    if total > 1 + _TOLERANCE * max(1, len(pairs)):
+        raise MalformedReply(f"expected log-probabilities that sum to at most 1, found {total:.3g}")
+    return tuple(sorted(pairs, key=lambda pair: -pair[1]))
+
+
+def _number(value: Any) -> float | None:
+    if value is None:
+        return None
+    number = float(value)
+    if math.isnan(number) or number > _TOLERANCE:
+        raise MalformedReply(f"expected log-probabilities of at most 0, found {value!r}")
+    return None if number <= _NO_NUMBER else min(number, 0.0)
