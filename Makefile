@@ -7,14 +7,13 @@ ARGS ?=
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test lint compare bench clean
+.PHONY: help demo test lint bench clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo      train a language model with a language model's reward, before and after shown"
 	@echo "make test      the tests (ARGS=\"-m slow\" for the slow ones)"
 	@echo "make lint      ruff and mypy"
-	@echo "make compare   the reward backends side by side"
 	@echo "make bench     speed, side by side"
 	@echo "make clean     remove .venv, builds and caches; runs/ stays"
 
@@ -29,11 +28,8 @@ lint: .venv/tests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-compare: .venv/runtime
-	$(BIN)/python -m benchmarks.compare_rewards $(ARGS)
-
 bench: .venv/tests
-	$(BIN)/python -m benchmarks.versus_trl $(ARGS)
+	$(BIN)/python -m benchmarks.throughput env $(ARGS)
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

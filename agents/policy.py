@@ -6,6 +6,7 @@ there is one copy of them. With full fine-tuning the policy has its own copy.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -185,6 +186,14 @@ class Policy:
     def save(self, folder: Path) -> None:
         """Write the policy in plain Hugging Face format, adapter folded in; `from_pretrained` opens it."""
         self.backbone.save_merged(self.adapter, folder)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the policy's weights: the frozen ones and the trained ones."""
+        digest = hashlib.sha256(self.reference.fingerprint().encode())
+        for name, tensor in sorted(self.state().items()):
+            digest.update(name.encode())
+            digest.update(tensor.contiguous().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
 
     def state(self) -> dict[str, Tensor]:
         """The trained values, copied to the CPU."""

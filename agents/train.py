@@ -6,6 +6,7 @@ reward comes from; it is a name handed to `gymnasium.make_vec`.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import signal
 import sys
@@ -52,7 +53,10 @@ class TrainConfig:
     Attributes:
         task: A built-in task or a TOML file.
         reward: Where the reward comes from: "direct-llm", "human-rm", "distilled-rm", or an installed backend.
-        reward_kwargs: The backend's settings as JSON, such as '{"scale": [1, 10]}'.
+        reward_model: The model behind the reward: a reward model's folder, or the scorer's name; the backend's own
+            default where not given.
+        llm_url: Base URL of an OpenAI-compatible server that runs the scorer, for "direct-llm".
+        reward_kwargs: The backend's other settings as JSON, such as '{"scale": [1, 10]}'.
         model: The initial policy: the built-in model, a folder, or a Hugging Face id.
         updates: REINFORCE steps.
         prompts_per_update: Prompts in a batch; each gets agent.group_size samples.
@@ -70,6 +74,8 @@ class TrainConfig:
 
     task: str = "movie-review"
     reward: str = "direct-llm"
+    reward_model: str | None = None
+    llm_url: str | None = None
     reward_kwargs: str = "{}"
     model: str = BUILTIN_MODEL
     updates: int = 50
@@ -102,6 +108,8 @@ def _environment(config: TrainConfig, num_envs: int, split: str, group_size: int
         ) from error
     if not isinstance(settings, dict):
         raise RLAIFError(f"expected reward_kwargs as a JSON object, found {config.reward_kwargs!r}")
+    named = {"model": config.reward_model, "llm_url": config.llm_url}
+    settings |= {name: value for name, value in named.items() if value is not None}
     return gym.make_vec(
         "RLAIF/TextGeneration-v0",
         num_envs=num_envs,
@@ -158,6 +166,8 @@ def train(config: TrainConfig, console: Console | None = None) -> TrainResult:
             f"[bold]{config.model}[/] on {agent.policy.backbone.device} ({dtype}), "
             f"task [bold]{task.name}[/], reward [bold]{config.reward}[/], run folder {run.path}"
         )
+        start = {"policy": agent.policy.fingerprint(), "prompts": _fingerprint(task.prompts("train"))}
+        write_json(run.path / "start.json", start)  # runs that start alike can be told to have
         before = after = None
         if held_out is not None:
             with console.status(f"before: answering {config.eval_prompts} held-out prompts"):
@@ -174,6 +184,10 @@ def train(config: TrainConfig, console: Console | None = None) -> TrainResult:
             _report(run, console, task, before, after)
         run.curves()
         return TrainResult(run.path, before, after, interrupted)
+
+
+def _fingerprint(texts: Sequence[str]) -> str:
+    return hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()
 
 
 def _loop(

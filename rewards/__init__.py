@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 _NAMES = {
     "Composite": "rewards.compose",
     "DirectLLMScore": "rewards.direct_score",
+    "EndpointLM": "rewards.endpoint",
     "LanguageModel": "rewards.language_model",
     "LocalLM": "rewards.language_model",
     "RewardModel": "rewards.reward_model",
@@ -28,6 +29,7 @@ _NAMES = {
 __all__ = [
     "Composite",
     "DirectLLMScore",
+    "EndpointLM",
     "LanguageModel",
     "LocalLM",
     "RewardModel",

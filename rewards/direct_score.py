@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rewards.language_model import LanguageModel, LocalLM
+from rewards.language_model import LanguageModel, language_model_from
 from rewards.prompts import score_prompt
 from rlaif_env.api import BackendError, RLAIFError, Scores
 from rlaif_env.models import BUILTIN_MODEL
@@ -132,6 +132,8 @@ def from_kwargs(
     device: str | None = None,
     dtype: str | None = None,
     chat: bool = False,
+    llm_url: str | None = None,
+    llm: Mapping[str, Any] | None = None,
     **kwargs: Any,
 ) -> DirectLLMScore:
     """Build the backend "direct-llm" from JSON-able settings (or a live model).
@@ -143,12 +145,13 @@ def from_kwargs(
         device: As in `rlaif_env.models.backbone`.
         dtype: As in `rlaif_env.models.backbone`.
         chat: As in `LocalLM`.
+        llm_url: Base URL of an OpenAI-compatible server that has ``model``.
+        llm: The other arguments of `rewards.endpoint.EndpointLM`.
         kwargs: The other arguments of `DirectLLMScore`.
     """
-    if isinstance(model, LanguageModel):
-        language_model: LanguageModel = model
-    else:
-        language_model = LocalLM(model, tokenizer, device=device, dtype=dtype, chat=chat)
+    language_model = language_model_from(
+        model, tokenizer, url=llm_url, device=device, dtype=dtype, chat=chat, endpoint=llm
+    )
     if "scale" in kwargs:
         kwargs["scale"] = tuple(kwargs["scale"])
     try:

@@ -161,6 +161,7 @@ class EndpointLM:
                     _CHAT_LEADS if able.route == "chat" else leads_after(question.prompt),
                     more=able.prefill,
                     every_boundary=self.boundaries == "all",
+                    top=able.top,
                 )
             except NoLabelShown as error:
                 raise RequestFailed(str(error)) from None

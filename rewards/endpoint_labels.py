@@ -57,6 +57,7 @@ async def label_answer(
     *,
     more: bool = True,
     every_boundary: bool = False,
+    top: int = 20,
 ) -> LabelAnswer:
     """Likelihoods of labels as the next words.
 
@@ -66,6 +67,7 @@ async def label_answer(
         leads: What may stand before a label, as `rewards.labels.leads_after` gives it.
         more: Whether a text can be put behind the prompt. If not, only the first token is looked at.
         every_boundary: Whether it is also asked what follows the labels that begin no other one.
+        top: How many tokens were asked for; a server may add the drawn one.
 
     Raises:
         NoLabelShown: If no label is shown.
@@ -98,12 +100,12 @@ async def label_answer(
                 found[below[reached]] += before * p
         unseen = set(below.values()) - seen
         for label in unseen:
-            missing[label] += before * _bound(position, len(unseen))
+            missing[label] += before * _bound(position, len(unseen), top)
         if not text and not seen:
             shown = ", ".join(repr(token) for token, _ in tokens[:5])
             raise NoLabelShown(
-                f"expected at least one of the labels {labels[0]!r} to {labels[-1]!r} among the {len(tokens)} likeliest "
-                f"next tokens, found {shown}; use another prompt, exemplars (shots), route or model"
+                f"expected at least one of the labels {labels[0]!r} to {labels[-1]!r} among the {len(tokens)} "
+                f"likeliest next tokens, found {shown}; use another prompt, exemplars (shots), route or model"
             )
     bounded = tuple(label for label in labels if found[label] <= 0.0)
     values = [found[label] if found[label] > 0.0 else max(missing[label], _FLOOR) for label in labels]
@@ -118,8 +120,8 @@ def _tokens(position: Position) -> list[tuple[str, float]]:
     return tokens
 
 
-def _bound(position: Position, count: int) -> float:
+def _bound(position: Position, count: int, top: int) -> float:
     """The most that each of ``count`` tokens can have that are not shown."""
     shown = math.fsum(p for _, p in _tokens(position))
-    kth = math.exp(position.top[-1][1]) if position.top else 1.0
+    kth = math.exp(position.top[:top][-1][1]) if position.top else 1.0
     return min(kth, max(1.0 - shown, 0.0) / max(count, 1))

@@ -85,12 +85,15 @@ async def probe(client: EndpointClient, route: str, extra: Mapping[str, Any]) ->
             except RequestFailed as error:
                 if error.fatal and error.status != 404:
                     raise
-                if error.status == 0 and "log-prob" not in str(error):
+                if error.status == 0:
                     raise  # the server is not there, or not well: nothing was learnt about it
                 refused.append(f"{name} with {top} tokens: {error}")
-                if error.status in (0, 404):
+                if error.status == 404:
                     break
                 continue
+            if not reply.positions:
+                refused.append(f"{name} with {top} tokens: an answer without them")
+                break
             return await _explored(client, able, reply, extra)
     raise RequestFailed(
         "expected a server that returns log-probabilities, found: " + "; ".join(refused) + ". vLLM returns them "
@@ -123,7 +126,7 @@ async def _explored(client: EndpointClient, able: Abilities, reply: Reply, extra
 
 async def _ask(client: EndpointClient, able: Abilities, prompt: str, begun: str, extra: Mapping[str, Any]) -> Reply:
     payload = label_payload(able, prompt, begun, extra, tokens=4) | {"temperature": 0.0}
-    return await client.ask(able.path, payload, logprobs=True, until=client.until(), stored=False)
+    return await client.ask(able.path, payload, logprobs=False, until=client.until(), stored=False)
 
 
 async def _prefill(client: EndpointClient, able: Abilities, extra: Mapping[str, Any]) -> tuple[bool, bool]:
@@ -136,7 +139,7 @@ async def _prefill(client: EndpointClient, able: Abilities, extra: Mapping[str, 
             if error.status not in (400, 422, 500):
                 raise
             continue
-        if reply.text.startswith(("is", "\u00eds")):
+        if reply.text.lstrip().startswith("is"):
             return True, fields
     return False, False
 

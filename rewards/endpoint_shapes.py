@@ -85,10 +85,10 @@ def parse_reply(body: str, *, logprobs: bool) -> Reply:
 
     Args:
         body: The answer's text.
-        logprobs: Whether log-probabilities were asked for.
+        logprobs: Whether log-probabilities must be there.
 
     Raises:
-        MalformedReply: If it is no such answer, or log-probabilities were asked for and are not there.
+        MalformedReply: If it is no such answer, or has no log-probabilities and must.
     """
     try:
         row = json.loads(body)
@@ -110,7 +110,7 @@ def parse_reply(body: str, *, logprobs: bool) -> Reply:
         text, reasoning = choice.get("text"), False
     if not isinstance(text, str):
         raise MalformedReply(f"expected an answer with text, found the fields {', '.join(sorted(choice))}")
-    positions = _positions(choice.get("logprobs")) if logprobs else ()
+    positions = _positions(choice.get("logprobs"))
     if logprobs and not positions:
         raise MalformedReply("expected log-probabilities in the answer, found none")
     return Reply(text, positions, reasoning, str(row.get("model") or ""), _usage(row.get("usage")))

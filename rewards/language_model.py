@@ -8,8 +8,7 @@ to their own beginnings only.
 from __future__ import annotations
 
 import hashlib
-import importlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -317,6 +316,7 @@ def language_model_from(
     device: str | None = None,
     dtype: str | None = None,
     chat: bool = False,
+    endpoint: Mapping[str, Any] | None = None,
 ) -> LanguageModel:
     """The language model behind a command's options.
 
@@ -326,12 +326,23 @@ def language_model_from(
         url: Base URL of an OpenAI-compatible server; None runs the model here.
         device: As in `rlaif_env.models.backbone`.
         dtype: As in `rlaif_env.models.backbone`.
-        chat: As in `LocalLM`.
+        chat: As in `LocalLM`; on a server, its chat route.
+        endpoint: The other arguments of `rewards.endpoint.EndpointLM`, with ``url`` only.
+
+    Raises:
+        RLAIFError: If a model cannot be had, or the server cannot do what is needed.
     """
     if url is not None:
-        endpoint = importlib.import_module("rewards.endpoint")
-        served: LanguageModel = endpoint.EndpointLM(url, str(model))
+        from rewards.endpoint import EndpointLM
+
+        try:
+            served = EndpointLM(url, str(model), **{**({"route": "chat"} if chat else {}), **(endpoint or {})})
+        except TypeError as error:
+            raise RLAIFError(f"a language model at a URL: {error}") from error
+        served.probe()
         return served
+    if endpoint:
+        raise RLAIFError(f"expected a server's URL with the settings {sorted(endpoint)}, found none")
     if isinstance(model, LanguageModel):
         return model
     return LocalLM(model, tokenizer, device=device, dtype=dtype, chat=chat)

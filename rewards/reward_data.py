@@ -119,8 +119,9 @@ def load_labels(task: Task, labels: str | Path, *, pairs: int, texts: int, test_
         tests = {"labels": sides["test"][:test_pairs]} if sides["test"] else {}
     if corpus:
         tests["human"] = human_preferences("test", test_pairs, seed)
+    drawn = corpus and str(labels) == "human"  # more than wanted on purpose: what is over was never asked for
     chosen = {
-        "train": _limited(divided["train"], pairs, texts, left_out),
+        "train": _limited(divided["train"], pairs, texts, Counter() if drawn else left_out),
         "validation": _limited(divided["validation"], _VALIDATION_PAIRS, _VALIDATION_TEXTS, Counter()),
     }
     for side, records in chosen.items():

@@ -159,7 +159,7 @@ def train_rm(
         task, config.labels, pairs=config.pairs, texts=config.texts, test_pairs=config.test_pairs, seed=config.seed
     )
     base = base or backbone(config.model, device=config.device, dtype=config.dtype)
-    started = time.monotonic()
+    started, cpu = time.monotonic(), time.process_time()
     train, validation = (
         Judged.encode(base.tokenizer, task, records, config.max_tokens) for records in (data.train, data.validation)
     )
@@ -171,7 +171,7 @@ def train_rm(
         tuned = tune(base, fit.weight, depth, train, validation, config.tuning(), log=log, advance=advance)
     frozen = states if config.trainable == "head" else None
     weight, normalization = _finished(tuned, train, depth, frozen, config, progress)
-    seconds = time.monotonic() - started
+    seconds, cpu = time.monotonic() - started, time.process_time() - cpu
     model = RewardModel(
         tuned.backbone,
         weight,
@@ -189,6 +189,7 @@ def train_rm(
         "labels": {"provenance": model.labels.provenance, "sources": dict(model.labels.sources)},
         "training": {
             "seconds": round(seconds, 1),
+            "cpu_seconds": round(cpu, 1),
             "pairs": len(train.pairs),
             "texts": len(train.rows),
             "truncated_texts": {"train": train.truncated, "validation": validation.truncated, **cut},
@@ -317,8 +318,8 @@ def describe(trained: Trained) -> str:
     training = trained.report["training"]
     lines = [
         f"{trained.model.name}: {training['pairs']} pairs of {training['texts']} texts ({trained.model.labels}), state "
-        f"after layer {training['layers']}, {training['seconds']:.0f} s; truncated texts: "
-        f"{training['truncated_texts']}; pairs left out: {training['left_out_pairs'] or 'none'}"
+        f"after layer {training['layers']}, {training['seconds']:.0f} s ({training['cpu_seconds']:.0f} s of CPU); "
+        f"truncated texts: {training['truncated_texts']}; pairs left out: {training['left_out_pairs'] or 'none'}"
     ]
     for name, found in trained.figures.items():
         lines.append(f"on {found.pairs} held-out pairs ({name}): accuracy {found.accuracy}")

@@ -29,6 +29,7 @@ FAULTS = (
     "wrong-model",
     "late",
 )
+_FILLER = [(f"word{i}", 0.05 / 2**i) for i in range(24)]
 
 
 def scores_of(prompt: str) -> list[float]:
@@ -189,14 +190,16 @@ class FaultServer:
         chat = path.endswith("/chat/completions")
         if self.style == "openai" and (not chat or {"continue_final_message", "top_k"} & set(request)):
             if not chat:
-                return 404, {"error": {"message": "This is a chat model and not supported in the v1/completions endpoint."}}
+                return 404, {
+                    "error": {"message": "This is a chat model and not supported in the v1/completions endpoint."}
+                }
             return 400, {"error": {"message": f"Unrecognized request argument supplied: {sorted(request)}"}}
         prefills = self.style in ("vllm", "llama.cpp") or not chat
         if "capital of France" in prompt:
             pieces = ["is", " the", " capital"] if prefills else ["The", " capital", " of"]
-            return 200, self._wrap(chat, request, [[(t, 0.9), ("x", 0.05)] for t in pieces])
+            return 200, self._wrap(chat, request, [[(t, 0.9), *_FILLER] for t in pieces])
         if prompt.endswith("7, 8, 9,"):
-            return 200, self._wrap(chat, request, [[(t, 0.9), ("x", 0.05)] for t in (" ", "1", "0", ",")])
+            return 200, self._wrap(chat, request, [[(t, 0.9), *_FILLER] for t in (" ", "1", "0", ",")])
         if not request.get("logprobs"):
             text = "".join(token for token, _ in next_tokens(prompt)[:1]) + " because. END of it"
             return 200, self._wrap(chat, request, [[(text, 0.9)]])

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from tiny import character_tokenizer, tiny_backbone
 
 from rewards.direct_score import DirectLLMScore, expected_scores, score_distribution
 from rewards.labels import label_tree, leads_after, word_start_mask
 from rewards.language_model import LocalLM
 from rlaif_env.api import BackendError, RLAIFError
 from rlaif_env.models import BUILTIN_MODEL, Backbone, backbone
-from tests.tiny import character_tokenizer, tiny_backbone
 
 SCORES = [str(i) for i in range(1, 11)]
 

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny import character_tokenizer, tiny_backbone, tiny_model
 
 from rewards import make_reward
 from rewards.direct_score import DirectLLMScore
 from rewards.language_model import LocalLM
 from rlaif_env.api import RLAIFError
 from rlaif_env.models import BUILTIN_MODEL, Backbone, backbone, load_tokenizer
-from tests.tiny import character_tokenizer, tiny_backbone, tiny_model
 
 LABELS = [str(i) for i in range(1, 11)]
 TEXTS = ["A fine film.", "Bad", "It is long, and it is dull, and it never ends" * 3, "ok", "Nothing more to say of it."]

@@ -10,13 +10,13 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from tiny import tiny_backbone
 
 import rlaif_env  # noqa: F401
 from agents import ReinforceAgent, ReinforceConfig
 from rlaif_env.api import RLAIFError
 from rlaif_env.models import Backbone
 from rlaif_env.tasks import PromptSource, Task
-from tests.tiny import tiny_backbone
 
 TASK = Task(
     "toy", "continuation", "how many vowels it has", 8, 4, PromptSource(prompts={"train": ("ab", "film", "xyz.", "Q")})

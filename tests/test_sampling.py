@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tiny import tiny_backbone
 
 from rlaif_env.api import RLAIFError
 from rlaif_env.models import BUILTIN_MODEL, backbone, encode
 from rlaif_env.sampling import Samples, sample
-from tests.tiny import tiny_backbone
 
 PROMPTS = ["ab", "a longer prompt", "c", "the same", "ab"]
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny import tiny_backbone
 from transformers import AutoModelForCausalLM
 
 from agents.heldout import changes, distinct_shares
@@ -19,7 +20,6 @@ from agents.train import TrainConfig, main, train
 from rlaif_env.api import RLAIFError
 from rlaif_env.runs import read_metrics
 from rlaif_env.text_measures import distinct_n
-from tests.tiny import tiny_backbone
 
 TASK = """
 name = "toy"
@@ -48,10 +48,10 @@ def arguments(tmp_path: Path) -> list[str]:
         TASK.replace('prompts = ["ab", "film", "xyz.", "Q"]', "prompts = " + prompts.replace('":', '" ='))
     )
     model = str(tmp_path / "tiny")
-    kwargs = json.dumps({"model": model, "minimum_mass": 0.0})
+    kwargs = json.dumps({"minimum_mass": 0.0})
     line = (
         f"--task {tmp_path / 'toy.toml'} --model {model} --updates 3 --prompts-per-update 2 --eval-prompts 4 "
-        "--agent.group-size 2"
+        f"--agent.group-size 2 --reward-model {model}"
     )
     return [*line.split(), "--reward-kwargs", kwargs]
 
