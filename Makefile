@@ -7,12 +7,13 @@ ARGS ?=
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test test-server lint bench clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo      train a language model with a language model's reward, before and after shown"
 	@echo "make test      the tests (ARGS=\"-m slow\" for the slow ones)"
+	@echo "make test-server  a real llama.cpp server with the built-in model (compiles it the first time)"
 	@echo "make lint      ruff and mypy"
 	@echo "make bench     speed, side by side"
 	@echo "make clean     remove .venv, builds and caches; runs/ stays"
@@ -22,6 +23,10 @@ demo: .venv/runtime
 
 test: .venv/tests
 	$(BIN)/python -m pytest $(ARGS)
+
+test-server: .venv/tests
+	$(INSTALL) --editable ".[test,llamacpp]"
+	$(BIN)/python -m pytest -m slow -rs tests/test_endpoint_real.py $(ARGS)
 
 lint: .venv/tests
 	$(BIN)/ruff check .

@@ -7,6 +7,7 @@ there is one copy of them. With full fine-tuning the policy has its own copy.
 from __future__ import annotations
 
 import hashlib
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -51,7 +52,7 @@ class Policy:
         alpha: LoRA scale is alpha / rank.
         temperature: Of sampling (0.9 in section A.3), and so of the policy's distribution everywhere.
         seed: Of the adapter's initial weights.
-        adapter: The adapter's name on the backbone.
+        adapter: The adapter's name on the backbone; a number is added where it is taken.
         device: As in `rlaif_env.models.backbone`.
         dtype: As in `rlaif_env.models.backbone`; of the frozen weights.
     """
@@ -78,8 +79,10 @@ class Policy:
         self.adapter: str | None = None
         if trainable == "lora":
             self.backbone = self.reference
-            self.adapter = adapter
-            self.parameters = self.backbone.add_lora(adapter, rank=rank, alpha=alpha, seed=seed)
+            self.adapter = self.backbone.free_name(adapter)
+            self.parameters = self.backbone.add_lora(self.adapter, rank=rank, alpha=alpha, seed=seed)
+            # the model may outlive the policy; its adapter should not
+            weakref.finalize(self, self.backbone.remove_lora, self.adapter)
         else:
             name = self.reference.name if isinstance(model, Backbone) else model
             self.backbone = backbone(name, device=str(self.reference.device), dtype="float32", shared=False)

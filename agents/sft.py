@@ -31,6 +31,7 @@ from rlaif_env.tasks import load_task
 __all__ = ["Demonstration", "Example", "SFTConfig", "demonstrations", "main", "response_loss", "sft", "tokenize"]
 
 _SIDES = {"train": 0.95, "validation": 0.05}
+_DIVISION = 1  # not the tasks' own, of which the built-in demonstrations are one split
 _WARMUP = 0.05  # of all steps
 
 
@@ -207,7 +208,7 @@ def sft(
     """
     sides: dict[str, list[Demonstration]] = {side: [] for side in _SIDES}
     for row in rows:
-        side = split_of(row.prompt or row.response, _SIDES)
+        side = split_of(row.prompt or row.response, _SIDES, _DIVISION)
         if side != "train" or not config.rows or len(sides["train"]) < config.rows:
             sides[side].append(row)
     if not sides["train"] or not sides["validation"]:

@@ -77,8 +77,9 @@ def measure(model: str, responses: int, tokens: int, *, everything: bool) -> dic
         everything: Reward model (with an adapter of its own on all layers) and LLM scorer too, on the same weights.
     """
     import numpy as np
+    import peft
     import torch
-    from transformers.models.auto import modeling_auto
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     from agents.reinforce import ReinforceAgent, ReinforceConfig
     from rewards.compose import compose
@@ -86,9 +87,13 @@ def measure(model: str, responses: int, tokens: int, *, everything: bool) -> dic
     from rewards.language_model import LocalLM
     from rewards.reward_features import depth_of, lora_targets
     from rewards.reward_model import RewardModel
-    from rlaif_env.models import backbone, encode, pad_rows
+    from rlaif_env.models import backbone, encode, load_tokenizer, pad_rows, resolve
 
-    modeling_auto.AutoModelForCausalLM  # noqa: B018  (loaded now, so that it counts as the libraries')
+    # The libraries' share: adapters' code, the architecture's code (built without weights), the tokenizer.
+    tokenizer = load_tokenizer(model)
+    with torch.device("meta"):
+        skeleton = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(resolve(model)))
+        skeleton.add_adapter(peft.LoraConfig(r=1, target_modules="all-linear", task_type="CAUSAL_LM"))
     libraries = _resident()
     base = backbone(model, device="cpu", dtype="float32")
     weights = sum(
@@ -103,7 +108,7 @@ def measure(model: str, responses: int, tokens: int, *, everything: bool) -> dic
         parts["scorer"] = (1.0, DirectLLMScore(LocalLM(base), minimum_mass=0.0))
     reward = compose(parts)
     prompts = [" ".join(_WORDS[i % 9 : i % 9 + 8]) for i in range(responses // 2) for _ in range(2)]
-    ids, mask = pad_rows(encode(base.tokenizer, prompts), base.tokenizer.pad_token_id, side="left")
+    ids, mask = pad_rows(encode(tokenizer, prompts), tokenizer.pad_token_id, side="left")
     gc.collect()
     found: dict[str, float] = {"weights": weights, "held": _resident() - libraries}
 
@@ -114,7 +119,7 @@ def measure(model: str, responses: int, tokens: int, *, everything: bool) -> dic
     _reset_peak()
     actions = agent.act({"input_ids": ids, "attention_mask": mask})
     peak_since("sample")
-    texts = [str(base.tokenizer.decode(row, skip_special_tokens=True)) for row in actions]
+    texts = [str(tokenizer.decode(row, skip_special_tokens=True)) for row in actions]
     scores = reward.score(prompts, texts)
     peak_since("score")
     agent.update(np.asarray(scores.values))

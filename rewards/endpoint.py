@@ -2,7 +2,7 @@
 
 How this differs from a model in this process: the server shows only its k likeliest tokens, so the likelihood of a
 rarer label is an upper bound (`rewards.endpoint_labels`), and what goes on with the word after a label is taken off
-only where that label begins another one, unless ``boundaries="all"``. The prompt goes as text, so its last characters
+by asking once more with the label put behind the prompt. The prompt goes as text, so its last characters
 and a label put behind it are split into tokens together. Never is a grammar sent: it would make any label mass 1.
 """
 
@@ -28,7 +28,14 @@ from rlaif_env.api import BackendError, RLAIFError
 
 __all__ = ["EndpointLM", "Limits", "cache_main"]
 
-_GRAMMARS = ("response_format", "grammar", "json_schema", "structured_outputs", "guided_json", "guided_regex")
+_GRAMMARS: tuple[str, ...] = (
+    "response_format",
+    "grammar",
+    "json_schema",
+    "structured_outputs",
+    "guided_json",
+    "guided_regex",
+)
 _GRAMMARS += ("guided_choice", "guided_grammar", "structural_tag")
 _OWN = ("model", "prompt", "messages", "logprobs", "top_logprobs", "max_tokens", "stream", "n", "echo")
 _CHAT_LEADS = ("", " ")
@@ -52,8 +59,8 @@ class EndpointLM:
         cache: Where answers are kept: a file, True for the usual one, None for this process's memory only.
         revision: Anything that tells two states of the model apart; answers to one are not those of the other.
         extra: Further fields of every request, such as ``{"chat_template_kwargs": {"enable_thinking": False}}``.
-        boundaries: Ask what follows a label where it begins another one ("prefix"), or after each label ("all": up to k
-            further requests a prompt).
+        boundaries: Ask what follows each label of at least 0.005 ("all": up to k further requests a prompt), or only
+            where a label begins another one ("prefix": one or two; "80" then counts as "8").
         progress: Show a bar on the error output.
 
     The server is probed before the first request; `probe` does it at once.
@@ -73,7 +80,7 @@ class EndpointLM:
         cache: str | Path | bool | None = True,
         revision: str = "",
         extra: Mapping[str, Any] | None = None,
-        boundaries: Literal["prefix", "all"] = "prefix",
+        boundaries: Literal["prefix", "all"] = "all",
         progress: bool = False,
     ) -> None:
         if route not in ("auto", "completion", "chat") or boundaries not in ("prefix", "all"):

@@ -131,7 +131,7 @@ class EndpointClient:
         http = httpx.AsyncClient(
             headers=headers,
             timeout=self.limits.timeout,
-            limits=httpx.Limits(max_connections=n, max_keepalive_connections=n),
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=n),  # the slots are the bound,
             http2=importlib.util.find_spec("h2") is not None,
             trust_env=not is_loopback(self.url),
         )

@@ -23,6 +23,7 @@ from rlaif_env.api import RLAIFError
 __all__ = ["LabelAnswer", "NoLabelShown", "label_answer", "needs_second_answer"]
 
 _NEGLIGIBLE = 1e-5
+_WORTH_ASKING = 0.005  # a less likely label is too rare for its longer words to be seen in a score
 _FLOOR = 1e-12
 
 
@@ -94,7 +95,8 @@ async def label_answer(
                 continue
             seen |= {label for s, label in below.items() if s.startswith(reached)}
             ends, begins = reached in below, any(s != reached and s.startswith(reached) for s in below)
-            if more and (begins or (ends and every_boundary)) and before * p > _NEGLIGIBLE:
+            worth = before * p > (_NEGLIGIBLE if begins else _WORTH_ASKING)
+            if more and worth and (begins or every_boundary):
                 open_[reached] = open_.get(reached, 0.0) + before * p
             elif ends:
                 found[below[reached]] += before * p

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["Judged", "LabelledData", "load_labels", "side_of"]
 
 _SIDES = {"train": 0.8, "validation": 0.1, "test": 0.1}
+_DIVISION = 1  # not the tasks' own, which a file made from one of their splits would be on one side of
 _VALIDATION_PAIRS, _VALIDATION_TEXTS = 4000, 500
 
 
@@ -128,8 +129,7 @@ def load_labels(task: Task, labels: str | Path, *, pairs: int, texts: int, test_
         if not records:
             raise RLAIFError(
                 f"expected preferences in the {side} split of {labels}, found none; about 20 pairs with different "
-                "prompts "
-                "are the least that can be divided"
+                "prompts are the least that can be divided"
             )
     seen = {key for record in chosen["train"] for key in _keys(record)}
     clean: dict[str, list[Preference]] = {}
@@ -141,7 +141,7 @@ def load_labels(task: Task, labels: str | Path, *, pairs: int, texts: int, test_
 
 def side_of(record: Preference) -> str | None:
     """The side a preference belongs to by its prompt, else by its texts; None if those are of two sides."""
-    found = {split_of(key, _SIDES) for key in _keys(record)}
+    found = {split_of(key, _SIDES, _DIVISION) for key in _keys(record)}
     return found.pop() if len(found) == 1 else None
 
 

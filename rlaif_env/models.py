@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import weakref
@@ -350,6 +351,18 @@ class Backbone:
         self._switch(self._active)
         return list(parameters.values())
 
+    def free_name(self, wanted: str) -> str:
+        """An adapter name that is not taken: the wanted one, or with a number behind it."""
+        names = (wanted if i == 1 else f"{wanted}-{i}" for i in itertools.count(1))
+        return next(name for name in names if name not in self.adapters)
+
+    def remove_lora(self, adapter: str) -> None:
+        """Take an adapter off the model; one that is not on it is no error."""
+        if adapter in self.adapters:
+            self.adapters.remove(adapter)
+            self.model.delete_adapter(adapter)
+            self._switch(None if self._active == adapter else self._active)
+
     def lora_parameters(self, adapter: str) -> dict[str, torch.nn.Parameter]:
         """An adapter's parameters by name."""
         return {name: p for name, p in self.model.named_parameters() if "lora_" in name and f".{adapter}." in name}
@@ -414,8 +427,9 @@ class Backbone:
                     weight.data = original
 
     def adapter_state(self, adapter: str) -> dict[str, torch.Tensor]:
-        """An adapter's values by parameter name, copied to the CPU."""
-        return {name: p.detach().cpu().clone() for name, p in self.lora_parameters(adapter).items()}
+        """An adapter's values by parameter name (without the adapter's own), copied to the CPU."""
+        parameters = self.lora_parameters(adapter).items()
+        return {name.replace(f".{adapter}.", "."): p.detach().cpu().clone() for name, p in parameters}
 
     def load_adapter_state(self, adapter: str, state: dict[str, torch.Tensor]) -> None:
         """Put values back that `adapter_state` gave.
@@ -425,7 +439,7 @@ class Backbone:
         """
         import torch
 
-        parameters = self.lora_parameters(adapter)
+        parameters = {n.replace(f".{adapter}.", "."): p for n, p in self.lora_parameters(adapter).items()}
         found = {name: tuple(v.shape) for name, v in state.items()}
         expected = {name: tuple(p.shape) for name, p in parameters.items()}
         if found != expected:

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from endpoint_server import FAULTS, FaultServer, scores_of
 
+from benchmarks.endpoint_server import FAULTS, FaultServer, scores_of
+from benchmarks.endpoints import fault_run
 from rewards.direct_score import from_kwargs
 from rewards.endpoint import EndpointLM
-from rewards.endpoint_client import RequestFailed
 from rewards.endpoint_labels import LabelAnswer, NoLabelShown, label_answer
 from rewards.endpoint_limits import retry_after
 from rewards.endpoint_shapes import MalformedReply, Position, Reply, parse_reply
@@ -27,7 +27,7 @@ from rlaif_env.api import BackendError, RLAIFError
 FIXTURES = Path(__file__).parent / "fixtures" / "endpoint"
 TEN = [str(i) for i in range(1, 11)]
 KEY = "sk-planted-0123456789"
-FAST = {"retries": 8, "timeout": 0.5, "concurrency": 16}
+FAST = {"retries": 8, "timeout": 5.0, "concurrency": 16}
 
 
 @pytest.fixture(autouse=True)
@@ -272,53 +272,42 @@ def test_bad_labels_say_so(server: FaultServer, labels: list[str]) -> None:
 # --- failures
 
 
-def run_with_faults(
-    n: int, *, concurrency: int, seconds: float, timeout: float
-) -> tuple[EndpointLM, FaultServer, float]:
-    """Label n prompts, some of which can never be answered, and check each; returns the wall time too."""
+_QUICK = tuple(kind for kind in FAULTS if kind != "timeout")
 
-    def never(path: str, request: Mapping[str, Any]) -> tuple[int, Any] | None:
-        return (400, {"error": {"message": "too long"}}) if "hopeless" in str(request.get("prompt")) else None
 
-    prompts = [f"Rate {'hopeless ' if i % 100 == 7 else ''}{i}: " for i in range(n)]
-    hopeless = {i for i in range(n) if i % 100 == 7}
-    limits = {"retries": 12, "timeout": timeout, "concurrency": concurrency}
-    with FaultServer(faults=0.2, seconds=seconds, answer=never) as server, connect(server, limits=limits) as lm:
-        server.keep_requests = False
+def check_fault_run(found: dict[str, Any], kinds: tuple[str, ...] = FAULTS) -> None:
+    counts = {name: found[name] for name in ("lost", "invented", "doubled", "failed_for_nothing")}
+    assert counts == dict.fromkeys(counts, 0)
+    assert found["failed"] == found["labels"] // 100  # each permanent failure listed, with its reason
+    assert found["reasons"] == ["the server refused the request: HTTP 400: too long"]
+    assert set(found["server_failures"]) == set(kinds)  # every way of failing happened
+
+
+def test_labels_under_every_fault() -> None:
+    check_fault_run(fault_run(500, concurrency=16, seconds=0.0, timeout=30.0, kinds=_QUICK), _QUICK)
+
+
+def test_a_server_that_hangs_is_asked_again() -> None:
+    with FaultServer() as server, connect(server, limits={"timeout": 0.5}) as lm:
         lm.probe()
-        before, started = lm.usage.answers, time.monotonic()
-        found = lm.answers(prompts, TEN[1:9])
-        wall = time.monotonic() - started
-        assert len(found) == n  # none lost
-        failed = {i for i, row in enumerate(found) if isinstance(row, RequestFailed)}
-        assert failed == hopeless  # each permanent failure listed, no other
-        assert all("HTTP 400: too long" in str(found[i]) for i in failed)
-        good = [i for i in range(n) if i not in failed]
-        shown = np.array([found[i].logprobs for i in good])
-        np.testing.assert_allclose(shown, expected([prompts[i] for i in good])[:, 1:9], atol=1e-9)  # none invented
-        assert lm.usage.answers - before == len(lm._client.cache) == len(good)  # none doubled
-        assert len(server.answered) == len(good)
-        assert set(server.failed) == set(FAULTS)  # every way of failing happened
-        assert server.most_in_flight <= concurrency + server.failed["timeout"] + server.failed["reset"]
-        return lm, server, wall
-
-
-def test_five_hundred_labels_under_every_fault() -> None:
-    run_with_faults(500, concurrency=32, seconds=0.0, timeout=0.5)
+        server.faults, server.kinds = 1.0, ("timeout",)
+        threading.Timer(0.3, lambda: setattr(server, "faults", 0.0)).start()
+        np.testing.assert_allclose(lm.label_logprobs(["x "], ["2"]), expected(["x "])[:, 1:2])
+        assert server.failed["timeout"] >= 1
 
 
 @pytest.mark.slow
 def test_ten_thousand_labels_under_every_fault() -> None:
-    lm, _, wall = run_with_faults(10_000, concurrency=32, seconds=0.2, timeout=0.6)
-    assert lm.usage.busy_seconds / (32 * wall) >= 0.8  # how full the slots were
+    found = fault_run(10_000)
+    check_fault_run(found)
+    assert found["slots_busy"] >= 0.8
+    assert found["memory_growth_mb"] < 30
 
 
 def test_a_row_that_fails_is_named_and_the_others_are_kept(server: FaultServer) -> None:
     server.answer = lambda path, r: (400, {"error": {"message": "bad"}}) if "poison" in str(r.get("prompt")) else None
     with connect(server) as lm:
-        with pytest.raises(
-            BackendError, match=r"expected 3 answers, found that 1 failed \(row 1: .*HTTP 400: bad\)"
-        ) as caught:
+        with pytest.raises(BackendError, match=r"3 answers, found that 1 failed \(row 1: .*HTTP 400: bad\)") as caught:
             lm.label_logprobs(["a ", "poison ", "b "], TEN)
         assert caught.value.rows == (1,)
         before = len(server.requests)
@@ -330,9 +319,10 @@ def test_the_labeler_labels_what_can_be_labelled(server: FaultServer) -> None:
     server.answer = lambda path, r: (400, {"error": {"message": "bad"}}) if "poison" in str(r.get("prompt")) else None
     with connect(server) as lm:
         labels = PreferenceLabeler(lm, mode="score").label(["", ""], ["good", "poison"], ["bad", "fine"])
-    assert labels[0].status == "ok"
-    assert math.isnan(labels[1].p_first)
-    assert "HTTP 400: bad" in labels[1].reason
+    one, two = labels.rows
+    assert one.status == "ok"
+    assert math.isnan(two.p_first)
+    assert "HTTP 400: bad" in two.reason
 
 
 def test_given_up_after_the_retries() -> None:

@@ -1,17 +1,15 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import sqlite3
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-from endpoint_server import FaultServer
 
+from benchmarks.endpoint_server import FaultServer
+from benchmarks.endpoints import kill_run
 from rewards.endpoint import EndpointLM
 from rewards.endpoint_cache import AnswerCache, cache_key, cache_main
 from rlaif_env.api import BackendError, RLAIFError
@@ -55,12 +53,12 @@ def test_pruned_by_use_and_model(tmp_path: Path) -> None:
 def test_a_file_that_is_no_cache_says_so(tmp_path: Path) -> None:
     broken = tmp_path / "broken.sqlite"
     broken.write_bytes(b"not a database at all, but long enough to be taken for one" * 20)
-    with pytest.raises(RLAIFError, match="expected a cache of answers that can be read and written at .*broken.sqlite"):
+    with pytest.raises(RLAIFError, match=r"a cache of answers that can be read and written at .*broken\.sqlite"):
         AnswerCache(broken)
     other = tmp_path / "other.sqlite"
     with sqlite3.connect(other) as db:
         db.execute("PRAGMA user_version=7")
-    with pytest.raises(RLAIFError, match="expected a cache of version 1 at .*, found version 7"):
+    with pytest.raises(RLAIFError, match=r"expected a cache of version 1 at .*, found version 7"):
         AnswerCache(other)
 
 
@@ -84,41 +82,20 @@ def test_one_character_misses_and_failures_are_not_stored(tmp_path: Path) -> Non
             assert lm.usage.hits == 0
 
 
-def kill_in_the_middle(tmp_path: Path, n: int, seconds: float) -> tuple[int, int, int]:
-    """Kill a process in the middle of n questions and ask again: stored when killed, asked in all, asked twice."""
-    store = tmp_path / "answers.sqlite"
-    with FaultServer(seconds=seconds) as server:
-        server.keep_requests = False
-        command = [sys.executable, "-c", CHILD, server.url, str(store), str(n)]
-        child = subprocess.Popen(command, cwd=ROOT)
-        give_up = time.monotonic() + 120
-        while sum(server.answered.values()) < n // 2 and time.monotonic() < give_up:
-            time.sleep(0.005)
-        os.kill(child.pid, signal.SIGKILL)
-        child.wait()
-        time.sleep(seconds + 0.2)
-        with AnswerCache(store) as cache:
-            stored = len(cache)
-        first = dict(server.answered)
-        assert n // 4 < stored < n
-        subprocess.run(command, cwd=ROOT, check=True)
-        with AnswerCache(store) as cache:
-            assert len(cache) == n
-        assert len(server.answered) == n
-        again = sum(server.answered.values()) - sum(first.values())
-        assert again == n - stored  # not one stored answer was asked for again
-        return stored, again, sum(count > 1 for count in server.answered.values())
+def check_kill_run(found: dict[str, int]) -> None:
+    n = found["questions"]
+    assert n // 4 < found["stored"] < n
+    assert (found["asked_again"], found["in_the_end"]) == (0, n)
+    assert found["on_their_way"] <= 32  # no more than were in flight
 
 
-def test_killed_in_the_middle_nothing_stored_is_asked_again(tmp_path: Path) -> None:
-    _, _, twice = kill_in_the_middle(tmp_path, 400, 0.02)
-    assert twice <= 32  # at most what was on its way when the process died
+def test_killed_in_the_middle_nothing_stored_is_asked_again() -> None:
+    check_kill_run(kill_run(300, seconds=0.02))
 
 
 @pytest.mark.slow
-def test_killed_in_the_middle_of_five_thousand(tmp_path: Path) -> None:
-    _, _, twice = kill_in_the_middle(tmp_path, 5000, 0.02)
-    assert twice <= 32
+def test_killed_in_the_middle_of_five_thousand() -> None:
+    check_kill_run(kill_run(5000))
 
 
 def test_two_processes_share_a_store(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 from collections.abc import Sequence
 from typing import Any
 
@@ -181,6 +182,25 @@ def test_normalised_rewards_make_the_update_blind_to_their_scale() -> None:
 def test_the_learning_rate_warms_up_and_decays() -> None:
     _, metrics = run(4, learning_rate=1.0, warmup_updates=1, decay_updates=4, max_grad_norm=1e-6)
     assert [m["learning_rate"] for m in metrics] == [0.5, 0.75, 0.5, 0.25]
+
+
+def test_agents_may_share_a_model_and_leave_it_as_it_was() -> None:
+    model = tiny_backbone(0)
+    ids = torch.tensor([[5, 6, 7]])
+    before = model.model(ids).logits
+    first, second = (ReinforceAgent(model, ReinforceConfig(lora_rank=2), max_new_tokens=4, seed=s) for s in (1, 1))
+    assert model.adapters == ["policy", "policy-2"]
+    assert first.policy.fingerprint() == second.policy.fingerprint()
+    second.policy.load_state({name: value + 0.1 for name, value in first.policy.state().items()})
+    assert first.policy.fingerprint() != second.policy.fingerprint()
+    with first.policy.training():
+        assert torch.equal(model.model(ids).logits, before)
+    with second.policy.training():
+        assert not torch.allclose(model.model(ids).logits, before)
+    del first, second
+    gc.collect()
+    assert model.adapters == [] and torch.equal(model.model(ids).logits, before)
+    ReinforceAgent(model, ReinforceConfig(lora_rank=2), max_new_tokens=4)
 
 
 def test_missing_eos_costs() -> None:

@@ -210,7 +210,9 @@ def test_it_keeps_the_contract_of_a_backend() -> None:
 def test_a_score_that_is_not_finite_is_an_error() -> None:
     model = reward_model(tiny_backbone())
     model.weight[0] = np.nan
-    with pytest.raises(RLAIFError, match="expected finite scores from human-rm:tiny, found nan in row 0 for 'a'"):
+    with pytest.raises(
+        RLAIFError, match="expected finite scores from human-rm:tiny, found nan in row 0 for response 'a'"
+    ):
         model.score([""], ["a"])
 
 
@@ -340,8 +342,8 @@ def test_a_backend_takes_models_of_its_own_provenance_only(factory: Callable[...
 
 def test_what_is_mistaken_for_another_names_the_right_backend(saved: Path) -> None:
     message = (
-        "reward 'distilled-rm': expected a reward model whose labels were all made by a language model, found one trained "
-        "on 7 pairs from 'human'; use reward 'human-rm'"
+        "reward 'distilled-rm': expected a reward model whose labels were all made by a language model, found one "
+        "trained on 7 pairs from 'human'; use reward 'human-rm'"
     )
     with pytest.raises(RLAIFError) as error:
         make_reward("distilled-rm", task=TASK, model=str(saved))

@@ -24,6 +24,7 @@ from agents.sft import (
     tokenize,
 )
 from rlaif_env.api import DataError, RLAIFError
+from rlaif_env.data import split_of
 
 ROWS = [Demonstration(f"say {word} {n}: ", word) for word in ("red", "green", "blue") for n in range(60)]
 
@@ -151,6 +152,12 @@ def test_a_step_is_the_same_for_any_micro_batch() -> None:
         for size in (3, 16)
     ]
     assert runs[0][1]["validation_loss"] == pytest.approx(runs[1][1]["validation_loss"], abs=1e-4)
+
+
+def test_rows_of_one_split_of_a_task_can_still_be_divided() -> None:
+    rows = [Demonstration(f"q{i} ", "a") for i in range(400) if split_of(f"q{i} ") == "train"]
+    figures = sft(SFTConfig(rows=10), rows, base=tiny_backbone())[1]
+    assert figures["validation_rows"] > 3
 
 
 def test_the_held_out_loss_does_not_depend_on_the_batch() -> None:

@@ -18,7 +18,8 @@ from rewards.reward_model import RewardModel, distilled_rm, human_rm
 from rewards.reward_report import pair_accuracy, pair_figures
 from rewards.train_reward_model import TrainRMConfig, describe, main, train_rm
 from rlaif_env.api import DataError, Preference, RLAIFError
-from rlaif_env.data import SPLITS, write_preferences
+from rlaif_env.data import SPLITS, split_of, write_preferences
+from rlaif_env.statistics import excess_cross_entropy
 from rlaif_env.tasks import PromptSource, Task
 
 TASK = Task("toy", "continuation", "how many a there are", 24, 8)
@@ -151,6 +152,14 @@ def test_whole_texts_are_divided_by_text_and_what_crosses_is_counted(tmp_path: P
     assert side_of(rows[0]) in {"train", "validation", "test", None}
 
 
+def test_a_file_made_from_one_split_of_a_task_can_still_be_divided(tmp_path: Path) -> None:
+    prompts = [f"q{i}" for i in range(400) if split_of(f"q{i}") == "train"]
+    data = labels_of(tmp_path, [Preference(prompt, "a", "b", 0.7, "ai:x") for prompt in prompts])
+    assert len(data.train) < 0.9 * len(prompts)
+    assert len(data.validation) > 10
+    assert len(data.tests["labels"]) > 10
+
+
 def test_what_is_beyond_a_limit_is_counted(tmp_path: Path) -> None:
     rows = toy_preferences(200, seed=1)
     everything = labels_of(tmp_path, rows)
@@ -215,7 +224,8 @@ def head() -> Any:
 def test_a_head_learns_the_labels(head: Any) -> None:
     figures = head.figures["labels"]
     assert figures.accuracy.low > 0.55  # one pair in four is a tie, which counts one half
-    assert figures.excess_cross_entropy < 0.12
+    target = [r.p_first for r in toy_data().tests["labels"]]
+    assert figures.excess_cross_entropy < excess_cross_entropy(np.zeros(100), target)
     assert head.report["training"]["layers"] in (1, 2)
     assert [row["pairs"] for row in head.curve] == [128, 256, 400]
 

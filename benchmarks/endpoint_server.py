@@ -1,4 +1,4 @@
-"""A server for tests, on loopback, that speaks the shapes of four servers and can fail in every way.
+"""A server for tests and measurements, on loopback, that speaks the shapes of four servers and can fail in every way.
 
 Its model knows ten scores: what it answers to a prompt depends on the prompt alone, by a hash, so that a test can tell
 whether each answer belongs to its question. It splits "10" into "1" and "0".
@@ -11,10 +11,14 @@ import hashlib
 import json
 import math
 import random
+import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
+
+__all__ = ["FAULTS", "FaultServer", "next_tokens", "scores_of"]
 
 FAULTS = (
     "429",
@@ -160,6 +164,8 @@ class FaultServer:
             return await self._send(writer, 200, b"<html><body>Bad gateway</body></html>")
         elif fault == "truncated":
             return await self._send(writer, status, json.dumps(value).encode()[:-40])
+        elif status != 200:
+            pass  # nothing of a refusal can be missing
         elif fault == "no-choices":
             value = {**value, "choices": []}
         elif fault == "no-logprobs":
@@ -249,3 +255,16 @@ def _texts(request: Mapping[str, Any]) -> tuple[str, str]:
         begun = turns[-1]["content"] if turns[-1]["role"] == "assistant" else ""
         return turns[0]["content"], begun
     return request.get("prompt", ""), ""
+
+
+def main() -> None:
+    """Serve with so many seconds for each answer until the process is ended; the first line of output is the URL."""
+    with FaultServer(seconds=float(sys.argv[1])) as server:
+        server.keep_requests = False
+        print(server.url, flush=True)
+        while True:
+            time.sleep(3600)
+
+
+if __name__ == "__main__":
+    main()
