@@ -33,6 +33,7 @@ from rewards.endpoint import EndpointLM
 from rewards.endpoint_cache import AnswerCache
 from rewards.endpoint_client import RequestFailed
 from rewards.language_model import LocalLM
+from rlaif_env.statistics import spearman
 from rlaif_env.tasks import load_task
 
 __all__ = ["agreement_run", "fault_run", "kill_run", "main", "speed_run"]
@@ -209,12 +210,11 @@ def agreement_run(url: str, model: str, *, n: int = 100, **settings: Any) -> dic
         served = DirectLLMScore(lm).score(none, texts).info
         facts, requests = lm.facts, lm.usage.requests
     gap = np.abs(local["score"] - served["score"])
-    ranks = [np.argsort(np.argsort(info["score"])) for info in (local, served)]
     return {
         "snippets": len(texts),
         "within_a_quarter": float((gap <= 0.25).mean()),
         "largest_gap": round(float(gap.max()), 4),
-        "spearman": round(float(np.corrcoef(np.stack(ranks))[0, 1]), 4),
+        "spearman": round(float(spearman(local["score"], served["score"])), 4),
         "largest_mass_gap": round(float(np.abs(local["label_mass"] - served["label_mass"]).max()), 4),
         "requests": requests,
         "seconds": round(time.monotonic() - started, 1),

@@ -14,9 +14,7 @@ scores.
 from __future__ import annotations
 
 import copy
-import itertools
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -63,7 +61,7 @@ def save(model: RewardModel, folder: Path, *, merged: bool, figures: Mapping[str
         tensors = {_SCORE: model.weight[None].contiguous()}
         if model.adapter is not None:
             state = model.backbone.adapter_state(model.adapter)
-            tensors |= {name.replace(f".{model.adapter}.", "."): value.contiguous() for name, value in state.items()}
+            tensors |= {name: value.contiguous() for name, value in state.items()}
         save_file(tensors, folder / _HEAD, metadata={"format": "pt"})
     whole = merged or model.owns_weights
     if whole:
@@ -245,17 +243,14 @@ def _open_base(
             found = backbone(base or name, device=device, dtype=dtype)
         except RLAIFError as error:
             raise RLAIFError(
-                f"expected the base model of the reward model in {folder}, found: {error}. Say where it is with "
-                "base=..., or "
-                "open the merged copy with standalone=True"
+                f"expected the base model of the reward model in {folder}, found: {error}. Say where it is "
+                "with base=..., or open the merged copy with standalone=True"
             ) from error
     if (fingerprint := found.fingerprint()) != expected:
         raise RLAIFError(
             f"expected the base model that the reward model in {folder} was trained on ({name}, fingerprint "
-            f"{expected[:12]}), "
-            f"found another ({found.name}, {fingerprint[:12]}); its states would mean something else. Name the right "
-            "one with "
-            "base=..., or open the merged copy with standalone=True"
+            f"{expected[:12]}), found another ({found.name}, {fingerprint[:12]}); its states would mean something "
+            "else. Name the right one with base=..., or open the merged copy with standalone=True"
         )
     return found
 
@@ -266,16 +261,14 @@ def _attach(folder: Path, record: Mapping[str, Any], base: Backbone) -> tuple[to
     if _SCORE not in tensors:
         raise RLAIFError(
             f"expected a head ({_SCORE}) in {folder / _HEAD}, found {', '.join(sorted(tensors)[:3]) or 'nothing'}; "
-            "without it "
-            "the model has no scores. Train it again with `rlaif train-rm`"
+            "without it the model has no scores. Train it again with `rlaif train-rm`"
         )
     weight = tensors.pop(_SCORE)[0]
     if (lora := record["lora"]) is None:
         return weight, None
-    adapter = next(name for name in map("reward{}".format, itertools.count(1)) if name not in base.adapters)
+    adapter = base.free_name("reward")
     base.add_lora(adapter, rank=lora["rank"], alpha=lora["alpha"], targets=lora["targets"])
-    pattern = re.compile(r"(\.lora_[AB])\.")
-    base.load_adapter_state(adapter, {pattern.sub(rf"\1.{adapter}.", name): value for name, value in tensors.items()})
+    base.load_adapter_state(adapter, tensors)
     return weight, adapter
 
 

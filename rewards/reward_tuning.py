@@ -173,8 +173,10 @@ def _step(
         pairs = train.pairs.take(part)
         texts, places = torch.unique(torch.cat([pairs.first, pairs.second]), return_inverse=True)
         rows = [train.rows[int(text)] for text in texts]
-        with base.using(adapter) as model, torch.autocast(base.device.type, torch.bfloat16, enabled=half_precision):
-            scores = last_states(model, rows, [depth])[:, 0] @ head
+        with base.using(adapter) as model:
+            with torch.autocast(base.device.type, torch.bfloat16, enabled=half_precision):
+                states = last_states(model, rows, [depth])[:, 0]
+            scores = states @ head
             first, second = scores[places.to(scores.device)].split(len(part))
             loss = preference_loss(first - second, pairs.p_first.to(scores.device)) * (len(part) / len(batch))
             loss.backward()
