@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import random
+import re
 import sys
 import threading
 import time
@@ -53,7 +54,7 @@ def next_tokens(prompt: str, begun: str = "") -> list[tuple[str, float]]:
         p = scores_of(prompt)
         ten = p[9] / (p[0] + p[9])
         return sorted([("0", ten), ("\n", 1 - ten - 0.01), (".", 0.01)], key=lambda t: -t[1])
-    return [("\n", 0.97), ("th", 0.02), (".", 0.01)]
+    return [("\n", 0.97), (" out", 0.02), (".", 0.01)]
 
 
 class FaultServer:
@@ -209,8 +210,8 @@ class FaultServer:
         if not request.get("logprobs"):
             text = "".join(token for token, _ in next_tokens(prompt)[:1]) + " because. END of it"
             return 200, self._wrap(chat, request, [[(text, 0.9)]])
-        if not chat and begun == "" and prompt.endswith(" 1"):
-            prompt, begun = prompt[:-1], "1"
+        if not chat and (found := re.fullmatch(r"(.*\s)(\d+)", prompt, re.DOTALL)):
+            prompt, begun = found.groups()
         return 200, self._wrap(chat, request, [next_tokens(prompt, begun if prefills else "")])
 
     def _wrap(self, chat: bool, request: dict[str, Any], positions: list[list[tuple[str, float]]]) -> dict[str, Any]:

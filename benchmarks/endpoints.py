@@ -43,7 +43,7 @@ _CHILD = """
 import sys
 from rewards.endpoint import EndpointLM
 url, store, n = sys.argv[1], sys.argv[2], int(sys.argv[3])
-with EndpointLM(url, "scorer", cache=store, limits={"concurrency": 32}) as lm:
+with EndpointLM(url, "scorer", cache=store, boundaries="prefix", limits={"concurrency": 32}) as lm:
     lm.label_logprobs([f"Rate {i}: " for i in range(n)], ["2", "3"])
 """
 
@@ -69,7 +69,9 @@ def fault_run(
     with (
         tempfile.TemporaryDirectory() as folder,
         FaultServer(faults=0.2, kinds=kinds, seconds=seconds, answer=never) as server,
-        EndpointLM(server.url, "scorer", cache=Path(folder) / "answers.sqlite", limits=limits) as lm,
+        EndpointLM(
+            server.url, "scorer", cache=Path(folder) / "answers.sqlite", boundaries="prefix", limits=limits
+        ) as lm,
     ):
         server.keep_requests = False
         lm.probe()
@@ -161,7 +163,13 @@ def speed_run(n: int = 1500, *, in_flight: int = 64, seconds: float = 0.05, roun
             bare.append(n / asyncio.run(_bare_loop(url, prompts, in_flight)))
             with (
                 tempfile.TemporaryDirectory() as folder,
-                EndpointLM(url, "scorer", cache=Path(folder) / "a.sqlite", limits={"concurrency": in_flight}) as lm,
+                EndpointLM(
+                    url,
+                    "scorer",
+                    cache=Path(folder) / "a.sqlite",
+                    boundaries="prefix",
+                    limits={"concurrency": in_flight},
+                ) as lm,
             ):
                 lm.probe()
                 started = time.perf_counter()

@@ -43,7 +43,7 @@ def server() -> Iterator[FaultServer]:
 
 
 def connect(server: FaultServer, **settings: Any) -> EndpointLM:
-    return EndpointLM(server.url, server.model, **{"cache": None, "limits": FAST, **settings})
+    return EndpointLM(server.url, server.model, **{"cache": None, "limits": FAST, "boundaries": "prefix", **settings})
 
 
 def expected(prompts: list[str]) -> np.ndarray:
@@ -433,7 +433,11 @@ def test_texts_are_generated_and_cut(server: FaultServer) -> None:
 
 def test_the_reward_takes_a_url(server: FaultServer) -> None:
     reward = from_kwargs(
-        model="scorer", llm_url=server.url, llm={"cache": None}, template="Review: {text}\nScore: ", scale=[1, 10]
+        model="scorer",
+        llm_url=server.url,
+        llm={"cache": None, "limits": FAST},
+        template="Review: {text}\nScore: ",
+        scale=[1, 10],
     )
     scores = reward.score([""], ["fine"])
     p = np.array(scores_of("Review: fine\nScore: "))

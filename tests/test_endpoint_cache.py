@@ -19,7 +19,7 @@ CHILD = """
 import sys
 from rewards.endpoint import EndpointLM
 url, store, n = sys.argv[1], sys.argv[2], int(sys.argv[3])
-with EndpointLM(url, "scorer", cache=store, limits={"concurrency": 32}) as lm:
+with EndpointLM(url, "scorer", cache=store, boundaries="prefix", limits={"concurrency": 32}) as lm:
     lm.label_logprobs([f"Rate {i}: " for i in range(n)], ["2", "3"])
 """
 
@@ -65,7 +65,7 @@ def test_a_file_that_is_no_cache_says_so(tmp_path: Path) -> None:
 def test_one_character_misses_and_failures_are_not_stored(tmp_path: Path) -> None:
     store = tmp_path / "c.sqlite"
     with FaultServer() as server:
-        with EndpointLM(server.url, "scorer", cache=store, limits={"retries": 0}) as lm:
+        with EndpointLM(server.url, "scorer", cache=store, boundaries="prefix", limits={"retries": 0}) as lm:
             lm.label_logprobs(["Rate: "], ["2"])
             lm.label_logprobs(["Rate: "], ["2", "3"])  # the same question, other labels
             assert (sum(server.answered.values()), lm.usage.hits) == (1, 1)
@@ -77,7 +77,7 @@ def test_one_character_misses_and_failures_are_not_stored(tmp_path: Path) -> Non
                     lm.label_logprobs([f"new {kind}"], ["2"])
             assert len(lm._client.cache) == 2
         server.faults = 0.0
-        with EndpointLM(server.url, "scorer", cache=store, revision="v2") as lm:
+        with EndpointLM(server.url, "scorer", cache=store, boundaries="prefix", revision="v2") as lm:
             lm.label_logprobs(["Rate: "], ["2"])
             assert lm.usage.hits == 0
 
