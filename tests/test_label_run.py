@@ -346,8 +346,8 @@ def test_a_small_labeler_is_position_biased_on_real_harmlessness_pairs(tmp_path:
 @pytest.mark.slow
 def test_comparing_scores_agrees_with_people_on_movie_reviews(tmp_path: Path) -> None:
     options: dict[str, Any] = {"task": "movie-review", "split": "test", "pairs": 200, "min_gap": 0.5}
-    score = label(LabelConfig(**options, mode="score", out=tmp_path / "score"), quiet())
+    score = label(LabelConfig(**options, mode="score", scale=(1, 9), out=tmp_path / "score"), quiet())
     assert score["labelled"] == 200
-    assert score["human"]["alignment"]["low"] > 0.6
+    assert score["human"]["alignment"]["low"] > 0.7
     pairwise = label(LabelConfig(**options, out=tmp_path / "pairwise"), quiet())
     assert pairwise["position_bias"]["same_position"]["low"] > 0.5
