@@ -7,25 +7,28 @@ ARGS ?=
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test test-server lint bench clean
+.PHONY: help demo compare test test-server lint bench clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo      train a language model with a language model's reward, before and after shown"
+	@echo "make compare   the reward backends side by side: table, plots, one HTML page in runs/compare"
 	@echo "make test      the tests (ARGS=\"-m slow\" for the slow ones)"
 	@echo "make test-server  a real llama.cpp server with the built-in model (compiles it the first time)"
 	@echo "make lint      ruff and mypy"
-	@echo "make bench     speed, side by side"
+	@echo "make bench     speed, side by side; an hour on two cores (ARGS=\"--only 0\" for one comparison with TRL)"
 	@echo "make clean     remove .venv, builds and caches; runs/ stays"
 
 demo: .venv/runtime
 	$(BIN)/rlaif train --reward-kwargs '{"scale": [1, 9]}' $(ARGS)
 
+compare: .venv/runtime
+	$(BIN)/rlaif compare --scale 1 9 $(ARGS)
+
 test: .venv/tests
 	$(BIN)/python -m pytest $(ARGS)
 
-test-server: .venv/tests
-	$(INSTALL) --editable ".[test,llamacpp]"
+test-server: .venv/server
 	$(BIN)/python -m pytest -m slow -rs tests/test_endpoint_real.py $(ARGS)
 
 lint: .venv/tests
@@ -34,7 +37,8 @@ lint: .venv/tests
 	$(BIN)/mypy
 
 bench: .venv/tests
-	$(BIN)/python -m benchmarks.throughput env $(ARGS)
+	for part in env overhead score sample floor; do $(BIN)/python -m benchmarks.throughput $$part || exit 1; done
+	$(BIN)/python -m benchmarks.versus_trl $(ARGS)
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
@@ -55,3 +59,12 @@ clean:
 	@echo "installing into .venv (some minutes the first time)"
 	$(INSTALL) --editable ".[test,integrations]"
 	@touch .venv/runtime $@
+
+# Of llama.cpp only the library is compiled. Its own settings cannot leave out the parts for command lines
+# (llama-cpp-python forces them on), so the switch is put where it comes later.
+.venv/server: .venv/tests
+	@echo "compiling llama.cpp into .venv (about ten minutes on two cores, once)"
+	@echo 'set(LLAMA_BUILD_COMMON OFF)' > .venv/llama.cmake
+	CMAKE_ARGS="$(CMAKE_ARGS) -DLLAVA_BUILD=OFF '-DCMAKE_PROJECT_INCLUDE=$(CURDIR)/.venv/llama.cmake'" \
+		$(INSTALL) --editable ".[test,llamacpp]" "llama-cpp-python[server]==0.3.36"
+	@touch $@

@@ -163,10 +163,10 @@ class FaultServer:
             return await self._send(writer, int(fault[:3]), {"error": {"message": "overloaded"}}, extra)
         elif fault == "html":
             return await self._send(writer, 200, b"<html><body>Bad gateway</body></html>")
-        elif fault == "truncated":
-            return await self._send(writer, status, json.dumps(value).encode()[:-40])
         elif status != 200:
             pass  # nothing of a refusal can be missing
+        elif fault == "truncated":
+            return await self._send(writer, status, json.dumps(value).encode()[:-40])
         elif fault == "no-choices":
             value = {**value, "choices": []}
         elif fault == "no-logprobs":
@@ -210,7 +210,7 @@ class FaultServer:
         if not request.get("logprobs"):
             text = "".join(token for token, _ in next_tokens(prompt)[:1]) + " because. END of it"
             return 200, self._wrap(chat, request, [[(text, 0.9)]])
-        if not chat and (found := re.fullmatch(r"(.*\s)(\d+)", prompt, re.DOTALL)):
+        if not chat and (found := re.fullmatch(r"(.*[\s=])(\d+)", prompt, re.DOTALL)):
             prompt, begun = found.groups()
         return 200, self._wrap(chat, request, [next_tokens(prompt, begun if prefills else "")])
 

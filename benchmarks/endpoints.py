@@ -19,8 +19,10 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,7 @@ from rewards.direct_score import DirectLLMScore
 from rewards.endpoint import EndpointLM
 from rewards.endpoint_cache import AnswerCache
 from rewards.endpoint_client import RequestFailed
+from rewards.endpoint_labels import LabelAnswer
 from rewards.language_model import LocalLM
 from rlaif_env.statistics import spearman
 from rlaif_env.tasks import load_task
@@ -49,14 +52,16 @@ with EndpointLM(url, "scorer", cache=store, boundaries="prefix", limits={"concur
 
 
 def fault_run(
-    n: int, *, concurrency: int = 32, seconds: float = 0.1, timeout: float = 10.0, kinds: tuple[str, ...] = FAULTS
+    n: int, *, concurrency: int = 32, seconds: float = 0.4, timeout: float = 10.0, kinds: tuple[str, ...] = FAULTS
 ) -> dict[str, Any]:
     """Label n prompts, one in a hundred of which can never be answered, against a server that fails often.
 
     Returns:
         Counts of rows: lost, invented (not what the server answers to this prompt), doubled (accepted twice), failed,
-        and failed though they could be answered; ``slots_busy`` is the share of time that the slots were on the wire,
-        ``memory_growth_mb`` the resident memory at the end less that after a fifth.
+        and failed though they could be answered. ``of_the_bound`` is the least time in which so many slots can hold so
+        many requests of the server's own duration (hanging ones last until the timeout), as a share of the time it
+        took; ``slots_busy`` the share of time that the slots were on the wire; ``memory_growth_mb`` the resident memory
+        at the end less that after a fifth of the time.
     """
 
     def never(path: str, request: Mapping[str, Any]) -> tuple[int, Any] | None:
@@ -64,8 +69,6 @@ def fault_run(
 
     prompts = [f"Rate {'hopeless ' if i % 100 == 7 else ''}{i}: " for i in range(n)]
     limits = {"retries": 12, "timeout": timeout, "concurrency": concurrency}
-    found: list[Any] = []
-    memory: list[float] = []
     with (
         tempfile.TemporaryDirectory() as folder,
         FaultServer(faults=0.2, kinds=kinds, seconds=seconds, answer=never) as server,
@@ -75,20 +78,22 @@ def fault_run(
     ):
         server.keep_requests = False
         lm.probe()
-        before, busy, started = lm.usage.answers, lm.usage.busy_seconds, time.monotonic()
-        for start in range(0, n, max(1, n // 5)):
-            found += lm.answers(prompts[start : start + max(1, n // 5)], _LABELS)
-            memory.append(_resident_mb())
+        before, started = replace(lm.usage), time.monotonic()
+        with _MemoryWatch() as memory:
+            found = lm.answers(prompts, _LABELS)
         wall = time.monotonic() - started
-        accepted = lm.usage.answers - before
+        accepted = lm.usage.answers - before.answers
+        requests = lm.usage.requests - before.requests
         retried = lm.usage.retries
-        busy = lm.usage.busy_seconds - busy
+        busy = lm.usage.busy_seconds - before.busy_seconds
         failures = dict(server.failed)
     bad = {i: str(row) for i, row in enumerate(found) if isinstance(row, RequestFailed)}
     hopeless = {i for i in range(n) if i % 100 == 7}
-    good = [i for i in range(len(found)) if i not in bad]
-    shown = np.exp([found[i].logprobs for i in good])
+    good = {i: row.logprobs for i, row in enumerate(found) if isinstance(row, LabelAnswer)}
+    shown = np.exp(list(good.values()))
     truth = np.array([scores_of(prompts[i])[1:9] for i in good])
+    hanging = failures.get("timeout", 0)
+    least = ((requests - hanging) * seconds + hanging * timeout) / concurrency
     return {
         "labels": n,
         "lost": n - len(found),
@@ -101,9 +106,34 @@ def fault_run(
         "server_failures": failures,
         "seconds": round(wall, 1),
         "labels_a_second": round(n / wall, 1),
+        "of_the_bound": round(least / wall, 3),
         "slots_busy": round(busy / (concurrency * wall), 3),
-        "memory_growth_mb": round(memory[-1] - memory[0], 1),
+        "memory_growth_mb": round(memory.growth(), 1),
     }
+
+
+class _MemoryWatch:
+    """Looks at this process's resident memory twice a second, in a thread."""
+
+    def __enter__(self) -> _MemoryWatch:
+        self._seen = [_resident_mb()]
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._over.set()
+        self._thread.join()
+        self._seen.append(_resident_mb())
+
+    def _watch(self) -> None:
+        while not self._over.wait(0.5):
+            self._seen.append(_resident_mb())
+
+    def growth(self) -> float:
+        """Megabytes at the end less those after a fifth of the time."""
+        return self._seen[-1] - self._seen[len(self._seen) // 5]
 
 
 def _resident_mb() -> float:
@@ -207,8 +237,8 @@ def agreement_run(url: str, model: str, *, n: int = 100, **settings: Any) -> dic
     """Scores of n movie snippets by the built-in model in this process and by a server with the same weights.
 
     Returns:
-        The share of scores within 0.25, the largest difference, Spearman's rank correlation, the largest difference in
-        label mass.
+        The share of scores within 0.25, the largest difference, Spearman's rank correlation, the share of label masses
+        within 0.02, their largest and mean difference (the server's less the own), requests and seconds a snippet.
     """
     texts = [p.response_1 for p, _ in zip(load_task("movie-review").preferences("test"), range(n), strict=False)]
     none = [""] * len(texts)
@@ -216,16 +246,20 @@ def agreement_run(url: str, model: str, *, n: int = 100, **settings: Any) -> dic
     started = time.monotonic()
     with EndpointLM(url, model, cache=None, **settings) as lm:
         served = DirectLLMScore(lm).score(none, texts).info
+        spent = time.monotonic() - started
         facts, requests = lm.facts, lm.usage.requests
     gap = np.abs(local["score"] - served["score"])
+    more = served["label_mass"] - local["label_mass"]
     return {
         "snippets": len(texts),
         "within_a_quarter": float((gap <= 0.25).mean()),
         "largest_gap": round(float(gap.max()), 4),
         "spearman": round(float(spearman(local["score"], served["score"])), 4),
-        "largest_mass_gap": round(float(np.abs(local["label_mass"] - served["label_mass"]).max()), 4),
-        "requests": requests,
-        "seconds": round(time.monotonic() - started, 1),
+        "mass_within_0.02": float((np.abs(more) <= 0.02).mean()),
+        "largest_mass_gap": round(float(np.abs(more).max()), 4),
+        "mean_mass_gap": round(float(more.mean()), 4),
+        "requests_a_snippet": round(requests / len(texts), 2),
+        "seconds_a_snippet": round(spent / len(texts), 2),
         "facts": facts,
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,12 +99,14 @@ def compose(parts: Mapping[str, Any], *, task: str | Path | Task | Mapping[str, 
     Raises:
         RLAIFError: If a part is in none of these forms, its weight is not a finite number, or a name is unknown.
     """
+    if not isinstance(parts, Mapping):
+        raise RLAIFError(f"expected the parts of a reward by name, found {parts!r:.80}")
     judged = load_task(task)
     made = []
     for name, value in parts.items():
         weight, reward, settings = _part(name, unshare(value))
-        if isinstance(weight, bool) or not isinstance(weight, int | float):
-            raise RLAIFError(f"expected a number as the weight of the part {name!r}, found {weight!r}")
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or abs(weight) > sys.float_info.max:
+            raise RLAIFError(f"expected a number as the weight of the part {name!r}, found {weight!r:.60}")
         made.append(Part(name, float(weight), resolve_reward(reward, judged, settings)))
     return Composite(made)
 

@@ -9,6 +9,7 @@ the model puts on the ten answers together is reported with every score; other r
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rewards.labels import BoundedModel, seen_logprobs, usable_scale
 from rewards.language_model import LanguageModel, language_model_from
 from rewards.prompts import score_prompt
 from rlaif_env.api import BackendError, RLAIFError, Scores
@@ -52,7 +54,9 @@ class DirectLLMScore:
             the score is to follow.
         minimum_mass: A row on whose scores the model puts less probability than this cannot be scored: it raises.
 
-    ``score`` returns values in [-1, 1] and info "score" (on the scale), "label_mass" and "score_std".
+    ``score`` returns values in [-1, 1] and info "score" (on the scale), "label_mass" and "score_std"; with a model
+    behind a server also "labels_bounded" (how many scores' likelihoods are only upper bounds), "scale" (a narrower one
+    where the server cannot tell the scores apart; ``fallback`` says why) and "server" (what it can do, as JSON).
     """
 
     def __init__(
@@ -65,12 +69,13 @@ class DirectLLMScore:
         template: str | None = None,
         minimum_mass: float = 1e-3,
     ) -> None:
-        low, high = scale
-        if not 0 <= low < high <= 100:
+        whole = isinstance(scale, tuple | list) and len(scale) == 2 and all(type(end) is int for end in scale)
+        if not whole or not 0 <= scale[0] < scale[1] <= 100:
             raise RLAIFError(f"expected a scale of two whole numbers from 0 to 100, the lower first, found {scale}")
         self.language_model = language_model
         self.task = load_task(task)
-        self.scale = (int(low), int(high))
+        self.scale, self.fallback = usable_scale(language_model, scale, template)
+        low, high = self.scale
         self.shots = shots
         self.template = template
         self.minimum_mass = minimum_mass
@@ -94,8 +99,15 @@ class DirectLLMScore:
         Raises:
             BackendError: If the mass of a row is under ``minimum_mass`` or is not a number.
         """
+        probabilities, mass, _ = self._seen(prompts, responses)
+        return probabilities, mass
+
+    def _seen(
+        self, prompts: Sequence[str], responses: Sequence[str]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
+        """`distributions`, and which likelihoods are only upper bounds, (n, k)."""
         rendered = [self.render(p, r) for p, r in zip(prompts, responses, strict=True)]
-        logprobs = self.language_model.label_logprobs(rendered, self.labels)
+        logprobs, bounded = seen_logprobs(self.language_model, rendered, self.labels)
         if logprobs.shape != (len(rendered), len(self.labels)):
             raise BackendError(
                 f"expected label log-likelihoods of shape {(len(rendered), len(self.labels))} from "
@@ -111,17 +123,23 @@ class DirectLLMScore:
                 "use another template, exemplars (shots) or model",
                 bad,
             )
-        return probabilities, mass
+        return probabilities, mass, bounded
 
     def score(self, prompts: Sequence[str], responses: Sequence[str]) -> Scores:
         """Rewards in [-1, 1]; see `rlaif_env.api.RewardBackend`."""
-        probabilities, mass = self.distributions(prompts, responses)
+        probabilities, mass, bounded = self._seen(prompts, responses)
         scores = expected_scores(probabilities, self.scale)
         low, high = self.scale
         grid = np.arange(low, high + 1, dtype=np.float64)
         spread = np.sqrt((probabilities * (grid[None] - scores[:, None]) ** 2).sum(axis=1))
         values = (2 * (scores - low) / (high - low) - 1).astype(np.float32)
-        return Scores(values, {"score": scores, "label_mass": mass, "score_std": spread})
+        info = {"score": scores, "label_mass": mass, "score_std": spread}
+        if not isinstance(self.language_model, BoundedModel):
+            return Scores(values, info)
+        facts = {**self.language_model.label_facts(), **({"fallback": self.fallback} if self.fallback else {})}
+        same = {"scale": f"{low} to {high}", "server": json.dumps(facts)}
+        told = {name: np.full(len(scores), text) for name, text in same.items()}
+        return Scores(values, {**info, "labels_bounded": bounded.sum(axis=1).astype(np.float64), **told})
 
 
 def from_kwargs(
@@ -152,7 +170,7 @@ def from_kwargs(
     language_model = language_model_from(
         model, tokenizer, url=llm_url, device=device, dtype=dtype, chat=chat, endpoint=llm
     )
-    if "scale" in kwargs:
+    if isinstance(kwargs.get("scale"), list):
         kwargs["scale"] = tuple(kwargs["scale"])
     try:
         return DirectLLMScore(language_model, task, **kwargs)

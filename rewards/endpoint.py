@@ -9,6 +9,7 @@ and a label put behind it are split into tokens together. Never is a grammar sen
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -39,6 +40,11 @@ _GRAMMARS: tuple[str, ...] = (
 _GRAMMARS += ("guided_choice", "guided_grammar", "structural_tag")
 _OWN = ("model", "prompt", "messages", "logprobs", "top_logprobs", "max_tokens", "stream", "n", "echo")
 _CHAT_LEADS = ("", " ")
+
+
+def _end(client: EndpointClient) -> None:
+    client.close()
+    client.cache.close()
 
 
 @dataclass(frozen=True)
@@ -88,6 +94,8 @@ class EndpointLM:
                 "expected route 'auto', 'completion' or 'chat' and boundaries 'prefix' or 'all', found "
                 f"{route!r} and {boundaries!r}"
             )
+        if not isinstance(extra, Mapping | None):
+            raise RLAIFError(f"expected extra fields by name, found {extra!r:.80}")
         if bad := sorted(set(extra or ()) & {*_GRAMMARS, *_OWN}):
             why = "under a grammar label mass looks like 1" if set(bad) & set(_GRAMMARS) else "they are set here"
             raise RLAIFError(f"expected extra fields without {', '.join(bad)}: {why}")
@@ -102,6 +110,9 @@ class EndpointLM:
             base_url, model, api_key_env=api_key_env, limits=kept, cache=AnswerCache(path), revision=revision
         )
         self.url = self._client.url
+        self._end = weakref.finalize(
+            self, _end, self._client
+        )  # also where nobody closes it: a reward in an environment
         self.name = f"{model} at {self.url}"
         self._abilities: Abilities | None = None
         self._probing = threading.Lock()
@@ -134,11 +145,49 @@ class EndpointLM:
         """What was used so far."""
         return self._client.usage
 
+    def label_facts(self) -> dict[str, Any]:
+        """What decides how exact the likelihoods are, to be kept with every label; JSON-able."""
+        own = {"url": self.url, "model": self._client.model, "revision": self._client.revision}
+        return {**own, "boundaries": self.boundaries, **asdict(self.probe())}
+
     @property
     def facts(self) -> dict[str, Any]:
-        """What decides how exact the likelihoods are, to be kept with the labels."""
-        own = {"url": self.url, "boundaries": self.boundaries, "labels_bounded": self._bounded}
-        return {**own, "top_k_sent": self._takes_top_k, **asdict(self.probe())}
+        """`label_facts`, how many labels were bounded so far, and whether ``top_k`` is sent with a generation."""
+        return {**self.label_facts(), "labels_bounded": self._bounded, "top_k_sent": self._takes_top_k}
+
+    def usable_scale(self, scale: tuple[int, int]) -> tuple[tuple[int, int], str]:
+        """The scale, or one whose scores the server can tell apart and show, and why it is not the given one.
+
+        Returns:
+            The scale and "", or 0 to 9 (1 to 5 where few tokens are shown), each score one token, and the reason.
+
+        Raises:
+            BackendError: If fewer than five tokens are shown.
+        """
+        able = self.probe()
+        labels = [str(i) for i in range(scale[0], scale[1] + 1)]
+        if begin := self._merged(labels, able):
+            why = (
+                f"the server does not go on with an answer that is begun for it, so that {begin[0]!r} cannot be told "
+                "from the beginning of a longer score"
+            )
+        elif able.top < len(labels):
+            why = f"the server shows {able.top} tokens and the scale has {len(labels)} scores"
+        else:
+            return scale, ""
+        if able.top >= 10:
+            return (0, 9), why
+        if able.top >= 5:
+            return (1, 5), why
+        raise BackendError(
+            f"expected at least 5 of the likeliest tokens from {self.name}, found {able.top}: too few for a scale; "
+            "have the server show more (vLLM: --max-logprobs 20), or use another server or route"
+        )
+
+    @staticmethod
+    def _merged(labels: Sequence[str], able: Abilities) -> list[str]:
+        """The labels that the server cannot tell from the beginning of another one."""
+        return needs_second_answer(labels) if not able.prefill and able.ten_is_split is not False else []
 
     def answers(self, prompts: Sequence[str], labels: Sequence[str]) -> list[LabelAnswer | RequestFailed]:
         """Label likelihoods row by row; a row that failed holds its reason and does not stop the others.
@@ -151,8 +200,7 @@ class EndpointLM:
         if not prompts:
             return []
         able = self.probe()
-        begin = needs_second_answer(labels)
-        if begin and not able.prefill and able.ten_is_split is not False:
+        if begin := self._merged(labels, able):
             raise BackendError(
                 f"expected labels none of which begins another one, found {begin[0]!r} among {list(labels)}: "
                 f"{self.name} does not go on with an answer that is begun for it, so that the two cannot be told "
@@ -191,8 +239,17 @@ class EndpointLM:
         Raises:
             BackendError: If rows failed: which, and why. What was answered is kept; asking again asks only the rest.
         """
+        return self.bounded_logprobs(prompts, labels)[0]
+
+    def bounded_logprobs(
+        self, prompts: Sequence[str], labels: Sequence[str]
+    ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """`label_logprobs`, and which of them are only upper bounds because the server does not show them, (n, k)."""
         found = self._all(self.answers(prompts, labels))
-        return np.array([answer.logprobs for answer in found], dtype=np.float64).reshape(len(prompts), len(labels))
+        shape = len(prompts), len(labels)
+        bounded = [[label in answer.bounded for label in labels] for answer in found]
+        values = np.array([answer.logprobs for answer in found], dtype=np.float64)
+        return values.reshape(shape), np.array(bounded, dtype=bool).reshape(shape)
 
     def generate(
         self,
@@ -248,9 +305,8 @@ class EndpointLM:
         return list(found)
 
     def close(self) -> None:
-        """End the connections and close the cache."""
-        self._client.close()
-        self._client.cache.close()
+        """End the connections and close the cache; a second call does nothing."""
+        self._end()
 
     def __enter__(self) -> EndpointLM:
         return self

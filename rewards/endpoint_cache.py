@@ -92,7 +92,9 @@ class AnswerCache:
     def _explained(self) -> Iterator[None]:
         try:
             yield
-        except (sqlite3.Error, OSError) as error:
+        except (sqlite3.Error, OSError, ValueError, OverflowError) as error:  # ValueError: a path with a zero byte
+            if isinstance(error, RLAIFError):
+                raise
             raise RLAIFError(
                 f"expected a cache of answers that can be read and written at {self.path}, found: {error}; "
                 "delete the file, or name another (cache=...)"
@@ -117,6 +119,12 @@ class AnswerCache:
                 "INSERT OR IGNORE INTO answers (key, model, endpoint, stored, used, body) VALUES (?, ?, ?, ?, ?, ?)",
                 [(key, model, endpoint, now, now, body) for key, body in rows],
             )
+
+    def forget(self, key: bytes) -> None:
+        """Delete one answer."""
+        with self._lock, self._explained(), self._transaction():
+            self._hits.pop(key, None)
+            self._db.execute("DELETE FROM answers WHERE key = ?", (key,))
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -150,6 +158,9 @@ class AnswerCache:
                 "SELECT model, endpoint, count(*), sum(hits), sum(length(body)), max(used) FROM answers "
                 "GROUP BY model, endpoint ORDER BY model, endpoint"
             ).fetchall()
+            kinds = (str, str, int, int, int, float)
+            if any(type(value) is not kind for row in rows for value, kind in zip(row, kinds, strict=True)):
+                raise sqlite3.DataError("values of the wrong kind")
         names = ("model", "endpoint", "answers", "hits", "bytes", "used")
         return [dict(zip(names, row, strict=True)) for row in rows]
 

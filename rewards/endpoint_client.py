@@ -35,6 +35,7 @@ R = TypeVar("R")
 
 _PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 521, 522, 524, 529})
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 30.0
+_LONGEST_WAIT = 3600.0  # seconds of Retry-After that are waited
 _WORKERS_A_SLOT = 4  # so that slots stay busy while some questions wait to be asked again
 
 
@@ -141,7 +142,11 @@ class EndpointClient:
         """End the connections and the thread; a later request starts them again."""
         with self._lock:
             live, self._live = self._live, None
-        if live is not None and os.getpid() == self._pid:
+        if live is None or os.getpid() != self._pid:
+            return
+        if live.thread is threading.current_thread():  # collected as garbage there, where it cannot wait for itself
+            live.loop.call_soon(live.loop.stop)
+        else:
             asyncio.run_coroutine_threadsafe(self._shut(live), live.loop).result()
             live.loop.call_soon_threadsafe(live.loop.stop)
             live.thread.join()
@@ -208,8 +213,13 @@ class EndpointClient:
         if not stored:
             return await self._fetch(live, route, body, logprobs, until, None)
         if (kept := self.cache.get(key)) is not None:
-            self.usage.hits += 1
-            return Reply.from_json(kept)
+            try:
+                reply = Reply.from_json(kept)
+            except MalformedReply:
+                self.cache.forget(key)  # damaged on the disk: ask again
+            else:
+                self.usage.hits += 1
+                return reply
         task = live.running.get(key)
         if task is None:
             task = asyncio.ensure_future(self._fetch(live, route, body, logprobs, until, key))
@@ -237,6 +247,11 @@ class EndpointClient:
                     self.usage.busy_seconds += time.monotonic() - started
             if attempt == self.limits.retries:
                 raise RequestFailed(f"gave up after {attempt + 1} attempts, the last: {failure}")
+            if failure.wait is not None and failure.wait > _LONGEST_WAIT:
+                raise RequestFailed(
+                    f"gave up: expected a pause of at most {_LONGEST_WAIT:.0f} s, found that the server asks for "
+                    f"{failure.wait:.0f} s after {failure}; start again then, what was answered is kept"
+                )
             pause = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**attempt) * self._random.uniform(0.5, 1.0)
             pause = pause if failure.wait is None else failure.wait + pause / 10
             if time.monotonic() + pause >= until:
@@ -265,7 +280,7 @@ class EndpointClient:
             raise _Passing(f"no answer within {seconds:.3g} s") from None
         except (httpx.TransportError, httpx.DecodingError) as error:
             raise _Passing(self.redact(f"{type(error).__name__}: {error} ({self.url})")) from None
-        text = self.redact(got.text)
+        text = self.redact(got.content.decode("utf-8", "replace"))  # JSON is UTF-8 whatever the headers say
         if got.status_code != 200:
             self._refused(got.status_code, text, got.headers.get("retry-after"))
         try:
@@ -340,7 +355,7 @@ class EndpointClient:
         try:
             got = await asyncio.wait_for(self._live.http.get(f"{self.url}/models"), self.limits.timeout)
             return [str(row["id"]) for row in got.json()["data"]]
-        except (httpx.HTTPError, asyncio.TimeoutError, ValueError, LookupError, TypeError):
+        except (httpx.HTTPError, asyncio.TimeoutError, ValueError, LookupError, TypeError, RecursionError):
             return []
 
 

@@ -5,7 +5,9 @@ spells a label ends there, one that only begins a label ("1" of "10", a lone spa
 about once more. Where a label is itself the beginning of another, that second answer also says how much of its
 likelihood belongs to longer words, as in `rewards.labels`:
 
-    P("1") = p("1") (1 - sum over shown tokens t that go on with the word of q(t | "1"))
+    P("1") = p("1") (1 - share of the shown tokens' probability that goes on with the word, after "1")
+
+so that the tokens that are not shown are taken to go on with the word as often as those that are.
 
 A label that is nowhere among the k likeliest gets an upper bound, not 0: it is at most as likely as the k-th token, and
 all missing ones together at most as likely as all that is not shown.
@@ -13,6 +15,7 @@ all missing ones together at most as likely as all that is not shown.
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -79,36 +82,38 @@ async def label_answer(
     open_: dict[str, float] = {"": 1.0}
     requests = 0
     while open_:
-        text = min(open_, key=len)
-        before = open_.pop(text)
-        position = await next_token(text)
-        requests += 1
-        tokens = _tokens(position)
-        if text in spellings:
-            longer = math.fsum(p for token, p in tokens if token[:1].isalnum() or token[:1] == "_")
-            found[spellings[text]] += before * max(0.0, 1.0 - longer)
-        below = {s: label for s, label in spellings.items() if s.startswith(text) and s != text}
-        seen: set[str] = set()
-        for token, p in tokens:
-            reached = text + token
-            if not token or not any(s.startswith(reached) for s in below):
-                continue
-            seen |= {label for s, label in below.items() if s.startswith(reached)}
-            ends, begins = reached in below, any(s != reached and s.startswith(reached) for s in below)
-            worth = before * p > (_NEGLIGIBLE if begins else _WORTH_ASKING)
-            if more and worth and (begins or every_boundary):
-                open_[reached] = open_.get(reached, 0.0) + before * p
-            elif ends:
-                found[below[reached]] += before * p
-        unseen = set(below.values()) - seen
-        for label in unseen:
-            missing[label] += before * _bound(position, len(unseen), top)
-        if not text and not seen:
-            shown = ", ".join(repr(token) for token, _ in tokens[:5])
-            raise NoLabelShown(
-                f"expected at least one of the labels {labels[0]!r} to {labels[-1]!r} among the {len(tokens)} "
-                f"likeliest next tokens, found {shown}; use another prompt, exemplars (shots), route or model"
-            )
+        shortest = min(len(text) for text in open_)
+        level = {text: open_.pop(text) for text in sorted(open_) if len(text) == shortest}
+        replies = await asyncio.gather(*(next_token(text) for text in level), return_exceptions=True)
+        requests += len(level)
+        for (text, before), position in zip(level.items(), replies, strict=True):
+            if isinstance(position, BaseException):
+                raise position
+            tokens = _tokens(position)
+            if text in spellings:
+                found[spellings[text]] += before * _word_ends(tokens)
+            below = {s: label for s, label in spellings.items() if s.startswith(text) and s != text}
+            seen: set[str] = set()
+            for token, p in tokens:
+                reached = text + token
+                if not token or not any(s.startswith(reached) for s in below):
+                    continue
+                seen |= {label for s, label in below.items() if s.startswith(reached)}
+                ends, begins = reached in below, any(s != reached and s.startswith(reached) for s in below)
+                worth = before * p > (_NEGLIGIBLE if begins else _WORTH_ASKING)
+                if more and worth and (begins or every_boundary):
+                    open_[reached] = open_.get(reached, 0.0) + before * p
+                elif ends:
+                    found[below[reached]] += before * p
+            unseen = set(below.values()) - seen
+            for label in unseen:
+                missing[label] += before * _bound(position, len(unseen), top)
+            if not text and not seen:
+                shown = ", ".join(repr(token) for token, _ in tokens[:5])
+                raise NoLabelShown(
+                    f"expected at least one of the labels {labels[0]!r} to {labels[-1]!r} among the {len(tokens)} "
+                    f"likeliest next tokens, found {shown}; use another prompt, exemplars (shots), route or model"
+                )
     bounded = tuple(label for label in labels if found[label] <= 0.0)
     values = [found[label] if found[label] > 0.0 else max(missing[label], _FLOOR) for label in labels]
     return LabelAnswer(tuple(math.log(min(v, 1.0)) for v in values), bounded, requests)
@@ -120,6 +125,13 @@ def _tokens(position: Position) -> list[tuple[str, float]]:
     if position.logprob is not None and all(token != position.token for token, _ in position.top):
         tokens.append((position.token, math.exp(position.logprob)))
     return tokens
+
+
+def _word_ends(tokens: Sequence[tuple[str, float]]) -> float:
+    """How surely a word ends before a token: of the probability that is shown, the share of no word character."""
+    shown = math.fsum(p for _, p in tokens)
+    longer = math.fsum(p for token, p in tokens if token[:1].isalnum() or token[:1] == "_")
+    return 1.0 - longer / shown if shown > 0.0 else 1.0
 
 
 def _bound(position: Position, count: int, top: int) -> float:

@@ -117,7 +117,7 @@ def retry_after(value: str | None) -> float | None:
     except ValueError:
         try:
             seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError, LookupError):
             return None
     return max(0.0, seconds) if math.isfinite(seconds) else None
 

@@ -23,6 +23,7 @@ __all__ = ["MalformedReply", "Position", "Reply", "parse_reply"]
 
 _NO_NUMBER = -9000.0
 _TOLERANCE = 1e-3
+_MOST_TOKENS = 10**12
 
 
 class MalformedReply(RLAIFError):
@@ -69,15 +70,20 @@ class Reply:
 
     @staticmethod
     def from_json(text: str) -> Reply:
-        """The reverse of `to_json`."""
-        row = json.loads(text)
-        positions = tuple(
-            Position(p["token"], p["logprob"], tuple((t, float(v)) for t, v in p["top"])) for p in row["positions"]
-        )
-        tokens = row["tokens"]
-        return Reply(
-            row["text"], positions, row["reasoning"], row["model"], None if tokens is None else (tokens[0], tokens[1])
-        )
+        """The reverse of `to_json`.
+
+        Raises:
+            MalformedReply: If the text was not written by it.
+        """
+        try:
+            row = json.loads(text)
+            positions = tuple(
+                Position(str(p["token"]), _number(p["logprob"]), _top(p["top"])) for p in row["positions"]
+            )
+            tokens = None if row["tokens"] is None else (int(row["tokens"][0]), int(row["tokens"][1]))
+            return Reply(str(row["text"]), positions, bool(row["reasoning"]), str(row["model"]), tokens)
+        except (ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
+            raise MalformedReply(f"expected a stored answer, found {text[:60]!r} ({error})") from error
 
 
 def parse_reply(body: str, *, logprobs: bool) -> Reply:
@@ -92,7 +98,7 @@ def parse_reply(body: str, *, logprobs: bool) -> Reply:
     """
     try:
         row = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         what = "an HTML page" if body.lstrip()[:1] == "<" else "no whole JSON object"
         raise MalformedReply(f"expected a JSON answer, found {what}: {body[:80]!r}") from None
     if not isinstance(row, dict):
@@ -101,7 +107,7 @@ def parse_reply(body: str, *, logprobs: bool) -> Reply:
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
         said = _error_text(row)
         raise MalformedReply(f"expected an answer with choices, found {'an error: ' + said if said else 'no choices'}")
-    choice = min((c for c in choices if isinstance(c, dict)), key=lambda c: c.get("index") or 0)
+    choice = min((c for c in choices if isinstance(c, dict)), key=_place)
     message = choice.get("message")
     if isinstance(message, dict):
         text = message.get("content") or ""
@@ -116,6 +122,11 @@ def parse_reply(body: str, *, logprobs: bool) -> Reply:
     return Reply(text, positions, reasoning, str(row.get("model") or ""), _usage(row.get("usage")))
 
 
+def _place(choice: Mapping[str, Any]) -> int:
+    index = choice.get("index")
+    return index if isinstance(index, int) else 0
+
+
 def _error_text(row: Mapping[str, Any]) -> str:
     error = row.get("error", row.get("detail", row.get("message")))
     if isinstance(error, dict):
@@ -127,7 +138,7 @@ def error_message(body: str) -> str:
     """The sentence in an error's body."""
     try:
         row = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return body.strip()[:120]
     return _error_text(row) if isinstance(row, dict) else body[:120]
 
@@ -135,8 +146,10 @@ def error_message(body: str) -> str:
 def _usage(usage: Any) -> tuple[int, int] | None:
     if not isinstance(usage, dict):
         return None
-    read, written = usage.get("prompt_tokens"), usage.get("completion_tokens")
-    return (read, written or 0) if isinstance(read, int) else None
+    read, written = usage.get("prompt_tokens"), usage.get("completion_tokens") or 0
+    if type(read) is not int or type(written) is not int:
+        return None
+    return (read, written) if 0 <= min(read, written) and max(read, written) <= _MOST_TOKENS else None
 
 
 def _positions(logprobs: Any) -> tuple[Position, ...]:
@@ -154,7 +167,7 @@ def _positions(logprobs: Any) -> tuple[Position, ...]:
             Position(str(token), _number(value), _top((top or {}).items()))
             for token, value, top in zip(tokens, own, tops, strict=True)
         )
-    except (TypeError, KeyError, AttributeError, ValueError) as error:
+    except (TypeError, KeyError, AttributeError, ValueError, OverflowError) as error:
         raise MalformedReply(f"expected log-probabilities by token, found another shape ({error})") from None
 
 

@@ -27,7 +27,7 @@ class Journal:
 
     Args:
         path: The file; made when the first rows come.
-        each: Called with every row that is there already.
+        each: Called with every row that is there already; raises `DataError` for one that is damaged.
 
     Raises:
         DataError: If a whole line is no row: the file was damaged after it was written. The line is named.
@@ -38,21 +38,25 @@ class Journal:
         self._places: dict[str, int] = {}
         self._file: IO[bytes] | None = None
         end = 0
-        with contextlib.suppress(FileNotFoundError), path.open("rb") as stream:
-            for number, line in enumerate(stream, start=1):
-                if not line.endswith(b"\n"):
-                    break  # torn: its batch was never reported as done
-                row = self._row(line, number)
-                self._places[row["key"]] = end
-                each(row)
-                end += len(line)
+        try:
+            with path.open("rb") as stream:
+                for number, line in enumerate(stream, start=1):
+                    if not line.endswith(b"\n"):
+                        break  # torn: its batch was never reported as done
+                    self._places[self._row(line, number, each)["key"]] = end
+                    end += len(line)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise DataError(f"expected a file to read at {path}, found: {error.strerror or error}") from error
         self._end = end
 
-    def _row(self, line: bytes, number: int) -> dict[str, Any]:
+    def _row(self, line: bytes, number: int, each: Callable[[Mapping[str, Any]], None]) -> dict[str, Any]:
         try:
             row = json_object(line.decode("utf-8"))
             if not isinstance(row.get("key"), str):
                 raise DataError(f"expected a key, found the fields {', '.join(row)}")
+            each(row)
         except (DataError, UnicodeDecodeError) as error:
             raise DataError(
                 f"{self.path}, line {number}: expected a row of finished work, found a damaged line ({error}); remove "

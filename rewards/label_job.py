@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
+from rewards.endpoint_limits import checked_url
 from rewards.journal import Journal
 from rewards.labeler import PreferenceLabeler
 from rewards.language_model import LanguageModel, language_model_from
 from rewards.pair_source import Pair, builtin_pairs, holds_prompts, prompts_of_file, read_pairs
 from rewards.preference_labels import Answer, Label
-from rlaif_env.api import BackendError, RLAIFError
+from rlaif_env.api import BackendError, DataError, RLAIFError
 from rlaif_env.models import BUILTIN_MODEL, encode, load_tokenizer
 from rlaif_env.tasks import load_task
 
+if TYPE_CHECKING:
+    from rewards.endpoint import EndpointLM
+
 __all__ = ["LabelConfig", "LabelJob"]
+
+
+# a run can go on with others of these
+_OPERATIONAL = ("out", "batch", "device", "price_in", "price_out", "dry_run")
+_OPERATIONAL_LLM = ("api_key_env", "cache", "limits", "progress")
 
 
 @dataclass(frozen=True)
@@ -35,6 +45,8 @@ class LabelConfig:
         policy_temperature: Temperature of those responses.
         model: The labeler: built-in name, folder, Hugging Face id, or what the server calls it.
         llm_url: Base URL of an OpenAI-compatible server that has the labeler.
+        llm: Settings of the server's client as JSON, such as '{"limits": {"concurrency": 64, "spend_cap": 5}}': the
+            other arguments of `rewards.endpoint.EndpointLM`.
         chat: Put the prompts through the labeler's chat template (local models).
         device: Device of local models.
         dtype: Number format of local models.
@@ -65,6 +77,7 @@ class LabelConfig:
     policy_temperature: float = 0.9
     model: str = BUILTIN_MODEL
     llm_url: str | None = None
+    llm: str = "{}"
     chat: bool = False
     device: str | None = None
     dtype: str | None = None
@@ -89,14 +102,18 @@ class LabelJob:
     """One labelling job: what is to be asked, the journal of what was answered, and what it cost."""
 
     def __init__(self, config: LabelConfig, model: LanguageModel | None) -> None:
+        if config.llm_url is not None:
+            checked_url(config.llm_url)  # before the address is recorded: one with a password must not be
         self.config = config
         self.task = load_task(config.task)
         if config.batch < 1 or (config.pairs is not None and config.pairs < 1):
             raise RLAIFError(f"expected batch and pairs from 1, found {config.batch} and {config.pairs}")
         self._given = model
+        self._opened: EndpointLM | None = None
         template = None if config.template is None else _text_of(config.template)
+        self._llm = _settings_of(config)
         self.labeler = PreferenceLabeler(
-            model or _NotLoaded(config.model if config.llm_url is None else f"{config.model} at {config.llm_url}"),
+            model or self._connected() or _NotLoaded(_name_of(config)),
             self.task,
             mode=config.mode,
             prompt=config.prompt,
@@ -146,11 +163,44 @@ class LabelJob:
 
     def load(self) -> None:
         """Put the labeler in place of its name."""
-        if self._given is None and isinstance(stand_in := self.labeler.language_model, _NotLoaded):
-            c = self.config
-            loaded = language_model_from(c.model, url=c.llm_url, device=c.device, dtype=c.dtype, chat=c.chat)
-            loaded.name = stand_in.name  # what the journal's keys were made with
-            self.labeler.language_model = loaded
+        if self._given is None and isinstance(self.labeler.language_model, _NotLoaded):
+            self.labeler.language_model = self._loaded()
+
+    def _loaded(self) -> LanguageModel:
+        c = self.config
+        loaded = language_model_from(
+            c.model, url=c.llm_url, device=c.device, dtype=c.dtype, chat=c.chat, endpoint=self._llm
+        )
+        loaded.name = _name_of(c)  # what the journal's keys are made with
+        if c.llm_url is not None:
+            self._opened = cast("EndpointLM", loaded)
+        return loaded
+
+    def _connected(self) -> LanguageModel | None:
+        """A server that is to score, which may need another scale than the one asked for; None if it is not there."""
+        if self.config.llm_url is None or self.config.mode != "score" or self.config.dry_run:
+            return None
+        try:
+            return self._loaded()
+        except BackendError:
+            return None  # said when something is to be asked: what was answered can be written without it
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The options that say which run this is: a run can go on with others of the rest."""
+        kept = {name: value for name, value in asdict(self.config).items() if name not in _OPERATIONAL}
+        return kept | {"llm": {name: value for name, value in self._llm.items() if name not in _OPERATIONAL_LLM}}
+
+    def server(self) -> dict[str, Any]:
+        """What the labeler's server can do and has been asked in this process; empty without one."""
+        if self._opened is None:
+            return {}
+        return {"server": self._opened.facts, "server_usage": asdict(self._opened.usage)}
+
+    def close(self) -> None:
+        """Close what this job opened."""
+        if self._opened is not None:
+            self._opened.close()
 
     def ask(self, pairs: Sequence[Pair], journal: Journal) -> bool:
         """Ask what is open of some pairs and put the answers in the journal; False if all that was asked failed."""
@@ -189,9 +239,21 @@ class LabelJob:
         written = [self.config.rationale_tokens] * self.config.samples if rationales is None else rationales
         return [sum(2 * size + n for n in written), sum(n + 1 for n in written)]
 
+    def note(self, row: Mapping[str, Any]) -> None:
+        """Check an answer of the journal and count its tokens.
+
+        Raises:
+            DataError: If it is no answer.
+        """
+        Answer.from_json(row)
+        self.add_tokens(row)
+
     def add_tokens(self, row: Mapping[str, Any]) -> None:
         """Count the tokens of an answer."""
-        self.tokens = [a + b for a, b in zip(self.tokens, row.get("tokens", (0, 0)), strict=True)]
+        tokens = row.get("tokens", (0, 0))
+        if not isinstance(tokens, list | tuple) or [type(count) for count in tokens] != [int, int]:
+            raise DataError(f"expected two numbers of tokens, found {tokens!r:.60}")
+        self.tokens = [a + b for a, b in zip(self.tokens, tokens, strict=True)]
 
     def cost(self, tokens: Sequence[int]) -> float | None:
         """What tokens cost, None without prices."""
@@ -222,6 +284,27 @@ def _token_counter(
         return lambda texts: [max(1, round(len(text) / 4)) for text in texts], False
     tokenizer = load_tokenizer(config.model)
     return lambda texts: [len(row) for row in encode(tokenizer, texts)], True
+
+
+def _name_of(config: LabelConfig) -> str:
+    return config.model if config.llm_url is None else f"{config.model} at {config.llm_url}"
+
+
+def _settings_of(config: LabelConfig) -> dict[str, Any]:
+    """The settings of the server's client, with the prices of the command."""
+    try:
+        found = json.loads(config.llm)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise RLAIFError(f"expected llm as a JSON object, found {config.llm!r:.80}")
+    if found and config.llm_url is None:
+        raise RLAIFError(f"expected a server's URL (llm_url) with the settings {', '.join(found)}, found none")
+    prices = {name: getattr(config, name) for name in ("price_in", "price_out")}
+    given = {name: price for name, price in prices.items() if price is not None}
+    if config.llm_url is not None and given and isinstance(limits := found.get("limits", {}), dict):
+        found["limits"] = {**given, **limits}
+    return found
 
 
 def _text_of(path: Path) -> str:

@@ -16,8 +16,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import asdict
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +38,6 @@ __all__ = ["LabelConfig", "label", "main"]
 
 _HOPELESS = 3  # batches in a row in which every question failed: the model is gone, it is not the questions
 
-_OPERATIONAL = ("out", "batch", "device", "price_in", "price_out", "dry_run")  # a run can go on with others of these
-
 Pairs = Callable[[], Iterable[Pair]]
 
 
@@ -60,20 +57,19 @@ def label(config: LabelConfig, console: Console, model: LanguageModel | None = N
         RunError: If the folder holds another run, or is being written.
         BackendError: If the labeler failed on everything some batches in a row. What was answered is kept.
     """
-    job = LabelJob(config, model)
-    prompts = job.prompts()
-    if config.dry_run:
-        return _estimate(job, prompts, console)
-    total = sum(1 for _ in job.stored_pairs()) if prompts is None else len(prompts)
-    kept = {name: value for name, value in asdict(config).items() if name not in _OPERATIONAL}
     with ExitStack() as stack:
-        run = RunFolder.create(config.out, kept | {"task": job.task.to_json()}, command="label", exist=True)
+        job = stack.enter_context(closing(LabelJob(config, model)))
+        prompts = job.prompts()
+        if config.dry_run:
+            return _estimate(job, prompts, console)
+        total = sum(1 for _ in job.stored_pairs()) if prompts is None else len(prompts)
+        run = RunFolder.create(config.out, job.identity | {"task": job.task.to_json()}, command="label", exist=True)
         stack.enter_context(run)
         console.print(f"Writing to {run.path}; the same command with --out {run.path} goes on", soft_wrap=True)
-        journal = stack.enter_context(Journal(run.path / "journal.jsonl", job.add_tokens))
+        journal = stack.enter_context(Journal(run.path / "journal.jsonl", job.note))
         pairs: Pairs = job.stored_pairs
         if prompts is not None:
-            responses = stack.enter_context(Journal(run.path / "responses.jsonl"))
+            responses = stack.enter_context(Journal(run.path / "responses.jsonl", SampledPairs.check))
             sampled = SampledPairs(
                 str(config.policy),
                 job.task,
@@ -95,6 +91,7 @@ def label(config: LabelConfig, console: Console, model: LanguageModel | None = N
             "seconds_of_this_run": round(time.monotonic() - started, 1),
             "tokens": {"input": job.tokens[0], "output": job.tokens[1], "exact": job.exact},
             "cost": job.cost(job.tokens),
+            **job.server(),
         }
         report = _write(job, pairs(), journal, run.path, facts)
     console.print(Markdown(as_markdown(report)))

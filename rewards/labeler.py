@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rewards.direct_score import expected_scores, score_distribution
+from rewards.labels import BoundedModel, seen_logprobs, usable_scale
 from rewards.language_model import LanguageModel
 from rewards.pairwise_prompts import label_prompt, pair_wording, pairwise_prompt
 from rewards.preference_labels import Answer, Label, Labels
@@ -92,7 +93,10 @@ class PreferenceLabeler:
         self.scale = scale
         self.minimum_mass, self.max_tokens = minimum_mass, max_tokens
         self._check()
-        low, high = scale
+        self.fallback = ""  # why the scale is not the one that was asked for
+        if mode == "score":
+            self.scale, self.fallback = usable_scale(language_model, scale, template)
+        low, high = self.scale
         self.labels = ["1", "2"] if mode == "pairwise" else [str(i) for i in range(low, high + 1)]
         self._inverted = mode == "pairwise" and template is None and pair_wording(self.task).inverted
         self.questions("", "", "")  # a bad template or number of shots is an error now, not in the first batch
@@ -241,11 +245,11 @@ class PreferenceLabeler:
 
     def _ask(self, questions: list[str]) -> list[Answer]:
         if not self.cot:
-            rows = self._label_logprobs(questions)
-            return [self._answer([row], ()) for row in rows]
+            rows, bounded = self._label_logprobs(questions)
+            return [self._answer([row], [which], ()) for row, which in zip(rows, bounded, strict=True)]
         wording = pair_wording(self.task)
         rationales: list[list[str]] = []
-        likelihoods: list[NDArray[np.float64]] = []
+        likelihoods: list[tuple[NDArray[np.float64], NDArray[np.bool_]]] = []
         for k in range(self.samples):
             written = self.language_model.generate(
                 questions,
@@ -261,22 +265,43 @@ class PreferenceLabeler:
             asked = [label_prompt(self.task, q, r) for q, r in zip(questions, rationales[-1], strict=True)]
             likelihoods.append(self._label_logprobs(asked))
         return [
-            self._answer([of_k[i] for of_k in likelihoods], tuple(of_k[i] for of_k in rationales))
+            self._answer(
+                [rows[i] for rows, _ in likelihoods],
+                [bounded[i] for _, bounded in likelihoods],
+                tuple(of_k[i] for of_k in rationales),
+            )
             for i in range(len(questions))
         ]
 
-    def _label_logprobs(self, prompts: list[str]) -> NDArray[np.float64]:
-        found = np.asarray(self.language_model.label_logprobs(prompts, self.labels), dtype=np.float64)
+    def _label_logprobs(self, prompts: list[str]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        found, bounded = seen_logprobs(self.language_model, prompts, self.labels)
         if found.shape != (expected := (len(prompts), len(self.labels))):
             raise BackendError(f"expected label log-likelihoods of shape {expected}, found {found.shape}")
-        return found
+        return found, bounded
 
-    def _answer(self, logprobs: Sequence[NDArray[np.float64]], rationales: tuple[str, ...]) -> Answer:
+    def _answer(
+        self,
+        logprobs: Sequence[NDArray[np.float64]],
+        bounded: Sequence[NDArray[np.bool_]],
+        rationales: tuple[str, ...],
+    ) -> Answer:
         for row in logprobs:
             if np.isnan(row).any() or row.max() in (np.inf, -np.inf):
                 shown = [round(value, 3) for value in row.tolist()]
                 return Answer(status="failed", reason=f"expected log-likelihoods of {self.labels}, found {shown}")
-        return Answer(tuple(tuple(row.tolist()) for row in logprobs), rationales)
+        labels = [tuple(label for label, is_bound in zip(self.labels, row, strict=True) if is_bound) for row in bounded]
+        return Answer(
+            tuple(tuple(row.tolist()) for row in logprobs),
+            rationales,
+            bounded=tuple(labels) if any(labels) else (),
+            server=self._server(),
+        )
+
+    def _server(self) -> dict[str, Any]:
+        """What a label of a model behind a server says of it."""
+        if not isinstance(self.language_model, BoundedModel):
+            return {}
+        return {**self.language_model.label_facts(), **({"fallback": self.fallback} if self.fallback else {})}
 
     def combine(self, questions: tuple[str, str], answers: tuple[Answer, Answer]) -> Label:
         """The label of a pair from the answers to its two questions."""

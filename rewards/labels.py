@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,67 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["LabelTree", "label_logprobs", "label_tree", "leads_after", "word_start_mask"]
+    from rewards.language_model import LanguageModel
+
+__all__ = [
+    "BoundedModel",
+    "LabelTree",
+    "label_logprobs",
+    "label_tree",
+    "leads_after",
+    "seen_logprobs",
+    "usable_scale",
+    "word_start_mask",
+]
+
+
+@runtime_checkable
+class BoundedModel(Protocol):
+    """A language model of which only some tokens are seen, so that a likelihood may be no more than an upper bound."""
+
+    def bounded_logprobs(
+        self, prompts: Sequence[str], labels: Sequence[str]
+    ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """Label log-likelihoods, (n, k), and which of them are upper bounds, (n, k)."""
+        ...
+
+    def usable_scale(self, scale: tuple[int, int]) -> tuple[tuple[int, int], str]:
+        """The scale, or the one to use instead, and why ("" for the scale itself)."""
+        ...
+
+    def label_facts(self) -> dict[str, Any]:
+        """What decides how exact the likelihoods are, to be kept with every label; JSON-able."""
+        ...
+
+
+def seen_logprobs(
+    model: LanguageModel, prompts: Sequence[str], labels: Sequence[str]
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Label log-likelihoods, (n, k), and which of them are only upper bounds, (n, k), of any language model."""
+    if isinstance(model, BoundedModel):
+        return model.bounded_logprobs(prompts, labels)
+    found = np.asarray(model.label_logprobs(prompts, labels), dtype=np.float64)
+    return found, np.zeros(found.shape, dtype=bool)
+
+
+def usable_scale(
+    model: LanguageModel, scale: tuple[int, int], template: str | None = None
+) -> tuple[tuple[int, int], str]:
+    """The scale to ask a language model for, and why it is not the given one ("" if it is).
+
+    Raises:
+        BackendError: If the model can use no scale.
+        RLAIFError: If it needs another one than a template of the user's own asks for.
+    """
+    if not isinstance(model, BoundedModel):
+        return scale, ""
+    usable, why = model.usable_scale(scale)
+    if why and template is not None:
+        raise RLAIFError(
+            f"expected a scale that {model.name} can be asked for, found {scale[0]} to {scale[1]}: {why}; have your "
+            f"template ask for a score from {usable[0]} to {usable[1]} and give scale=({usable[0]}, {usable[1]})"
+        )
+    return usable, why
 
 
 @dataclass(frozen=True)

@@ -188,25 +188,32 @@ class LocalLM:
         return buckets
 
     def _shared_prefix(self, model: Any, rows: list[list[int]]) -> tuple[int, ...]:
-        """The longest beginning of all rows that is worth keeping; its keys and values are in `_prefixes`."""
+        """The beginning of all rows, if it is worth keeping; its keys and values are in `_prefixes`.
+
+        For two rows or more it depends on these rows alone, never on what was asked before, so that the same batch gets
+        the same answer to the last bit in a process that has just started. A row alone takes what is there.
+        """
         if not self.share_prefix:
             return ()
-        kept = [p for p in self._prefixes if all(len(row) > len(p) and tuple(row[: len(p)]) == p for row in rows)]
-        best = max(kept, key=len, default=())
-        common = 0
-        if len(rows) > 1:
-            shortest = min(len(row) for row in rows) - 1  # the last token stays: its logits are wanted
-            first, last = min(rows), max(rows)
-            while common < shortest and first[common] == last[common]:
-                common += 1
-        if common >= _SHARED_MINIMUM and common > len(best) + _SHARED_MINIMUM:
+        if len(rows) == 1:
+            kept = [p for p in self._prefixes if len(rows[0]) > len(p) and tuple(rows[0][: len(p)]) == p]
+            return max(kept, key=len, default=())
+        common, shortest = 0, min(len(row) for row in rows) - 1  # the last token stays: its logits are wanted
+        first, last = min(rows), max(rows)
+        while common < shortest and first[common] == last[common]:
+            common += 1
+        if common < _SHARED_MINIMUM:
+            return ()
+        best = tuple(first[:common])
+        held = self._prefixes.pop(best, None)
+        if held is None:
             import torch
 
-            best = tuple(rows[0][:common])
             state = model(input_ids=torch.tensor([best], device=self.backbone.device), use_cache=True, logits_to_keep=1)
             while len(self._prefixes) >= _KEPT_PREFIXES:
                 del self._prefixes[next(iter(self._prefixes))]
-            self._prefixes[best] = [(layer.keys, layer.values) for layer in state.past_key_values.layers]
+            held = [(layer.keys, layer.values) for layer in state.past_key_values.layers]
+        self._prefixes[best] = held  # last: the one that was not asked for longest goes first
         return best
 
     def _tree_logits(

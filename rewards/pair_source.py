@@ -156,6 +156,17 @@ class SampledPairs:
                     drawn[key].append(text)
         self.journal.append({key: {"responses": texts} for key, texts in drawn.items()})
 
+    @staticmethod
+    def check(row: Mapping[str, Any]) -> None:
+        """Look at a row of the journal.
+
+        Raises:
+            DataError: If it does not hold responses.
+        """
+        texts = row.get("responses")
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            raise DataError(f"expected a list of responses, found {texts!r:.60}")
+
     def __iter__(self) -> Iterator[Pair]:
         """The pairs in the order of the prompts; all have been drawn."""
         meta = {"policy": self.policy, "seed": self.seed, "temperature": self.temperature}

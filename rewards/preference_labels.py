@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from rlaif_env.api import DataError
 
 __all__ = ["Answer", "Label", "Labels", "Status"]
 
@@ -24,23 +26,43 @@ class Answer:
         rationales: The k rationales, if any.
         status: "ok", or why there are no likelihoods: "too long" or "failed".
         reason: The reason in words, "" if there are likelihoods.
+        bounded: The labels of which only an upper bound is known, after each rationale (k tuples); empty if there are
+            none.
+        server: What decided how exact the likelihoods are, where the model is behind a server.
     """
 
     logprobs: tuple[tuple[float, ...], ...] = ()
     rationales: tuple[str, ...] = ()
     status: Status = "ok"
     reason: str = ""
+    bounded: tuple[tuple[str, ...], ...] = ()
+    server: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Values that JSON can hold; a likelihood of 0 is null."""
         rows = [[value if math.isfinite(value) else None for value in row] for row in self.logprobs]
-        return {"logprobs": rows, **({"rationales": list(self.rationales)} if self.rationales else {})}
+        return {
+            "logprobs": rows,
+            **({"rationales": list(self.rationales)} if self.rationales else {}),
+            **({"bounded": [list(labels) for labels in self.bounded]} if self.bounded else {}),
+            **({"server": dict(self.server)} if self.server else {}),
+        }
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Answer:
-        """The answer that `to_json` wrote."""
-        rows = tuple(tuple(-math.inf if v is None else float(v) for v in row) for row in values["logprobs"])
-        return cls(rows, tuple(values.get("rationales", ())))
+        """The answer that `to_json` wrote.
+
+        Raises:
+            DataError: If it did not.
+        """
+        try:
+            rows = tuple(tuple(-math.inf if v is None else float(v) for v in row) for row in values["logprobs"])
+            rationales = tuple(values.get("rationales", ()))
+            bounded = tuple(tuple(str(label) for label in labels) for labels in values.get("bounded", ()))
+            server = dict(values.get("server", {}))
+        except (ValueError, LookupError, TypeError, OverflowError) as error:
+            raise DataError(f"expected the log-likelihoods of an answer, found {values!r:.80} ({error})") from error
+        return cls(rows, rationales, bounded=bounded, server=server)
 
 
 @dataclass(frozen=True)
@@ -53,7 +75,8 @@ class Label:
         status: "ok", "low mass" (under the labeler's minimum), "too long" (for its context) or "failed".
         reason: What is wrong, in words; "" if nothing is.
         record: Everything there is to know of it, JSON-able: mode, model, parameters, and for both questions the hash
-            of the prompt, the raw log-likelihoods, the mass, the probability of "1" or the score, and the rationales.
+            of the prompt, the raw log-likelihoods, the mass, the probability of "1" or the score, the rationales, and
+            of a model behind a server what it can do and which likelihoods are only upper bounds.
     """
 
     p_first: float

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from string import Formatter
 
 from rlaif_env.api import RLAIFError
 from rlaif_env.tasks import Task
@@ -100,8 +101,11 @@ def fill(template: str, **texts: object) -> str:
         RLAIFError: If the template has other places or is malformed.
     """
     try:
+        for _, name, form, conversion in Formatter().parse(template):
+            if name is not None and (name not in texts or form or conversion):  # no attributes, widths or conversions
+                raise KeyError(name)
         return template.format(**texts)
-    except (KeyError, IndexError, ValueError, AttributeError) as error:
+    except (KeyError, ValueError) as error:
         places = ", ".join(f"{{{name}}}" for name in texts)
         raise RLAIFError(
             f"expected a template with the places {places} only (a brace meant as text is doubled), "

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -173,9 +174,6 @@ def load(
             f"another ({fingerprint[:12]}) with {found.name}; its token ids would mean something else. Train the "
             "model again"
         )
-    adapter = None
-    if weight is None:
-        weight, adapter = _attach(folder, record, found)
     trained_for = load_task(record["task"])
     wanted = trained_for if task is None else load_task(task)
     if wanted.kind != trained_for.kind:
@@ -184,22 +182,37 @@ def load(
             f"{trained_for.name!r}; "
             f"found {wanted.name!r} of kind {wanted.kind!r}, whose texts are put together in another way"
         )
-    return RewardModel(
-        found,
-        weight,
-        wanted,
-        layers=None if own else record["layers"],
-        adapter=adapter,
-        max_tokens=record["max_tokens"],
-        labels=LabelRecord(record["labels"]),
-        normalization=Normalization(**record["normalization"]),
-        owns_weights=own,
-    )
+    adapter = None
+    if weight is None:
+        weight, adapter = _attach(folder, record, found)
+    try:
+        return RewardModel(
+            found,
+            weight,
+            wanted,
+            layers=None if own else record["layers"],
+            adapter=adapter,
+            max_tokens=record["max_tokens"],
+            labels=LabelRecord(record["labels"]),
+            normalization=Normalization(**record["normalization"]),
+            owns_weights=own,
+        )
+    except BaseException:
+        if adapter is not None:
+            found.remove_lora(adapter)  # the base model is shared: what is not used leaves no trace on it
+        raise
+
+
+def _is_dir(folder: Path) -> bool:
+    try:
+        return folder.is_dir()
+    except OSError:  # too long for a name
+        return False
 
 
 def _read_record(folder: Path) -> tuple[Path, dict[str, Any]]:
     """reward_model.json, and the folder it lies in: the one named or the ``model`` in it."""
-    if not folder.is_dir():
+    if not _is_dir(folder):
         raise RLAIFError(
             f"expected the folder of a reward model, found none at {folder}; train one with `rlaif train-rm`"
         )
@@ -222,13 +235,41 @@ def _read_record(folder: Path) -> tuple[Path, dict[str, Any]]:
     try:
         record = json.loads(file.read_bytes())
         complete = record["format"] == _FORMAT and {"base", "tokenizer", "task", "layers", "labels"} <= record.keys()
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        if complete:
+            _check_record(record)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise RLAIFError(f"expected {file} to describe a reward model, found something else: {error}") from error
     if not complete:
         raise RLAIFError(
-            f"expected {file} in format {_FORMAT}, found {record['format']!r}; use the version that wrote it"
+            f"expected {file} in format {_FORMAT}, found {record['format']!r:.60}; use the version that wrote it"
         )
     return folder, record
+
+
+def _check_record(record: Mapping[str, Any]) -> None:
+    """Hold a record to the kinds of values that `_record` writes, so that nothing else is asked of them later."""
+    base, tokenizer, lora = record["base"], record["tokenizer"], record["lora"]
+    kept, normalization = record["labels"], record["normalization"]
+    kinds: dict[str, bool] = {
+        "base": isinstance(base["name"], str) and isinstance(base["fingerprint"], str | None),
+        "tokenizer": isinstance(tokenizer["fingerprint"], str) and isinstance(tokenizer["pad_token"], str | None),
+        "task": isinstance(record["task"], Mapping),
+        "layers": type(record["layers"]) is int and record["layers"] >= 1,
+        "max_tokens": type(record["max_tokens"]) is int and record["max_tokens"] >= 2,
+        "labels": isinstance(kept, Mapping) and all(type(count) is int for count in kept.values()),
+        "normalization": normalization.keys() == asdict(Normalization()).keys()
+        and math.isfinite(normalization["mean"])
+        and 0 < normalization["std"] < math.inf,
+        "lora": lora is None
+        or (
+            type(lora["rank"]) is int
+            and 0 < lora["alpha"] < math.inf
+            and isinstance(lora["targets"], list)
+            and all(isinstance(target, str) for target in lora["targets"])
+        ),
+    }
+    if wrong := [name for name, right in kinds.items() if not right]:
+        raise ValueError(f"{', '.join(wrong)} of the wrong kind")
 
 
 def _open_base(
@@ -263,13 +304,24 @@ def _attach(folder: Path, record: Mapping[str, Any], base: Backbone) -> tuple[to
             f"expected a head ({_SCORE}) in {folder / _HEAD}, found {', '.join(sorted(tensors)[:3]) or 'nothing'}; "
             "without it the model has no scores. Train it again with `rlaif train-rm`"
         )
-    weight = tensors.pop(_SCORE)[0]
+    weight = tensors.pop(_SCORE)
+    if weight.ndim != 2 or weight.shape[0] != 1 or not weight.is_floating_point():
+        raise RLAIFError(
+            f"expected a head of shape (1, H) in {folder / _HEAD}, found {tuple(weight.shape)} of {weight.dtype}"
+        )
     if (lora := record["lora"]) is None:
-        return weight, None
+        return weight[0], None
+    ranks = {value.shape[0] if value.ndim else 0 for name, value in tensors.items() if "lora_A" in name}
+    if ranks != {lora["rank"]}:  # also: nothing larger than what is in the file gets allocated
+        raise RLAIFError(f"expected an adapter of rank {lora['rank']} in {folder / _HEAD}, found {sorted(ranks)}")
     adapter = base.free_name("reward")
-    base.add_lora(adapter, rank=lora["rank"], alpha=lora["alpha"], targets=lora["targets"])
-    base.load_adapter_state(adapter, tensors)
-    return weight, adapter
+    try:
+        base.add_lora(adapter, rank=lora["rank"], alpha=lora["alpha"], targets=lora["targets"])
+        base.load_adapter_state(adapter, tensors)
+    except (ValueError, RuntimeError, TypeError) as error:
+        base.remove_lora(adapter)
+        raise RLAIFError(f"expected an adapter for {base.name} in {folder / _HEAD}, found another: {error}") from error
+    return weight[0], adapter
 
 
 def _tensors(file: Path) -> dict[str, torch.Tensor]:
@@ -283,7 +335,7 @@ def _tensors(file: Path) -> dict[str, torch.Tensor]:
             f"expected the head of the reward model at {file}, found no such file; train the model again with `rlaif "
             "train-rm`"
         ) from None
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
         raise RLAIFError(f"expected safetensors in {file}, found something else: {error}") from error
 
 
@@ -299,9 +351,19 @@ def _open_merged(
             f"expected a merged model (config.json, model.safetensors) in {folder}, found none; save it with "
             "merged=True"
         )
-    model, said = AutoModelForSequenceClassification.from_pretrained(
-        folder, dtype=getattr(torch, dtype or "float32"), use_safetensors=True, output_loading_info=True
-    )
+    try:
+        model, said = AutoModelForSequenceClassification.from_pretrained(
+            folder,
+            dtype=getattr(torch, dtype or "float32"),
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except Exception as error:  # a damaged config.json or model.safetensors shows as any of a dozen kinds
+        raise RLAIFError(
+            f"expected a merged model in {folder}, found one that cannot be opened ({type(error).__name__}: "
+            f"{str(error)[:200]}); train it again with `rlaif train-rm`"
+        ) from error
     if missing := sorted(said["missing_keys"]):
         raise RLAIFError(
             f"expected the weights of the whole model in {folder}, found no {', '.join(missing[:3])}; without its "

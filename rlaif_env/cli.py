@@ -10,13 +10,12 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.metadata
-import importlib.util
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from importlib.machinery import PathFinder
 
 from rlaif_env.api import RLAIFError
+from rlaif_env.rendering import printable
 
 __all__ = ["COMMANDS", "main"]
 
@@ -52,16 +51,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"rlaif {_version()}")
         return 0
     name, *rest = arguments
-    available = _available()
-    if name not in available:
-        return _unknown(name, available)
+    if name not in COMMANDS:
+        return _unknown(name)
     try:
         module, _, function = COMMANDS[name][0].partition(":")
         return int(getattr(importlib.import_module(module), function)(rest))
     except RLAIFError as error:
         if os.environ.get("RLAIF_TRACEBACK") == "1":
             raise
-        print(f"rlaif {name}: {error}", file=sys.stderr)
+        print(f"rlaif {name}: {printable(str(error))}", file=sys.stderr)  # it may quote what was in a file
         return 2
     except KeyboardInterrupt:
         print(f"rlaif {name}: interrupted", file=sys.stderr)
@@ -70,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _usage() -> str:
     """The text of ``rlaif --help``."""
-    lines = [f"  {name:<10} {COMMANDS[name][1]}" for name in _available()]
+    lines = [f"  {name:<10} {meaning}" for name, (_, meaning) in COMMANDS.items()]
     return "\n".join(
         [
             "usage: rlaif COMMAND [OPTIONS]",
@@ -85,19 +83,9 @@ def _usage() -> str:
     )
 
 
-def _available() -> list[str]:
-    """The commands whose module is installed, found without importing it or the package it is in."""
-    return [name for name, (target, _) in COMMANDS.items() if _exists(target.partition(":")[0])]
-
-
-def _exists(module: str) -> bool:
-    package = importlib.util.find_spec(module.partition(".")[0])
-    return package is not None and PathFinder.find_spec(module, package.submodule_search_locations) is not None
-
-
-def _unknown(name: str, available: Sequence[str]) -> int:
-    near = difflib.get_close_matches(name, available, n=3)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"expected one of {', '.join(available)}"
+def _unknown(name: str) -> int:
+    near = difflib.get_close_matches(name, COMMANDS, n=3)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"expected one of {', '.join(COMMANDS)}"
     print(f"rlaif: no command {name!r}: {hint} (rlaif --help lists them)", file=sys.stderr)
     return 2
 

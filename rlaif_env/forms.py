@@ -13,6 +13,7 @@ A dialogue as one string is written as in the HH data, each turn after an empty 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -217,7 +218,21 @@ def _source_and_meta(row: Mapping[str, Any], known: Sequence[str]) -> tuple[str,
     source = row.get("source")
     if source is not None and not isinstance(source, str):
         raise DataError(f"expected source to be a string, found {type(source).__name__}")
-    return "human" if source is None else source, {**meta, **further}
+    meta = {**meta, **further}
+    if meta or source:
+        _check_writable([source, meta])
+    return "human" if source is None else source, meta
+
+
+def _check_writable(values: Any) -> None:
+    """JSON can escape half a surrogate pair, so it can be read; no file can hold it, so it could not be written."""
+    try:
+        json.dumps(values, ensure_ascii=False, default=str).encode("utf-8")
+    except UnicodeEncodeError as error:
+        half = f"U+{ord(error.object[error.start]):04X}"
+        raise DataError(f"expected whole characters in source and meta, found half a surrogate pair, {half}") from None
+    except (TypeError, ValueError, RecursionError):  # values that are no JSON; whoever writes them says so
+        pass
 
 
 def _messages(row: Mapping[str, Any], name: str, max_characters: int) -> list[Message]:
@@ -226,11 +241,12 @@ def _messages(row: Mapping[str, Any], name: str, max_characters: int) -> list[Me
     for number, message in enumerate(row[name], start=1):
         if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
             raise DataError(f"expected message {number} of {name} to have role and content, found {message!r:.60}")
-        if message["role"] not in _SPEAKERS:
+        role = message["role"]
+        if not isinstance(role, str) or role not in _SPEAKERS:
             roles = ", ".join(_SPEAKERS)
-            raise DataError(f"expected message {number} of {name} to have a role of {roles}, found {message['role']!r}")
+            raise DataError(f"expected message {number} of {name} to have a role of {roles}, found {role!r:.60}")
         content = check_text(message, "content", may_be_empty=True, max_characters=max_characters)
-        messages.append({"role": message["role"], "content": content})
+        messages.append({"role": role, "content": content})
     if not messages:
         raise DataError(f"expected messages in {name}, found an empty list")
     return messages

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import os
 import re
 import secrets
@@ -98,17 +99,20 @@ def lines_of(path: str | os.PathLike[str]) -> Iterator[tuple[int, str | DataErro
     path = Path(path)
     try:
         file = cast(IO[bytes], gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb"))
-    except OSError as error:
-        raise DataError(f"expected a file to read at {path}, found: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:  # ValueError: no path can have a zero byte
+        raise DataError(f"expected a file to read at {path}, found: {getattr(error, 'strerror', error)}") from error
     with file:
         number, empty = 0, 0  # empty: lines without data just before this one, a problem only if data follows
         while True:
             try:
                 raw = file.readline(_LINE_LIMIT)
+                long = len(raw) == _LINE_LIMIT
+                while long and raw and not raw.endswith(b"\n"):
+                    raw = file.readline(_LINE_LIMIT)
             except (OSError, EOFError, zlib.error) as error:
                 yield number + 1, DataError(f"expected a whole file, found that it cannot be read on: {error}")
                 return
-            if not raw:
+            if not raw and not long:
                 break
             number += 1
             if number == 1:
@@ -116,10 +120,8 @@ def lines_of(path: str | os.PathLike[str]) -> Iterator[tuple[int, str | DataErro
                 for mark, found in _MARKS.items():
                     if raw.startswith(mark):
                         raise DataError(f"{path}: expected UTF-8 text, found what looks like {found}")
-            if len(raw) == _LINE_LIMIT:
+            if long:
                 yield number, DataError(f"expected a line of less than {_LINE_LIMIT} bytes, found a longer one")
-                while raw and not raw.endswith(b"\n"):
-                    raw = file.readline(_LINE_LIMIT)
                 continue
             if not raw.strip():
                 empty += 1
@@ -140,10 +142,11 @@ def json_object(line: str) -> dict[str, Any]:
     """The object a line holds.
 
     Raises:
-        DataError: If it is no JSON, no object, nested too deeply, has a key twice, or NaN or an infinity in it.
+        DataError: If it is no JSON, no object, nested too deeply, has a key twice, or NaN or an infinity in it
+            (a number beyond every float is one too).
     """
     try:
-        row = json.loads(line, object_pairs_hook=_object, parse_constant=_constant)
+        row = json.loads(line, object_pairs_hook=_object, parse_constant=_constant, parse_float=_number)
     except json.JSONDecodeError as error:
         raise DataError(f"expected a JSON object, found {error.msg} at column {error.colno}: {line[:60]!r}") from error
     except RecursionError:
@@ -229,6 +232,13 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(name for name in names if names.count(name) > 1)
         raise DataError(f"expected each key once, found {twice!r} twice")
     return row
+
+
+def _number(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise DataError(f"expected numbers that a float can hold, found {text[:20]}")
+    return number
 
 
 def _constant(name: str) -> float:

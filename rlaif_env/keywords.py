@@ -6,6 +6,7 @@ among them would be cloned each time. The environments therefore keep live keywo
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from importlib.metadata import entry_points
@@ -136,7 +137,12 @@ def resolve_reward(reward: Any, task: Task, reward_kwargs: Mapping[str, Any] | N
         if reward not in known:
             valid = ", ".join(sorted(known)) or "none installed; run pip install on this package"
             raise RLAIFError(f"unknown reward {reward!r}: expected one of {valid}, a function or a backend object")
-        made = known[reward].load()(task=task, **(reward_kwargs or {}))
+        factory = known[reward].load()
+        try:
+            inspect.signature(factory).bind(task=task, **(reward_kwargs or {}))
+        except TypeError as error:
+            raise RLAIFError(f"reward {reward!r}: {error}") from error
+        made = factory(task=task, **(reward_kwargs or {}))
         if not callable(getattr(made, "score", None)):
             raise RLAIFError(
                 f"expected the entry point of reward {reward!r} to return an object with a score method, "

@@ -14,6 +14,7 @@ import contextlib
 import hashlib
 import itertools
 import json
+import math
 import os
 import weakref
 from collections.abc import Iterator, Sequence
@@ -40,6 +41,7 @@ __all__ = [
     "load_tokenizer",
     "logit_width",
     "pad_rows",
+    "plain_head",
     "tokenizer_fingerprint",
 ]
 
@@ -76,7 +78,9 @@ def resolve(name: str | Path) -> str:
 
 
 def _unknown_model(name: str | Path, error: Exception) -> RLAIFError:
-    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    first = str(error).strip().splitlines()[0] if str(error).strip() else ""
+    if not first or not isinstance(error, OSError | ValueError | KeyError):
+        first = f"{type(error).__name__}: {first}".rstrip(": ")
     return RLAIFError(
         f"unknown model {str(name)!r}: expected {BUILTIN_MODEL!r} (built in), a model folder, or a Hugging Face id "
         f"that can be reached ({first})"
@@ -93,8 +97,9 @@ def load_tokenizer(name: str | Path = BUILTIN_MODEL) -> PreTrainedTokenizerBase:
 
     path = resolve(name)
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError, KeyError) as error:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        math.isfinite(tokenizer.model_max_length)  # a number, as everybody who encodes takes for granted
+    except Exception as error:  # a damaged file shows as any of a dozen kinds
         raise _unknown_model(name, error) from error
     if tokenizer.eos_token_id is None:
         raise RLAIFError(
@@ -111,10 +116,9 @@ def logit_width(name: str | Path = BUILTIN_MODEL) -> int:
 
     path = resolve(name)
     try:
-        config = AutoConfig.from_pretrained(path)
-    except (OSError, ValueError, KeyError) as error:
+        return int(AutoConfig.from_pretrained(path, trust_remote_code=False).get_text_config().vocab_size)
+    except Exception as error:
         raise _unknown_model(name, error) from error
-    return int(config.get_text_config().vocab_size)
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -189,6 +193,16 @@ def head_logits(model: Any, hidden: torch.Tensor) -> torch.Tensor:
     return logits
 
 
+def plain_head(model: Any) -> torch.Tensor | None:
+    """The head's matrix (V, H), where `head_logits` is nothing but the product with it; else None."""
+    import torch
+
+    config, head = model.config.get_text_config(), model.get_output_embeddings()
+    altered = any(getattr(config, a, None) for a in ("logit_scale", "logits_scaling", "final_logit_softcapping"))
+    plain = type(head) is torch.nn.Linear and getattr(head, "bias", None) is None and not altered
+    return head.weight if plain else None
+
+
 def default_device() -> str:
     """RLAIF_DEVICE, else the GPU where there is one."""
     import torch
@@ -238,12 +252,22 @@ def backbone(
     tokenizer = load_tokenizer(name)
     try:
         with _quiet():
-            model = AutoModelForCausalLM.from_pretrained(
-                path, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=trust_remote_code
+            model, said = cast(Any, AutoModelForCausalLM).from_pretrained(
+                path,
+                dtype=getattr(torch, dtype),
+                use_safetensors=True,
+                trust_remote_code=trust_remote_code,
+                output_loading_info=True,
             )
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:
         raise _unknown_model(name, error) from error
-    made = Backbone(cast(Any, model).to(device), tokenizer, name=str(name))
+    if missing := sorted(said["missing_keys"]):  # transformers would go on with random values in their place
+        raise RLAIFError(
+            f"expected the weights of the whole model in {path}, found no {', '.join(missing[:3])}"
+            f"{f' (and {len(missing) - 3} more)' if len(missing) > 3 else ''}; its config.json is of another model, or "
+            "the download was cut short"
+        )
+    made = Backbone(model.to(device), tokenizer, name=str(name))
     if shared:
         _loaded[key] = made
     return made

@@ -3,6 +3,7 @@
     config.json      the resolved configuration, seeds included; versions, commit, platform and command line
     metrics.jsonl    one JSON object a line: the step and its finite figures
     samples.jsonl    one JSON object a line: every response with its step, prompt, reward and the reward's parts
+    warnings.jsonl   one JSON object a line: what a command warned about, if anything
     tensorboard/     the same scalars, text samples and figures
     checkpoints/     one folder a saved step, whole or not there
     curves.png       reward, KL, length and entropy by update
@@ -24,12 +25,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import filelock
 import numpy as np
@@ -71,7 +72,13 @@ class RunFolder:
 
     @classmethod
     def create(
-        cls, path: str | Path | None, config: Mapping[str, Any], *, command: str = "run", exist: bool = False
+        cls,
+        path: str | Path | None,
+        config: Mapping[str, Any],
+        *,
+        command: str = "run",
+        exist: bool | Literal["changed"] = False,
+        free: Collection[str] = (),
     ) -> RunFolder:
         """Make the folder, take its lock and write config.json.
 
@@ -79,7 +86,9 @@ class RunFolder:
             path: A new or empty folder; None names one ``runs/<command>-<task>-<timestamp>``.
             config: The resolved configuration, seeds included. Data classes, paths, enums and arrays become JSON.
             command: The command that runs, for the record and for the default name.
-            exist: Go on with a folder that already holds a run of this same command and configuration.
+            exist: Go on with a folder that already holds a run of this same command and configuration; with "changed",
+                of this same command: the new configuration is then recorded in place of the old one.
+            free: Settings that may differ from those of the run that is there ("agent.micro_batch" where nested).
 
         Raises:
             RunError: If the folder cannot be written, is being written by another process, holds other files, or holds
@@ -90,7 +99,7 @@ class RunFolder:
         lock = _take_folder(folder)
         try:
             run = cls(folder, lock)
-            run._record(command, resolved, exist)
+            run._record(command, resolved, exist, free)
         except BaseException:
             if not (folder / "config.json").exists():  # not a run's folder: leave no lock file in it
                 (folder / "run.lock").unlink(missing_ok=True)
@@ -98,12 +107,16 @@ class RunFolder:
             raise
         return run
 
-    def _record(self, command: str, config: dict[str, Any], exist: bool) -> None:
+    def _record(
+        self, command: str, config: dict[str, Any], exist: bool | Literal["changed"], free: Collection[str]
+    ) -> None:
         """Check what the folder holds, mend what a killed process left of a line, and write config.json."""
         file = self.path / "config.json"
         if file.exists():
-            _refuse_another_run(file, command, config, exist)
-            for name in ("metrics.jsonl", "samples.jsonl"):
+            _refuse_another_run(file, command, config, exist, free)
+            if exist == "changed":
+                write_json(file, {"command": command, "config": config, **_provenance()})
+            for name in ("metrics.jsonl", "samples.jsonl", "warnings.jsonl"):
                 _cut_torn_line(self.path / name)
             return
         if others := sorted(p.name for p in self.path.iterdir() if p.name != "run.lock"):
@@ -127,8 +140,9 @@ class RunFolder:
         if "step" in figures:
             raise RunError("expected metrics by other names than 'step', which is the line's own")
         self._append("metrics.jsonl", [{"step": step, **figures}])
-        for name, value in figures.items():
-            self._tensorboard().add_scalar(name, value, step)
+        with _explained(self.path / "tensorboard"):
+            for name, value in figures.items():
+                self._tensorboard().add_scalar(name, value, step)
 
     def log_samples(
         self,
@@ -160,11 +174,16 @@ class RunFolder:
         rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
         self._append("samples.jsonl", [{"step": step, **row} for row in rows])
 
+    def record(self, name: str, row: Mapping[str, Any]) -> None:
+        """Append one line to another JSONL file of the folder, such as "warnings.jsonl"."""
+        self._append(name, [row])
+
     def log_text(self, step: int, name: str, text: str) -> None:
         """Show a text in TensorBoard exactly as it is: model output is never read as Markdown or HTML."""
         # TensorBoard renders Markdown; an indented block is the one form in which every character stands for itself.
         block = "\n".join("    " + line for line in text.expandtabs(4).splitlines())
-        self._tensorboard().add_text(name, block, step)
+        with _explained(self.path / "tensorboard"):
+            self._tensorboard().add_text(name, block, step)
 
     def log_figure(self, step: int, name: str, figure: Figure) -> None:
         """Show a matplotlib figure in TensorBoard."""
@@ -174,7 +193,8 @@ class RunFolder:
     def checkpoint(self, step: int) -> Iterator[Path]:
         """Give a folder to save into, which becomes ``checkpoints/<step>`` when the block ends without an error.
 
-        A step saved before is replaced. After an error nothing is left of the new one.
+        It is synced to the disk first, so that after a crash it is whole or not there. A step saved before is replaced.
+        After an error nothing is left of the new one.
         """
         parent = self.path / "checkpoints"
         with _explained(parent):
@@ -185,9 +205,12 @@ class RunFolder:
             yield unfinished
             with _explained(final):
                 unfinished.chmod(0o755)  # mkdtemp makes a folder that only its owner can read
+                for path in (*unfinished.iterdir(), unfinished):
+                    _sync(path)
                 if final.exists():
                     final.rename(replaced)
                 unfinished.rename(final)
+                _sync(parent)
                 shutil.rmtree(replaced, ignore_errors=True)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -212,18 +235,31 @@ class RunFolder:
             figure.savefig(file, dpi=120)
         return file
 
+    def flush(self) -> None:
+        """Bring what TensorBoard still holds back to its file."""
+        if self._writer is not None:
+            with _explained(self.path / "tensorboard"):
+                self._writer.flush()
+
     def close(self) -> None:
         """Finish the TensorBoard file and give up the lock; a second call does nothing."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
-        self._lock.release()
+        writer, self._writer = self._writer, None
+        try:
+            if writer is not None:
+                with _explained(self.path / "tensorboard"):
+                    writer.close()
+        finally:
+            self._lock.release()
 
     def __enter__(self) -> RunFolder:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.close()
+        try:
+            self.close()
+        except RunError:
+            if exception[0] is None:  # the first error is the one to be told
+                raise
 
     def _append(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Add lines to a file of the folder in one write, so that a reader sees whole lines."""
@@ -303,6 +339,15 @@ def _explained(path: Path) -> Iterator[None]:
         raise RunError(f"cannot write {path}: {error.strerror or error}") from error
 
 
+def _sync(path: Path) -> None:
+    """Have the disk hold what a file, or a folder's list of names, says."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
 def _take_folder(folder: Path) -> filelock.BaseFileLock:
     """Make a folder and lock it. The system frees the lock of a process that dies, so a stale file holds nobody up."""
     with _explained(folder):
@@ -331,19 +376,32 @@ def _new_default_folder(command: str, config: Mapping[str, Any]) -> Path:
     return folder
 
 
-def _refuse_another_run(file: Path, command: str, config: Mapping[str, Any], exist: bool) -> None:
+def _refuse_another_run(
+    file: Path, command: str, config: Mapping[str, Any], exist: bool | Literal["changed"], free: Collection[str] = ()
+) -> None:
     if not exist:
         raise RunError(f"expected {file.parent} to be new or empty, found a run in it: name another folder")
     try:
         found = json.loads(file.read_bytes())
-        before = {"command": found["command"], **found["config"]}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        before = {"command": found["command"], **_flat(found["config"])}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RunError(f"expected {file} to be a run's configuration, found something else: {error}") from error
-    now = {"command": command, **config}
+    now = {"command": command, **_flat(config)}
+    if exist == "changed":
+        before, now = ({"command": found["command"]}, {"command": command})
     missing = object()
-    if different := [k for k in {**before, **now} if before.get(k, missing) != now.get(k, missing)]:
+    different = [k for k in {**before, **now} if before.get(k, missing) != now.get(k, missing) and k not in free]
+    if different:
         shown = "; ".join(f"{k}: {before.get(k, 'nothing')!r} there, {now.get(k, 'nothing')!r} here" for k in different)
         raise RunError(f"expected {file.parent} to hold a run of this configuration, found another ({shown})")
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings under dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
 
 
 def _cut_torn_line(file: Path) -> None:
@@ -360,7 +418,9 @@ def _finite(name: str, value: Any, step: int) -> float:
 
 
 def _is_finite(value: Any) -> bool:
-    return type(value) is int or (isinstance(value, float) and math.isfinite(value))
+    if type(value) is int:
+        return abs(value) <= sys.float_info.max  # an integer may be longer than any float
+    return isinstance(value, float) and math.isfinite(value)
 
 
 def _json_text(value: Any, name: str, indent: int | None = None) -> str:

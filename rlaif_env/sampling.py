@@ -110,7 +110,7 @@ def sample(
             left = int((~done).sum())
             if left == 0 or t + 1 == max_new_tokens:
                 break
-            if compact and left <= 0.75 * len(alive):
+            if compact and left <= 0.875 * len(alive):
                 keep = (~done).nonzero()[:, 0]
                 cache.batch_select_indices(keep)
                 alive, mask, position, token, done = (x[keep] for x in (alive, mask, position, token, done))

@@ -171,7 +171,11 @@ def _frozen_prompts(prompts: Any) -> Any:
     """Prompts as tuples, so that a source is a value."""
     if isinstance(prompts, Mapping):
         _named_splits("prompts", prompts)
-        return {split: _frozen_prompts(texts) for split, texts in prompts.items()}
+        return {split: _frozen_texts(texts) for split, texts in prompts.items()}
+    return _frozen_texts(prompts)
+
+
+def _frozen_texts(prompts: Any) -> tuple[str, ...]:
     if isinstance(prompts, str) or not isinstance(prompts, Sequence) or not all(isinstance(p, str) for p in prompts):
         raise RLAIFError(f"expected prompts of a source to be a list of strings, or one a split, found {prompts!r:.80}")
     return tuple(prompts)

@@ -41,6 +41,7 @@ __all__ = ["SPLITS", "PromptSource", "Task", "gold_scores", "list_tasks", "load_
 Kind = Literal["continuation", "summary", "dialogue"]
 
 _GOLD = ("vader",)
+_MOST_TOKENS = 10_000_000  # more is a slip of the pen, and would be an array of that width
 _FIELDS = {"continuation": ("prompt",), "summary": ("prompt", "text"), "dialogue": ("prompt", "context")}
 
 
@@ -81,6 +82,8 @@ class Task:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise RLAIFError(f"task {self.name!r}: expected {name} to be a whole number from 1, found {value!r}")
+            if value > _MOST_TOKENS:
+                raise RLAIFError(f"task {self.name!r}: expected {name} of at most {_MOST_TOKENS}, found more")
         if not isinstance(self.source, PromptSource):
             raise RLAIFError(f"task {self.name!r}: expected source to be a PromptSource, found {self.source!r:.80}")
         if self.gold is not None and self.gold not in _GOLD:
@@ -124,7 +127,7 @@ class Task:
         if not isinstance(source, str | Path):
             return replace(self, source=replace(keep, prompts=tuple(source)))
         named = str(source)
-        if named.removesuffix(".gz").endswith((".jsonl", ".json", ".txt")) or Path(source).is_file():
+        if named.removesuffix(".gz").endswith((".jsonl", ".json", ".txt")) or _is_file(source):
             return replace(self, source=replace(keep, jsonl=named))
         return replace(self, source=replace(keep, dataset=named))
 
@@ -231,7 +234,7 @@ def load_task(
         found = Task.from_json(task)
     elif isinstance(task, str) and task in _TASKS:
         found = _TASKS[task]()
-    elif isinstance(task, str | Path) and (str(task).endswith(".toml") or Path(task).is_file()):
+    elif isinstance(task, str | Path) and (str(task).endswith(".toml") or _is_file(task)):
         found = _read_toml(Path(task))
     else:
         raise RLAIFError(f"expected a task ({', '.join(_TASKS)}), a TOML file or a Task, found {task!r}")
@@ -263,18 +266,25 @@ def _vader() -> Any:
     return SentimentIntensityAnalyzer()
 
 
+def _is_file(path: str | Path) -> bool:
+    try:
+        return Path(path).is_file()
+    except (OSError, ValueError):  # too long for a name, or no name at all
+        return False
+
+
 def _read_toml(path: Path) -> Task:
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RLAIFError(f"expected a task's TOML file at {path}, found: {error.strerror}") from error
-    except ValueError as error:  # no UTF-8, or no TOML
+    except (ValueError, RecursionError) as error:  # no UTF-8, no TOML, or one nested without end
         raise RLAIFError(f"{path}: expected TOML in UTF-8, found: {error}") from error
     try:
         task = Task.from_json(values)
-    except RLAIFError as error:
+        located = {name: _beside(path, getattr(task.source, name)) for name in ("jsonl", "preferences")}
+    except (ValueError, RecursionError) as error:  # ours, or Python's on a number of thousands of digits
         raise RLAIFError(f"{path}: {error}") from error
-    located = {name: _beside(path, getattr(task.source, name)) for name in ("jsonl", "preferences")}
     return replace(task, source=replace(task.source, **located))
 
 
@@ -284,7 +294,10 @@ def _beside(toml: Path, files: str | Mapping[str, str] | None) -> Any:
         return None
     if isinstance(files, Mapping):
         return {split: _beside(toml, file) for split, file in files.items()}
-    return str(toml.absolute().parent / Path(files).expanduser())
+    try:
+        return str(toml.absolute().parent / Path(files).expanduser())
+    except RuntimeError as error:
+        raise RLAIFError(f"expected the path of a file, found {files!r}: {error}") from error
 
 
 def _check_keys(kind: type[Any], values: Mapping[str, Any], what: str, required: Sequence[str]) -> None:

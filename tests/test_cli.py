@@ -27,18 +27,17 @@ def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Callab
         module = ModuleType("tried.it")
         module.main = function  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, "tried.it", module)
-        monkeypatch.setattr(cli, "COMMANDS", {"try-me": ("tried.it:main", "be tried"), "lost": ("tried.no:main", "no")})
+        monkeypatch.setattr(cli, "COMMANDS", {"try-me": ("tried.it:main", "be tried")})
 
     return put
 
 
 @pytest.mark.parametrize("argv", [[], ["--help"], ["-h"]])
-def test_help_lists_the_commands_that_exist(argv: list[str], command, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_the_commands(argv: list[str], command, capsys: pytest.CaptureFixture[str]) -> None:
     command(lambda rest: 0)
     assert cli.main(argv) == 0
     shown = capsys.readouterr().out
     assert "  try-me     be tried\n" in shown
-    assert "lost" not in shown
 
 
 def test_the_arguments_and_the_exit_code_pass_through(command) -> None:
@@ -53,7 +52,6 @@ def test_the_arguments_and_the_exit_code_pass_through(command) -> None:
     [
         ("try_me", "rlaif: no command 'try_me': did you mean try-me? (rlaif --help lists them)"),
         ("xyz", "rlaif: no command 'xyz': expected one of try-me (rlaif --help lists them)"),
-        ("lost", "rlaif: no command 'lost': expected one of try-me (rlaif --help lists them)"),
     ],
 )
 def test_an_unknown_command_names_the_nearest(

