@@ -12,19 +12,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from agents.functional import token_logprobs
+from agents.functional import chunked_logprobs
 from rlaif_env.api import RLAIFError
-from rlaif_env.models import Backbone, backbone, head_logits
+from rlaif_env.models import Backbone, backbone, head_logits, plain_head
 from rlaif_env.sampling import Samples, sample
 
 __all__ = ["Evaluation", "Policy"]
+
+_LOGITS_HELD = 1 << 23
+"""Logits in memory at one time."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,8 @@ class Policy:
 
     Args:
         model: A model name or a `Backbone`.
-        trainable: "lora" (an adapter; the default) or "full" (a copy of all weights, float32).
+        trainable: "lora" (an adapter; the default), "full" (a copy of all weights, float32), or "none" (the model as it
+            is, to sample from and evaluate).
         rank: LoRA rank.
         alpha: LoRA scale is alpha / rank.
         temperature: Of sampling (0.9 in section A.3), and so of the policy's distribution everywhere.
@@ -70,8 +74,8 @@ class Policy:
         device: str | None = None,
         dtype: str | None = None,
     ) -> None:
-        if trainable not in ("lora", "full"):
-            raise RLAIFError(f"expected trainable 'lora' or 'full', found {trainable!r}")
+        if trainable not in ("lora", "full", "none"):
+            raise RLAIFError(f"expected trainable 'lora', 'full' or 'none', found {trainable!r}")
         if not temperature > 0:
             raise RLAIFError(f"expected a sampling temperature above 0, found {temperature}")
         self.reference = model if isinstance(model, Backbone) else backbone(model, device=device, dtype=dtype)
@@ -83,6 +87,9 @@ class Policy:
             self.parameters = self.backbone.add_lora(self.adapter, rank=rank, alpha=alpha, seed=seed)
             # the model may outlive the policy; its adapter should not
             weakref.finalize(self, self.backbone.remove_lora, self.adapter)
+        elif trainable == "none":
+            self.backbone = self.reference
+            self.parameters = []
         else:
             name = self.reference.name if isinstance(model, Backbone) else model
             self.backbone = backbone(name, device=str(self.reference.device), dtype="float32", shared=False)
@@ -170,21 +177,18 @@ class Policy:
     def _evaluate(
         self, model: Any, ids: Tensor, mask: Tensor, responses: Tensor, response_mask: Tensor, features: bool
     ) -> Evaluation:
-        # the last response token is predicted, never read, so it does not go in
-        whole = torch.cat([ids, responses[:, :-1]], dim=1)
-        seen = torch.cat([mask, response_mask[:, :-1]], dim=1).long()
-        steps = responses.shape[1]
-        trunk = model.get_decoder()
-        hidden = trunk(
-            input_ids=whole,
-            attention_mask=seen,
-            position_ids=(seen.cumsum(-1) - 1).clamp(min=0),
-            use_cache=False,
-        ).last_hidden_state[:, -steps:]
-        logits = head_logits(model, hidden.reshape(-1, hidden.shape[-1])).reshape(*responses.shape, -1)
-        logprobs, entropy = token_logprobs(logits, responses, self.temperature)
-        kept = hidden.detach().float() if features else None
-        return Evaluation(logprobs * response_mask, entropy * response_mask, kept)
+        hidden = _states(model, ids, mask, responses, response_mask.long())
+        real = response_mask.bool()
+        found = chunked_logprobs(
+            hidden[real],
+            responses[real],
+            lambda states: head_logits(model, states),
+            self.temperature,
+            weight=plain_head(model),
+            rows=max(1, _LOGITS_HELD // self.reference.logit_width),
+        )
+        logprobs, entropy = (values.new_zeros(responses.shape).masked_scatter(real, values) for values in found)
+        return Evaluation(logprobs, entropy, hidden.detach().float() if features else None)
 
     def save(self, folder: Path) -> None:
         """Write the policy in plain Hugging Face format, adapter folded in; `from_pretrained` opens it."""
@@ -212,3 +216,35 @@ class Policy:
         with torch.no_grad():
             for name, parameter in self.backbone.model.named_parameters():
                 parameter.copy_(state[name])
+
+
+def _caches_keys_only(model: Any) -> bool:
+    """Whether keys and values are all that later tokens see of earlier ones; a recurrent state has no gradient here."""
+    kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
+    return kinds <= {"full_attention", "sliding_attention"} and not getattr(model, "_is_stateful", False)
+
+
+def _states(model: Any, ids: Tensor, mask: Tensor, responses: Tensor, response_mask: Tensor) -> Tensor:
+    """Last hidden states at the positions that predict each response token: (n, T, H).
+
+    Neighbouring rows with the same prompt share its keys and values: the prompt is read once, with its gradient, and
+    the responses after it. The last response token is predicted, never read, so it does not go in.
+    """
+    trunk = model.get_decoder()
+    read, read_mask, steps = responses[:, :-1], response_mask[:, :-1], responses.shape[1]
+    new = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
+    new[1:] = ((ids[1:] != ids[:-1]) | (mask[1:] != mask[:-1])).any(1)
+    first, owner = new.nonzero()[:, 0], new.cumsum(0) - 1
+    if len(first) == len(ids) or steps == 1 or not _caches_keys_only(model):
+        whole, seen = torch.cat([ids, read], dim=1), torch.cat([mask, read_mask], dim=1)
+        positions = (seen.cumsum(-1) - 1).clamp(min=0)
+        alone = trunk(input_ids=whole, attention_mask=seen, position_ids=positions, use_cache=False)
+        return cast(Tensor, alone.last_hidden_state[:, -steps:])
+    positions = (mask[first].cumsum(-1) - 1).clamp(min=0)
+    prompts = trunk(input_ids=ids[first], attention_mask=mask[first], position_ids=positions, use_cache=True)
+    cache = prompts.past_key_values
+    cache.batch_select_indices(owner)
+    after = positions[owner, -1:] + torch.arange(1, steps, device=ids.device)
+    seen = torch.cat([mask, read_mask], dim=1)
+    answers = trunk(input_ids=read, attention_mask=seen, position_ids=after, past_key_values=cache, use_cache=True)
+    return torch.cat([prompts.last_hidden_state[owner, -1:], answers.last_hidden_state], dim=1)

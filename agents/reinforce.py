@@ -15,10 +15,11 @@ How this differs from the paper:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -26,11 +27,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from agents import functional as F
+from agents.guards import NonFiniteError, is_out_of_memory, nonfinite_rows, plain
 from agents.policy import Policy
 from rlaif_env.api import RLAIFError
 from rlaif_env.models import BUILTIN_MODEL, Backbone
 
 __all__ = ["ReinforceAgent", "ReinforceConfig"]
+
+_Found = TypeVar("_Found")
 
 
 @dataclass(frozen=True)
@@ -166,6 +170,7 @@ class ReinforceAgent:
             self.optimizer = Adafactor(groups, scale_parameter=False, relative_step=False, weight_decay=c.weight_decay)
         self._rates = [float(group["lr"]) for group in groups]
         self.updates = 0
+        self.micro_batch = c.micro_batch  # halved where memory does not suffice
         self.average: float | None = None
         self.moments = (0, 0.0, 0.0)
         self._rollout: _Rollout | None = None
@@ -178,6 +183,9 @@ class ReinforceAgent:
 
         Returns:
             Actions (n, T), padded after EOS.
+
+        Raises:
+            NonFiniteError: If the policy's probabilities are not finite.
         """
         ids, mask = np.asarray(observations["input_ids"]), np.asarray(observations["attention_mask"])
         drawn = self.policy.sample(
@@ -196,6 +204,13 @@ class ReinforceAgent:
             torch.from_numpy(drawn.logprobs).to(device),
             (last == self.policy.tokenizer.eos_token_id).to(device),
         )
+        if rows := nonfinite_rows(self._rollout.logprobs):
+            raise NonFiniteError(
+                f"expected finite log-probabilities of the sampled tokens, found others in rows {_listed(rows)}: the "
+                "policy's weights or logits are broken; go back to an earlier checkpoint, use float32, or lower "
+                "learning_rate",
+                rows,
+            )
         return drawn.ids
 
     def update(self, rewards: NDArray[Any]) -> dict[str, float]:
@@ -208,8 +223,9 @@ class ReinforceAgent:
             Metrics by name; each is defined in docs/metrics.md.
 
         Raises:
-            RLAIFError: If there is nothing to learn from, or a reward, loss or gradient is not finite; the weights are
-                then as before.
+            NonFiniteError: If a reward, log-probability, loss or gradient is not finite; the weights are then as
+                before, and `batch` tells what was to be learned from.
+            RLAIFError: If there is nothing to learn from, or not even one row fits into memory.
         """
         rollout, c = self._rollout, self.config
         if rollout is None:
@@ -217,8 +233,9 @@ class ReinforceAgent:
         device = rollout.ids.device
         given = torch.as_tensor(np.asarray(rewards, dtype=np.float32), device=device)
         if given.shape != (len(rollout.ids),) or not torch.isfinite(given).all():
-            raise RLAIFError(
-                f"expected {len(rollout.ids)} finite rewards, found shape {tuple(given.shape)}: {rewards!r}"
+            bad = nonfinite_rows(given) if given.shape == (len(rollout.ids),) else []
+            raise NonFiniteError(
+                f"expected {len(rollout.ids)} finite rewards, found shape {tuple(given.shape)}: {rewards!r}", bad
             )
         adjusted = given - c.missing_eos_penalty * (~rollout.ended).float()
         moments = F.running_moments(self.moments, adjusted)
@@ -226,14 +243,20 @@ class ReinforceAgent:
         if scale > 1e-8:  # rewards that are all alike have nothing to be divided by, and nothing to teach
             adjusted = adjusted / scale
         mask = rollout.response_mask
-        kl, values = self._reference_pass(rollout)
+        kl, values = self._fitting(lambda: self._reference_pass(rollout))
+        if bad := nonfinite_rows(kl):
+            raise NonFiniteError(
+                f"expected finite log-probabilities of the reference, found others in rows {_listed(bad)}; the weights "
+                "are as before. Use float32, or another model",
+                bad,
+            )
         returns = F.returns_to_go(adjusted, kl, mask, c.beta)
         whole = float(returns[:, 0].mean())
         if c.baseline == "moving-average" and self.average is None:
             self.average = whole
         average = 0.0 if self.average is None else self.average
         advantage = F.advantages(returns, mask, c.baseline, group_size=c.group_size, average=average, values=values)
-        metrics = self._step(rollout, advantage, returns, values)
+        metrics = self._fitting(lambda: self._step(rollout, advantage, returns, values))
         self.average = F.moving_average(self.average, whole, c.average_decay)
         self.moments = moments
         self._rollout = None
@@ -264,10 +287,61 @@ class ReinforceAgent:
             share = min(share, max(0.0, (c.decay_updates - done) / c.decay_updates))
         return share
 
+    def _fitting(self, passes: Callable[[], _Found]) -> _Found:
+        """Run passes over the micro-batches, with smaller ones where memory does not suffice; the result is the same.
+
+        Raises:
+            RLAIFError: If not even one row fits.
+        """
+        before = self.updates
+        while True:
+            try:
+                return passes()
+            except Exception as error:
+                # once the optimiser has begun to write, going back would take the step twice
+                if not is_out_of_memory(error) or self.updates != before:
+                    raise
+                if self.micro_batch == 1:
+                    raise RLAIFError(
+                        f"expected memory for an update of one row at a time, found too little ({error}); use a "
+                        "smaller model, shorter responses or trainable='lora'"
+                    ) from error
+            # out here the error, and with it what the failed passes still held, is gone
+            self.optimizer.zero_grad(set_to_none=True)
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            self.micro_batch = (self.micro_batch + 1) // 2
+            warnings.warn(
+                f"out of memory: going on with {self.micro_batch} rows in a gradient pass, same gradient; set "
+                "agent.micro_batch so from the start",
+                stacklevel=3,
+            )
+
     def _micro_batches(self, rollout: _Rollout) -> list[Tensor]:
-        """Row indices, rows of like length together, so that little padding is computed."""
-        order = torch.argsort(rollout.response_mask.sum(1), stable=True)
-        return list(order.split(self.config.micro_batch))
+        """Row indices of each pass, so that little is computed twice or for nothing.
+
+        Rows of like length side by side save padding; rows of one prompt side by side share the reading of it. Of the
+        two orders, the one with fewer tokens to compute.
+        """
+        lengths, prompts = rollout.response_mask.sum(1), rollout.mask.sum(1)
+        k, size = self.config.group_size, self.micro_batch
+        groups = torch.arange(len(lengths), device=lengths.device).reshape(-1, k)
+        longest = torch.argsort(lengths[groups].amax(1), stable=True)
+        within = torch.argsort(lengths[groups], dim=1, stable=True)
+        by_group = groups.gather(1, within)[longest].flatten()
+        by_length = torch.argsort(lengths, stable=True)
+        orders = [
+            list(by_group.split(size - size % k if size > k else size)),
+            [rows.sort().values for rows in by_length.split(size)],
+        ]
+
+        def tokens(batches: list[Tensor]) -> float:
+            return sum(
+                float(len(torch.unique(rows // k)) * prompts[rows].max() + len(rows) * lengths[rows].max())
+                for rows in batches
+            )
+
+        return min(orders, key=tokens)
 
     def _cut(self, rollout: _Rollout, rows: Tensor) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], int]:
         """The inputs of some rows, without the columns that are padding in all of them, and the width that is left."""
@@ -323,17 +397,20 @@ class ReinforceAgent:
                 value_sum += float(loss.detach())
             self._features = []
         norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters, c.max_grad_norm)
-        if not np.isfinite(loss_sum) or not torch.isfinite(norm):
-            self.optimizer.zero_grad(set_to_none=True)
-            raise RLAIFError(
-                f"expected a finite loss and gradient, found loss {loss_sum} and gradient norm {float(norm)} at update "
-                f"{self.updates + 1}; the weights are as before it. Lower learning_rate, or use float32"
+        if not np.isfinite(loss_sum + value_sum) or not torch.isfinite(norm):
+            bad = self._nonfinite_gradients(rollout, advantage)
+            where = f"in rows {_listed(bad)}" if bad else "though every row alone is finite"
+            raise NonFiniteError(
+                f"expected a finite loss and gradient, found loss {loss_sum + value_sum} and gradient norm "
+                f"{float(norm)} {where} at update {self.updates + 1}; the weights are as before it. Lower "
+                "learning_rate, or use float32",
+                bad,
             )
         share = self._rate_share()
         for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * share
+        self.updates += 1  # first: from here on the weights are no longer those of the update before
         self.optimizer.step()
-        self.updates += 1
         metrics = {
             "loss": loss_sum,
             "grad_norm": float(norm),
@@ -345,15 +422,44 @@ class ReinforceAgent:
             metrics["value_loss"] = value_sum
         return metrics
 
+    def _nonfinite_gradients(self, rollout: _Rollout, advantage: Tensor) -> list[int]:
+        """The rows whose loss or gradient alone is not finite; leaves no gradient behind."""
+        bad = []
+        with self.policy.training():
+            for row in torch.arange(len(rollout.ids)).split(1):
+                self.optimizer.zero_grad(set_to_none=True)
+                inputs, steps = self._cut(rollout, row)
+                loss = F.policy_gradient_loss(self.policy.evaluate(*inputs).logprobs, advantage[row, :steps], inputs[3])
+                loss.backward()
+                gradients = [p.grad for p in self.policy.parameters if p.grad is not None]
+                if not all(bool(torch.isfinite(x).all()) for x in [loss.detach(), *gradients]):
+                    bad.append(int(row))
+        self.optimizer.zero_grad(set_to_none=True)
+        return bad
+
+    def batch(self) -> list[dict[str, Any]]:
+        """What the last `act` did and `update` has not used up, row by row, as JSON can hold it."""
+        if self._rollout is None:
+            return []
+        r, decode = self._rollout, self.policy.tokenizer.decode
+        rows = []
+        for i, length in enumerate(r.response_mask.sum(1).int().tolist()):
+            ids = r.responses[i, :length].tolist()
+            rows.append(
+                {
+                    "row": i,
+                    "prompt": decode(r.ids[i][r.mask[i].bool()].tolist()),
+                    "response": decode(ids),
+                    "ids": ids,
+                    "logprobs": plain(r.logprobs[i, :length].cpu().numpy()),
+                }
+            )
+        return rows
+
     def describe(self) -> dict[str, Any]:
         """The settings, JSON-able."""
         return asdict(self.config)
 
-    def save_state(self, folder: Path) -> None:
-        """Write what the agent has learned: the trained weights and the value head, if any (safetensors)."""
-        from safetensors.torch import save_file
 
-        state = {f"policy/{name}": tensor.contiguous() for name, tensor in self.policy.state().items()}
-        if self.value_head is not None:
-            state |= {f"value/{n}": p.detach().cpu().clone() for n, p in self.value_head.named_parameters()}
-        save_file(state, folder / "agent.safetensors", metadata={"updates": str(self.updates)})
+def _listed(rows: list[int]) -> str:
+    return ", ".join(map(str, rows[:10])) + (f" and {len(rows) - 10} more" if len(rows) > 10 else "")

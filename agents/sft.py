@@ -306,19 +306,33 @@ def _step(
     return {"loss": total, "grad_norm": norm}
 
 
-def main(argv: Sequence[str]) -> int:
-    """``rlaif sft``: fine-tune, save, and say what the held-out loss was before and after."""
-    import tyro
+def train_and_save(config: SFTConfig, *, quiet: bool = False) -> tuple[dict[str, float], Path]:
+    """Fine-tune into a run folder; the policy is in its folder "model".
+
+    Args:
+        config: The settings.
+        quiet: Show no progress.
+
+    Returns:
+        The figures of `sft`, and the folder.
+    """
     from rich.progress import Progress
 
-    config = tyro.cli(SFTConfig, args=list(argv), prog="rlaif sft")
     rows = list(demonstrations(config.data))
-    with RunFolder.create(config.out, asdict(config), command="sft") as run, Progress() as bars:
+    with RunFolder.create(config.out, asdict(config), command="sft") as run, Progress(disable=quiet) as bars:
         expected = min(config.rows or len(rows), len(rows)) * config.epochs
         task = bars.add_task("rows", total=expected)
         policy, figures = sft(config, rows, log=run.log, advance=lambda done: bars.advance(task, done))
         policy.save(run.path / "model")
         write_json(run.path / "report.json", figures)
+    return figures, run.path
+
+
+def main(argv: Sequence[str]) -> int:
+    """``rlaif sft``: fine-tune, save, and say what the held-out loss was before and after."""
+    import tyro
+
+    figures, folder = train_and_save(tyro.cli(SFTConfig, args=list(argv), prog="rlaif sft"))
     print(
         f"{figures['rows']:.0f} rows, {figures['response_tokens']:.0f} response tokens, {figures['steps']:.0f} steps; "
         "held-out "
@@ -326,5 +340,5 @@ def main(argv: Sequence[str]) -> int:
         f"{figures['validation_rows']:.0f} rows); cut: {figures['cut_tokens']:.0f} tokens in "
         f"{figures['cut_rows']:.0f} rows"
     )
-    print(f"saved in {run.path / 'model'}")
+    print(f"saved in {folder / 'model'}")
     return 0

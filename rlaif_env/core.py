@@ -74,6 +74,15 @@ class PromptOrder:
         self._moved[place] = here
         return picked
 
+    def state(self) -> dict[str, Any]:
+        """Where it is in its epoch, as JSON can hold it."""
+        return {"drawn": self._drawn, "moved": [[place, index] for place, index in self._moved.items()]}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` gave."""
+        self._drawn = int(state["drawn"])
+        self._moved = {int(place): int(index) for place, index in state["moved"]}
+
 
 class Response(NamedTuple):
     """A finished response: where it came from and how it ended."""

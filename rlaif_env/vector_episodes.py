@@ -10,7 +10,7 @@ Notation: n rows (``num_envs``), K rows a prompt (``group_size``), V vocabulary,
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import gymnasium as gym
 import numpy as np
@@ -35,6 +35,9 @@ Bools = NDArray[np.bool_]
 
 UNSTARTED, RUNNING, WAITING, DONE = range(4)
 """A row's state. WAITING: its episode is over but not paid yet (mode DISABLED). DONE: over and paid."""
+
+_COLUMNS = ("prompt", "state", "elapsed", "finished", "cut", "ids", "mask")
+"""The arrays that hold what the rows are at, without their underscore."""
 
 
 class PromptVectorEnv(VectorEnv[Observation, Any, NDArray[Any]]):
@@ -215,6 +218,58 @@ class PromptVectorEnv(VectorEnv[Observation, Any, NDArray[Any]]):
         scenes = (self._ended_scenes.get(row) or self._scene(row) for row in range(self.num_envs))
         return tuple(frame_of(scene, self.render_mode) for scene in scenes)
 
+    def state(self) -> dict[str, Any]:
+        """Everything that decides what comes next, as JSON can hold it: for `set_state`, in another process too.
+
+        Rows whose generator and order are alike, such as a group's, share an entry. Actions of `TextGeneration` and
+        scenes are not part of it: they decide nothing after their step.
+        """
+        streams: list[dict[str, Any]] = []
+        of_row = []
+        for row, generator in enumerate(self._generators):
+            drawing = None if generator is None else generator.bit_generator.state
+            stream = {"seed": self._seeds[row], "generator": drawing, "order": self._orders[row].state()}
+            if stream not in streams:
+                streams.append(stream)
+            of_row.append(streams.index(stream))
+        columns = {name: getattr(self, f"_{name}").tolist() for name in _COLUMNS}
+        return {"prompts": len(self.core.prompts), "streams": streams, "stream": of_row, **columns}
+
+    def set_state(self, state: Mapping[str, Any]) -> Observation:
+        """Go on exactly where `state` was taken.
+
+        Returns:
+            The observations (n, W) that the next actions answer.
+
+        Raises:
+            RLAIFError: If the state is not one of such a vector: other keys, rows, width or number of prompts.
+        """
+        self._check_open()
+        try:
+            of_row, streams = state["stream"], state["streams"]
+            columns = {name: np.array(state[name], getattr(self, f"_{name}").dtype) for name in _COLUMNS}
+            found = (state["prompts"], len(of_row), {name: column.shape for name, column in columns.items()})
+            expected = {name: getattr(self, f"_{name}").shape for name in _COLUMNS}
+            if found != (len(self.core.prompts), self.num_envs, expected):
+                raise RLAIFError(
+                    f"expected a state of {self.num_envs} rows over {len(self.core.prompts)} prompts, shapes "
+                    f"{expected}, found {found}; it was taken from other environments"
+                )
+            generators = [_generator(streams[number]["generator"]) for number in of_row]
+            orders = [PromptOrder(len(self.core.prompts)) for _ in of_row]
+            for number, order in zip(of_row, orders, strict=True):
+                order.set_state(streams[number]["order"])
+            seeds = [int(streams[number]["seed"]) for number in of_row]
+        except (KeyError, TypeError, IndexError, ValueError) as problem:
+            if isinstance(problem, RLAIFError):
+                raise
+            raise RLAIFError(f"expected a state that these environments gave, found another: {problem!r}") from problem
+        self._generators, self._orders, self._seeds = list(generators), orders, seeds
+        for name, column in columns.items():
+            getattr(self, f"_{name}")[:] = column
+        self._ended_scenes = {}
+        return self._observation()
+
     def _acting(self) -> Bools:
         """The rows whose action counts."""
         self._check_open()
@@ -345,6 +400,15 @@ class PromptVectorEnv(VectorEnv[Observation, Any, NDArray[Any]]):
             if seed is not None:
                 self._generators[row], self._seeds[row] = seeding.np_random(seed)
                 self._orders[row].restart()
+
+
+def _generator(state: Mapping[str, Any] | None) -> np.random.Generator | None:
+    """A generator that goes on from a state; Gymnasium's are PCG64."""
+    if state is None:
+        return None
+    bits = np.random.PCG64()
+    bits.state = cast(Any, state)
+    return np.random.Generator(bits)
 
 
 def _autoreset_mode(mode: str | AutoresetMode) -> AutoresetMode:
