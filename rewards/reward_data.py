@@ -118,6 +118,8 @@ def load_labels(task: Task, labels: str | Path, *, pairs: int, texts: int, test_
                 sides[side].append(record)
         divided = {"train": sides["train"], "validation": sides["validation"]}
         tests = {"labels": sides["test"][:test_pairs]} if sides["test"] else {}
+        if task.source.preferences is not None:  # whoever made the labels, people's are the yardstick
+            tests["human"] = _limited(task.preferences("test"), test_pairs, 0, left_out)
     if corpus:
         tests["human"] = human_preferences("test", test_pairs, seed)
     drawn = corpus and str(labels) == "human"  # more than wanted on purpose: what is over was never asked for

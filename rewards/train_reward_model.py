@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -30,7 +31,7 @@ from rlaif_env.models import BUILTIN_MODEL, Backbone, backbone
 from rlaif_env.runs import RunFolder, write_json
 from rlaif_env.tasks import load_task
 
-__all__ = ["TrainRMConfig", "Trained", "describe", "main", "train_rm"]
+__all__ = ["TrainRMConfig", "Trained", "describe", "main", "train_and_save", "train_rm"]
 
 _PROBE_TEXTS = 1500  # enough to tell the layers apart
 _CURVE_START = 128
@@ -294,12 +295,17 @@ def _entropy(pairs: Pairs) -> float:
     return float(-(torch.xlogy(p, p) + torch.xlogy(1 - p, 1 - p)).mean())
 
 
-def main(argv: Sequence[str]) -> int:
-    """``rlaif train-rm``: train, measure, save and say how good the model is."""
-    import tyro
+def train_and_save(config: TrainRMConfig, *, quiet: bool = False) -> tuple[Trained, Path]:
+    """Train a reward model into a run folder: its model, report and plots.
 
-    config = tyro.cli(TrainRMConfig, args=list(argv), prog="rlaif train-rm")
-    with RunFolder.create(config.out, asdict(config), command="train-rm") as run, _progress() as progress:
+    Args:
+        config: The settings.
+        quiet: Show no progress.
+
+    Returns:
+        What was trained, and the folder.
+    """
+    with RunFolder.create(config.out, asdict(config), command="train-rm") as run, _progress(quiet) as progress:
         trained = train_rm(config, log=run.log, progress=progress)
         summary = {name: _summary(found) for name, found in trained.report["figures"].items()}
         trained.model.save(run.path / "model", merged=config.merged, figures=summary)
@@ -308,8 +314,16 @@ def main(argv: Sequence[str]) -> int:
             reliability_plot(trained.figures).savefig(run.path / "reliability.png", dpi=120)
             what = f"held-out pairs ({next(iter(trained.figures))})"
             curve_plot(trained.curve, what).savefig(run.path / "accuracy-by-pairs.png", dpi=120)
+    return trained, run.path
+
+
+def main(argv: Sequence[str]) -> int:
+    """``rlaif train-rm``: train, measure, save and say how good the model is."""
+    import tyro
+
+    trained, folder = train_and_save(tyro.cli(TrainRMConfig, args=list(argv), prog="rlaif train-rm"))
     print(describe(trained))
-    print(f"saved in {run.path}")
+    print(f"saved in {folder}")
     return 0
 
 
@@ -342,11 +356,12 @@ def _summary(figures: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[str, int], Advance]]:
+def _progress(quiet: bool) -> Iterator[Callable[[str, int], Advance]]:
     """A progress bar a stage, with the time left."""
     from rich.progress import Progress, TimeRemainingColumn
 
-    with Progress(*Progress.get_default_columns()[:-1], TimeRemainingColumn(elapsed_when_finished=True)) as bars:
+    columns = (*Progress.get_default_columns()[:-1], TimeRemainingColumn(elapsed_when_finished=True))
+    with Progress(*columns, disable=quiet) as bars:
 
         def stage(what: str, total: int) -> Advance:
             task = bars.add_task(what, total=total)

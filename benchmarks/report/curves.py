@@ -1,0 +1,122 @@
+"""Learning curves as SVG whose colours the page decides, so that they are readable by day and by night."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.report.contents import Figure
+from rlaif_env.runs import PANELS
+
+__all__ = ["curve", "curves"]
+
+_WIDTH, _HEIGHT = 440, 236
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 10, 12, 34
+_POINTS = 400
+
+
+def curves(rows: Sequence[Mapping[str, float]]) -> list[Figure]:
+    """A figure for every metric of a run.
+
+    Args:
+        rows: The lines of metrics.jsonl, each with its "step".
+
+    Returns:
+        First those that `rlaif_env.runs.PANELS` names, then the others, folded.
+    """
+    names = list(dict.fromkeys(name for row in rows for name in row if name != "step"))
+    first = [name for name in PANELS if name in names] or names[:4]
+    figures = []
+    for name in [*first, *(n for n in names if n not in first)]:
+        points = [(row["step"], row[name]) for row in rows if name in row]
+        title = PANELS.get(name, name)
+        figures.append(curve(title, np.array(points, dtype=float), folded=name not in first))
+    return figures
+
+
+def curve(title: str, points: NDArray[np.float64], *, folded: bool = False) -> Figure:
+    """A metric by update: each update thin, the mean of the last tenth thick.
+
+    Args:
+        title: What is drawn.
+        points: Updates and values, (n, 2), n >= 1.
+        folded: See `Figure`.
+    """
+    steps, values = points.T  # (n,), (n,)
+    window = max(1, len(values) // 10)
+    mean = np.convolve(values, np.full(window, 1 / window), "valid") if window > 1 else values
+    low, high, ticks = _scale(float(values.min()), float(values.max()))
+    span = max(float(steps[-1] - steps[0]), 1e-9)
+
+    def path(xs: NDArray[np.float64], ys: NDArray[np.float64], name: str) -> str:
+        x = _LEFT + (xs - steps[0]) / span * (_WIDTH - _LEFT - _RIGHT)
+        y = _TOP + (high - ys) / (high - low) * (_HEIGHT - _TOP - _BOTTOM)
+        line = "L".join(f"{a:.1f} {b:.1f}" for a, b in zip(x, y, strict=True))
+        return f'<path class="{name}" d="M{line}{"h.1" if len(xs) == 1 else ""}"/>'
+
+    parts = []
+    for tick in ticks:
+        y = _TOP + (high - tick) / (high - low) * (_HEIGHT - _TOP - _BOTTOM)
+        parts.append(f'<path class="grid" d="M{_LEFT} {y:.1f}H{_WIDTH - _RIGHT}"/>')
+        parts.append(f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{_label(tick, ticks)}</text>')
+    for step in _whole_ticks(float(steps[0]), float(steps[-1])):
+        x = _LEFT + (step - steps[0]) / span * (_WIDTH - _LEFT - _RIGHT)
+        parts.append(f'<text x="{x:.1f}" y="{_HEIGHT - 16}" text-anchor="middle">{step:,}</text>')
+    parts.append(f'<text x="{(_LEFT + _WIDTH - _RIGHT) / 2:.0f}" y="{_HEIGHT - 1}" text-anchor="middle">update</text>')
+    thin_x, thin_y = _thinned(steps, values)
+    parts.append(path(thin_x, thin_y, "raw" if window > 1 else "mean"))
+    if window > 1:
+        parts.append(path(*_thinned(steps[window - 1 :], mean), "mean"))
+    ends = f"{mean[0]:.4g} to {mean[-1]:.4g}"
+    label = html.escape(f"{title}, updates {steps[0]:.0f} to {steps[-1]:.0f}: from {ends}")
+    svg = f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
+    caption = f"Thick: mean of the last {window} updates, from {ends}." if window > 1 else f"From {ends}."
+    if len(thin_x) < len(steps):
+        caption += f" Drawn: means of {len(thin_x)} stretches of the {len(steps):,} updates."
+    return Figure(title, caption, svg=svg, folded=folded)
+
+
+def _thinned(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """At most so many points: means of neighbours where there are more."""
+    if len(x) <= _POINTS:
+        return x, y
+    starts = np.arange(_POINTS) * len(x) // _POINTS
+    sizes = np.diff(np.append(starts, len(x)))
+    return np.add.reduceat(x, starts) / sizes, np.add.reduceat(y, starts) / sizes
+
+
+def _scale(low: float, high: float) -> tuple[float, float, list[float]]:
+    """The ends of an axis and round ticks within."""
+    if high - low < 1e-9 * max(abs(low), abs(high), 1e-9):
+        pad = abs(high) * 0.1 or 1.0
+        low, high = low - pad, high + pad
+    step = _round_step((high - low) / 4)
+    pad = 0.05 * (high - low)
+    ticks = [i * step for i in range(math.ceil((low - pad) / step), math.floor((high + pad) / step) + 1)]
+    return low - pad, high + pad, ticks
+
+
+def _round_step(least: float) -> float:
+    """1, 2 or 5 times a power of ten, not under the given."""
+    power = 10.0 ** math.floor(math.log10(least))
+    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= least * (1 - 1e-9))
+
+
+def _whole_ticks(first: float, last: float) -> list[int]:
+    step = max(1, round(_round_step(max(last - first, 1) / 5)))
+    ticks = [i * step for i in range(math.ceil(first / step), math.floor(last / step) + 1)]
+    return ticks or [round(first)]
+
+
+def _label(tick: float, ticks: Sequence[float]) -> str:
+    """A tick with as many decimals as the step between ticks needs."""
+    step = ticks[1] - ticks[0]
+    if step < 1e-4 or max(map(abs, ticks)) >= 1e6:
+        text = f"{tick:.1e}" if tick else "0"
+    else:
+        text = f"{tick:,.{max(0, -math.floor(math.log10(step) + 1e-9))}f}"
+    return text.replace("-", "−")

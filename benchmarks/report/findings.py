@@ -1,0 +1,125 @@
+"""The figures in a run's JSON files as tables, and what a training run's figures amount to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from benchmarks.report.contents import Cell, Table, is_number
+from rlaif_env.api import DataError
+
+__all__ = ["as_tables", "before_after_table", "verdict"]
+
+_INTERVAL = {"estimate", "low", "high"}
+_HEADLINES = ("gold", "reward", "score", "kl", "length", "distinct-2")
+
+
+def before_after_table(evaluation: Mapping[str, Any], where: str) -> Table:
+    """The table of a training run's evaluation.json: each measure before, after, and the paired change.
+
+    Raises:
+        DataError: If a measure is not three intervals.
+    """
+    rows: list[list[Cell]] = []
+    counts = set()
+    for name in [*(n for n in _HEADLINES if n in evaluation), *(n for n in evaluation if n not in _HEADLINES)]:
+        three = evaluation[name]
+        if not isinstance(three, list) or len(three) != 3 or not all(map(_is_interval, three)):
+            raise DataError(f"{where}: expected {name} to be three intervals, found {str(three)[:60]!r}")
+        change = three[2]
+        counts.add(change.get("n"))
+        rows.append([name, *(x["estimate"] for x in three), change["low"], change["high"]])
+    prompts = f"{counts.pop():,} held-out prompts" if len(counts) == 1 and None not in counts else "held-out prompts"
+    return Table(
+        "Before and after training",
+        ["measure", "before", "after", "change", "95 % from", "to"],
+        rows,
+        f"Means over {prompts}. The change is paired by prompt; its 95 % interval is a bootstrap over prompts and says "
+        "nothing about other seeds.",
+        by_row=True,
+    )
+
+
+def verdict(evaluation: Mapping[str, Any]) -> tuple[str, list[str]]:
+    """What a reader should take from an evaluation, as it came out.
+
+    Returns:
+        A sentence about the gold measure ("" where there is none), and warnings: no gain on the gold measure, or a
+        reward that rose while the gold measure fell.
+    """
+    if "gold" not in evaluation:
+        return "", ["No gold measure was taken: nothing here says whether a higher reward is a better text."]
+    before, after, change = evaluation["gold"]
+    lede = (
+        "The gold measure, which no reward sees, went from "
+        f"{_number(before['estimate'])} to {_number(after['estimate'])} on held-out prompts: "
+        f"{_number(change['estimate'], '+')} "
+        f"[{_number(change['low'], '+')}, {_number(change['high'], '+')}]."
+    )
+    warnings = []
+    if change["high"] < 0:
+        rose = "reward" in evaluation and evaluation["reward"][2]["low"] > 0
+        warnings.append("The gold measure fell" + (" while the reward rose: over-optimisation." if rose else "."))
+    elif change["low"] <= 0:
+        warnings.append("The interval of the change in the gold measure holds 0: no gain was shown.")
+    return lede, warnings
+
+
+def as_tables(found: Mapping[str, Any]) -> list[Table]:
+    """A report.json as tables: its intervals, its other figures, and each of its lists of objects.
+
+    Names of nested figures are joined by " · ". Nothing is left out.
+    """
+    intervals: list[list[Cell]] = []
+    others: list[list[Cell]] = []
+    lists: list[Table] = []
+    for name, value in _leaves(found, ""):
+        if _is_interval(value):
+            intervals.append([name, value["estimate"], value["low"], value["high"], value.get("n")])
+        elif isinstance(value, list):
+            lists.append(_list_table(name, value))
+        else:
+            others.append([name, value if value is None or is_number(value) else str(value)])
+    tables = []
+    if intervals:
+        tables.append(Table("Figures", ["figure", "estimate", "95 % from", "to", "n"], intervals))
+    if others:
+        tables.append(Table("More figures" if intervals else "Figures", ["figure", "value"], others, by_row=True))
+    return tables + lists
+
+
+def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+    """Values that are shown as one row, or as one table, with their names."""
+    if isinstance(value, dict) and not _is_interval(value):
+        for key, inner in value.items():
+            yield from _leaves(inner, f"{name} · {key}" if name else str(key))
+    elif isinstance(value, list) and not (value and all(isinstance(v, dict) for v in value)):
+        yield name, ", ".join(str(v) for v in value)
+    else:
+        yield name, value
+
+
+def _list_table(name: str, rows: list[dict[str, Any]]) -> Table:
+    flat = [dict(_row(row)) for row in rows]
+    columns = list(dict.fromkeys(column for row in flat for column in row))
+    return Table(name, columns, [[row.get(column) for column in columns] for row in flat])
+
+
+def _row(row: Mapping[str, Any]) -> Iterator[tuple[str, Cell]]:
+    for name, value in row.items():
+        if _is_interval(value):
+            yield name, value["estimate"]
+            yield f"{name}, from", value["low"]
+            yield f"{name}, to", value["high"]
+        elif value is None or isinstance(value, str) or is_number(value):
+            yield name, value
+        else:
+            yield name, str(value)
+
+
+def _number(value: float, sign: str = "") -> str:
+    return f"{value:{sign}.3f}".replace("-", "−")
+
+
+def _is_interval(value: Any) -> bool:
+    return isinstance(value, dict) and set(value) >= _INTERVAL and all(is_number(value[n]) for n in _INTERVAL)

@@ -1,0 +1,284 @@
+"""What a run, an evaluation or a comparison folder holds, as a `Report`."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from benchmarks.report.contents import Cell, Figure, Report, Table, is_number
+from benchmarks.report.curves import curves
+from benchmarks.report.definitions import definitions_of
+from benchmarks.report.findings import as_tables, before_after_table, verdict
+from benchmarks.report.samples import Line, Samples, before_after, preference, read_samples, response, sample
+from rlaif_env.api import DataError, RLAIFError
+from rlaif_env.jsonl import json_object
+from rlaif_env.runs import read_metrics
+
+__all__ = ["ROOM", "read_folder"]
+
+ROOM = 12_000_000
+"""Bytes of samples in a page."""
+
+_MAX_FIGURE = 3_000_000
+_SIGNATURES = {".png": b"\x89PNG\r\n\x1a\n", ".svg": b"<svg"}
+_TYPES = {".png": "image/png", ".svg": "image/svg+xml"}
+_TORN = "{} ends within a line, which was left out: the run goes on, or was killed."
+_KINDS = {"train": "Training run", "sft": "Fine-tuning run", "train-rm": "Reward model", "label": "Labelling run"}
+_FACTS = ("task", "reward", "reward_model", "labels", "mode", "prompt", "model", "trainable", "split", "seed")
+_RECORD = ("command_line", "started", "git_commit", "seeds", "versions", "platform", "config")
+
+
+def read_folder(folder: Path, *, samples: int) -> Report:
+    """Read a folder.
+
+    Args:
+        folder: Of ``rlaif compare``, ``rlaif evaluate``, or of a command that makes a run folder.
+        samples: Show at most so many prompts of each set of samples.
+
+    Raises:
+        RLAIFError: If there is no such folder, or none of the files that a report is made from, or ``samples`` < 0.
+        DataError: If a file is not what its name says; names the file, and the line where it has lines.
+    """
+    if samples < 0:
+        raise RLAIFError(f"expected samples of at least 0, found {samples}")
+    if not folder.is_dir():
+        found = "a file" if folder.exists() else "nothing"
+        raise RLAIFError(f"expected a folder at {folder}, found {found}: name the folder that a command wrote")
+    reader = _Reader(folder, samples)
+    evaluation = _json(folder / "evaluation.json")
+    if (folder / "comparison.json").exists():
+        report = reader.tables(_json(folder / "comparison.json"), "Comparison of rewards")
+    elif "tables" in evaluation or (folder / "responses.jsonl").exists():
+        report = reader.tables(evaluation, "Evaluation of policies")
+    elif (folder / "config.json").exists() or (folder / "metrics.jsonl").exists():
+        report = reader.run(evaluation)
+    else:
+        names = ", ".join(sorted(p.name for p in folder.iterdir())[:6]) or "nothing"
+        raise RLAIFError(
+            f"expected {folder} to hold comparison.json, evaluation.json, responses.jsonl or a run's config.json, "
+            f"found {names}: name a folder that rlaif train, sft, train-rm, label, evaluate or compare wrote"
+        )
+    named = [*report.facts]
+    for table in report.tables:
+        named += [*table.columns, *(row[0] for row in table.rows if row and isinstance(row[0], str))]
+    for one in report.samples:
+        named += one.measures
+    named += [n for row in reader.metrics[-1:] for n in row]
+    report.definitions = definitions_of(named)
+    return report
+
+
+class _Reader:
+    """Reads one folder; keeps what is left of the page's room for samples."""
+
+    def __init__(self, folder: Path, limit: int) -> None:
+        self.folder = folder
+        self.limit = limit
+        self.room = ROOM
+        self.metrics: list[dict[str, float]] = []
+        self.record = _json(folder / "config.json")
+
+    def tables(self, found: Mapping[str, Any], kind: str) -> Report:
+        """The report of an evaluation or a comparison, whose tables were made when it ran."""
+        file = self.folder / ("comparison.json" if kind.startswith("Comparison") else "evaluation.json")
+        report = Report(_string(found, "title", file) or self.folder.resolve().name, kind)
+        facts = found.get("facts", {})
+        if not isinstance(facts, dict):
+            raise DataError(f"{file}: expected facts to be an object, found {type(facts).__name__}")
+        report.facts = {name: _plain(value) for name, value in facts.items() if not isinstance(value, dict)}
+        report.warnings = [str(w) for w in _list(found, "warnings", file)]
+        report.tables = [_table(t, f"{file}, table {i}") for i, t in enumerate(_list(found, "tables", file), start=1)]
+        for i, figure in enumerate(_list(found, "figures", file), start=1):
+            if not isinstance(figure, dict) or not isinstance(figure.get("file"), str):
+                raise DataError(f"{file}, figure {i}: expected an object with a file, found {str(figure)[:60]!r}")
+            self._picture(report, figure["file"], _string(figure, "title", file), _string(figure, "caption", file))
+        report.provenance = {n: v for n in _RECORD if (v := self.record.get(n, found.get(n))) is not None}
+        report.provenance |= {name: value for name, value in facts.items() if isinstance(value, dict) and value}
+        if read := self._samples(report, "responses.jsonl", response, "Responses side by side"):
+            _say_what_is_missing(report, read)
+            if not report.tables:
+                report.tables.append(_means(read))
+        return report
+
+    def run(self, evaluation: Mapping[str, Any]) -> Report:
+        """The report of a run folder."""
+        command = str(self.record.get("command", "run"))
+        config = self.record.get("config", {})
+        if not isinstance(config, dict):
+            raise DataError(
+                f"{self.folder / 'config.json'}: expected config to be an object, found {str(config)[:40]!r}"
+            )
+        name = self.folder.resolve().name
+        report = Report(name, _KINDS.get(command, f"Run of {command}"))
+        report.facts = {n.replace("_", " "): _plain(config[n]) for n in _FACTS if config.get(n) not in (None, "", {})}
+        if command == "train" and {"reward", "task"} <= set(report.facts):
+            report.title, report.kind = f"{report.facts['reward']} on {report.facts['task']}", f"Training run {name}"
+        report.provenance = {n: self.record[n] for n in _RECORD if n in self.record}
+        if str(self.record.get("git_commit", "")).endswith("+changes"):
+            report.warnings.append("The code had changes that its commit does not hold.")
+        self._curves(report, config)
+        if command == "train":
+            self._heldout(report, evaluation)
+        report.tables += as_tables(_json(self.folder / "report.json"))
+        if not report.figures:
+            for picture in sorted(self.folder.glob("*.png")):
+                self._picture(report, picture.name, picture.stem.replace("-", " "), "")
+        self._samples(report, "evaluation.jsonl", before_after, "Held-out prompts, before and after")
+        self._samples(report, "samples.jsonl", sample, "Responses during training", may_be_torn=True)
+        self._samples(report, "preferences.jsonl", preference, "Labelled pairs")
+        if not (report.tables or report.figures or report.samples):
+            report.warnings.append("The folder holds no results yet.")
+        return report
+
+    def _curves(self, report: Report, config: Mapping[str, Any]) -> None:
+        file = self.folder / "metrics.jsonl"
+        if not file.exists():
+            return
+        self.metrics = read_metrics(file)
+        report.figures += curves(self.metrics)
+        if not file.read_bytes().endswith(b"\n"):
+            report.warnings.append(_TORN.format("metrics.jsonl"))
+        done, planned = len({row["step"] for row in self.metrics}), config.get("updates")
+        if isinstance(planned, int):
+            report.facts["updates"] = f"{done:,} of {planned:,}"
+            if done < planned:
+                report.warnings.append(f"The run has made {done:,} of {planned:,} updates.")
+
+    def _heldout(self, report: Report, evaluation: Mapping[str, Any]) -> None:
+        if not evaluation:
+            report.warnings.append("There is no evaluation on held-out prompts: only rewards in training are shown.")
+            return
+        table = before_after_table(evaluation, str(self.folder / "evaluation.json"))
+        report.tables.append(table)
+        lede, warnings = verdict(evaluation)
+        report.lede = lede
+        report.warnings += warnings
+
+    def _samples(
+        self,
+        report: Report,
+        name: str,
+        parse: Callable[[dict[str, Any]], Line],
+        title: str,
+        may_be_torn: bool = False,
+    ) -> Samples | None:
+        """Add a file's samples to the report, if it is there and has any."""
+        file = self.folder / name
+        if not file.exists() or file.stat().st_size == 0:
+            return None
+        read = read_samples(file, parse, title=title, limit=self.limit, room=self.room, may_be_torn=may_be_torn)
+        self.room -= read.size
+        if read.torn:
+            report.warnings.append(_TORN.format(name))
+        if read.shown.total:
+            report.samples.append(read.shown)
+        return read
+
+    def _picture(self, report: Report, name: str, title: str, caption: str) -> None:
+        """Add a picture, or a warning where it is too large for a page."""
+        file = (self.folder / name).resolve()
+        if not file.is_relative_to(self.folder.resolve()):
+            raise DataError(f"expected the figure {name} inside {self.folder}, found a path that leads out of it")
+        if file.suffix not in _TYPES:
+            raise DataError(f"expected the figure {name} to be a .svg or .png, found another kind of file")
+        try:
+            data = file.read_bytes()
+        except OSError as error:
+            raise DataError(f"expected a figure at {file}, found: {error.strerror or error}") from error
+        # An SVG may open with a declaration and comments; within an <img> no script of it runs and nothing is fetched.
+        if _SIGNATURES[file.suffix] not in data[: 4096 if file.suffix == ".svg" else 8]:
+            raise DataError(f"expected {file} to be a picture of the kind {file.suffix}, found {data[:12]!r}")
+        if len(data) > _MAX_FIGURE:
+            report.warnings.append(f"The figure {name} was left out: {len(data) / 1e6:.1f} MB are too much for a page.")
+            return
+        uri = f"data:{_TYPES[file.suffix]};base64,{base64.b64encode(data).decode('ascii')}"
+        report.figures.append(Figure(title or file.stem, caption, uri=uri))
+
+
+def _say_what_is_missing(report: Report, read: Samples) -> None:
+    """A prompt without a system's response, or a response without a measure that others have, is never passed over."""
+    for system, missing in read.unanswered.items():
+        report.warnings.append(f"{system} has no response to {missing:,} of {read.shown.total:,} prompts.")
+    for system, summaries in read.summaries.items():
+        for measure in read.shown.measures:
+            have = summaries[measure].n if measure in summaries else 0
+            if 0 < have < read.answers[system]:
+                lost = read.answers[system] - have
+                report.warnings.append(
+                    f"{system}: {measure} is missing in {lost:,} of {read.answers[system]:,} responses."
+                )
+
+
+def _means(read: Samples) -> Table:
+    """Plain means, for a folder that brings no table of its own."""
+    measures = read.shown.measures
+    rows: list[list[Cell]] = []
+    for system, count in read.answers.items():
+        own = read.summaries.get(system, {})
+        rows.append([system, count, *(own[m].mean if m in own and own[m].n else None for m in measures)])
+    return Table(
+        "Means by system",
+        ["system", "responses", *measures],
+        rows,
+        "Over all responses that have the measure, without intervals: the folder holds no evaluation.json.",
+    )
+
+
+def _json(file: Path) -> dict[str, Any]:
+    """The object a file holds; {} where there is no file."""
+    try:
+        return json_object(file.read_bytes().removeprefix(b"\xef\xbb\xbf").decode("utf-8"))
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise DataError(f"expected a file to read at {file}, found: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file}: expected UTF-8, found the byte 0x{error.object[error.start]:02x}") from error
+    except DataError as error:
+        raise DataError(f"{file}: {error}") from error
+
+
+def _list(found: Mapping[str, Any], name: str, file: Path) -> list[Any]:
+    value = found.get(name, [])
+    if not isinstance(value, list):
+        raise DataError(f"{file}: expected {name} to be a list, found {type(value).__name__}")
+    return value
+
+
+def _string(found: Mapping[str, Any], name: str, file: Path) -> str:
+    value = found.get(name, "")
+    if not isinstance(value, str):
+        raise DataError(f"{file}: expected {name} to be a string, found {type(value).__name__}")
+    return value
+
+
+def _plain(value: Any) -> Cell:
+    """A fact as a cell: a nested value is written as JSON, an object with a name by that."""
+    if isinstance(value, dict) and isinstance(value.get("name"), str):
+        return str(value["name"])
+    if value is None or isinstance(value, str) or is_number(value):
+        return cast(Cell, value)
+    if isinstance(value, list) and not any(isinstance(item, dict | list) for item in value):
+        return ", ".join(map(str, value))
+    return json.dumps(value)
+
+
+def _table(found: Any, where: str) -> Table:
+    """A table as its JSON says it, checked."""
+    if not isinstance(found, dict):
+        raise DataError(f"{where}: expected an object, found {type(found).__name__}")
+    columns, rows = found.get("columns"), found.get("rows")
+    if not isinstance(columns, list) or not all(isinstance(c, str) for c in columns):
+        raise DataError(f"{where}: expected columns to be a list of names, found {str(columns)[:60]!r}")
+    if not isinstance(rows, list):
+        raise DataError(f"{where}: expected rows to be a list, found {type(rows).__name__}")
+    for i, row in enumerate(rows, start=1):
+        if not isinstance(row, list) or len(row) != len(columns):
+            raise DataError(f"{where}, row {i}: expected {len(columns)} cells, found {str(row)[:60]!r}")
+        if bad := [c for c in row if not (c is None or isinstance(c, str) or is_number(c))]:
+            raise DataError(f"{where}, row {i}: expected text, finite numbers and null, found {str(bad[0])[:60]!r}")
+    title, caption = found.get("title", ""), found.get("caption", "")
+    return Table(str(title), columns, rows, str(caption or ""))

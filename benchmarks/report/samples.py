@@ -1,0 +1,325 @@
+"""Responses read from JSON lines into the rows of a page: twice over the file, in bounded memory.
+
+The first pass counts prompts, systems and bytes and sums the measures of every response; the second keeps the rows of
+the prompts that are shown. Where not all are, those shown are evenly spaced in the order of the file, so that neither
+its beginning nor its end is favoured, and the note says how many were left out and why.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.report.contents import SampleSet, is_number
+from rlaif_env.api import DataError
+from rlaif_env.jsonl import checked, json_object, lines_of
+
+__all__ = ["MAX_TEXT", "Answer", "Line", "Samples", "before_after", "preference", "read_samples", "response", "sample"]
+
+MAX_TEXT = 200_000
+"""Characters of a text that a page holds; of a longer one the beginning, with its length."""
+
+_UNSAFE = re.compile("[<\u2028\u2029\ud800-\udfff]")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A response to a prompt: who wrote it, the text, and finite numbers (or None) by name."""
+
+    system: str
+    text: str
+    measures: Mapping[str, float | None]
+
+
+@dataclass(frozen=True)
+class Line:
+    """What a line of a file holds.
+
+    Attributes:
+        prompt: The prompt.
+        key: Lines with an equal key belong to one prompt; None for a line that stands alone.
+        answers: One or more.
+        extras: Numbers that belong to the prompt, by name.
+        once: A system answers a prompt once; a second answer is to another prompt of the same words.
+    """
+
+    prompt: str
+    key: tuple[Any, ...] | None
+    answers: list[Answer]
+    extras: Mapping[str, float | None] = field(default_factory=dict)
+    once: bool = False
+
+
+@dataclass
+class Summary:
+    """Mean of a measure over a system's responses, with how many have none."""
+
+    n: int = 0
+    missing: int = 0
+    mean: float = math.nan
+
+    def add(self, value: float | None) -> None:
+        """Count one response."""
+        if value is None:
+            self.missing += 1
+            return
+        self.n += 1
+        self.mean = value if self.n == 1 else self.mean + (value - self.mean) / self.n
+
+
+@dataclass
+class Samples:
+    """A file of responses, as far as it is shown, and figures of all of it.
+
+    Attributes:
+        shown: The rows for the page.
+        size: Bytes of these rows.
+        answers: How many responses each system has.
+        summaries: Of each system and measure, over all responses.
+        unanswered: How many prompts have no response of a system, by system; those that have all are not named.
+        torn: The file ends within a line, which was left out.
+    """
+
+    shown: SampleSet
+    size: int
+    answers: Mapping[str, int]
+    summaries: Mapping[str, Mapping[str, Summary]]
+    unanswered: Mapping[str, int]
+    torn: bool
+
+
+def response(row: dict[str, Any]) -> Line:
+    """A line of responses.jsonl: prompt, system, response, measures. Lines of one prompt belong together."""
+    answer = Answer(_text(row, "system"), _text(row, "response"), _numbers(row.get("measures", {}), "measures"))
+    return Line(_text(row, "prompt"), (_text(row, "prompt"),), [answer], once=True)
+
+
+def before_after(row: dict[str, Any]) -> Line:
+    """A line of a training run's evaluation.jsonl: prompt, before and after, each a response and its measures."""
+    answers = []
+    for name in ("before", "after"):
+        if not isinstance(row.get(name), dict):
+            raise DataError(f"expected {name} to be an object, found {_shown(row.get(name))}")
+        answers.append(Answer(name, _text(row[name], "response"), _only_numbers(row[name])))
+    return Line(_text(row, "prompt"), None, answers)
+
+
+def sample(row: dict[str, Any]) -> Line:
+    """A line of a run's samples.jsonl. The responses to a prompt in one update belong together."""
+    numbers = _only_numbers(row)
+    step = numbers.pop("step", None)
+    index = numbers.pop("prompt_index", None)
+    prompt = _text(row, "prompt")
+    answer = Answer("policy", _text(row, "response"), numbers)
+    return Line(prompt, (step, index, prompt), [answer], {"update": step})
+
+
+def preference(row: dict[str, Any]) -> Line:
+    """A line of preferences: two responses and the probability that the first is preferred."""
+    p, meta = row.get("p_first"), row.get("meta")
+    people = meta.get("human_p_first") if isinstance(meta, dict) else None
+    first = _numbers({"preferred with probability": p, "people prefer it": people}, "p_first")
+    second = {name: None if value is None else 1 - value for name, value in first.items()}
+    answers = [
+        Answer("first", _text(row, "response_1"), first),
+        Answer("second", _text(row, "response_2"), second),
+    ]
+    return Line(_text(row, "prompt"), None, answers)
+
+
+def read_samples(
+    path: Path, parse: Callable[[dict[str, Any]], Line], *, title: str, limit: int, room: int, may_be_torn: bool = False
+) -> Samples:
+    """Read a file of responses.
+
+    Args:
+        path: JSON lines.
+        parse: What a line holds.
+        title: Of the set.
+        limit: Show at most so many prompts.
+        room: Show at most so many bytes.
+        may_be_torn: A last line without a line end is being written, or was when its process was killed: leave it out.
+
+    Raises:
+        DataError: If the file cannot be read, or for its bad lines, all together, with their numbers.
+    """
+    first = _Census()
+    torn = may_be_torn and _ends_within_a_line(path)
+    for line in _read(path, parse, torn):
+        first.add(line)
+    total = len(first.sizes)
+    kept, why = _evenly_spaced(first.sizes, limit, room)
+    rows = _rows(_read(path, parse, torn), first, kept)
+    note = (
+        "" if len(kept) == total else f"Shown: {len(kept):,} of {total:,} prompts, evenly spaced over the file; {why}."
+    )
+    return Samples(
+        shown=SampleSet(title, note, list(first.systems), list(first.measures), list(first.extras), rows, total),
+        size=sum(first.sizes[i] for i in kept),
+        answers=first.answers,
+        summaries=first.summaries,
+        unanswered={name: total - n for name, n in first.answered.items() if n < total},
+        torn=torn,
+    )
+
+
+class _Census:
+    """The first pass: everything that must be known before the first row is written."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []  # bytes of each prompt's row, about
+        self.index: dict[tuple[Any, ...], int] = {}
+        self.systems: dict[str, int] = {}
+        self.measures: dict[str, int] = {}
+        self.extras: dict[str, int] = {}
+        self.answers: dict[str, int] = {}
+        self.answered: dict[str, int] = {}
+        self.summaries: dict[str, dict[str, Summary]] = {}
+        self._seen: set[tuple[int, str]] = set()
+
+    def place(self, line: Line) -> int:
+        """The number of the line's prompt, a new one where it has not been seen."""
+        if line.key is None:
+            return len(self.sizes)
+        return self.index.setdefault(line.key, len(self.sizes))
+
+    def add(self, line: Line) -> None:
+        """Count one line."""
+        place = self.place(line)
+        if place == len(self.sizes):
+            self.sizes.append(_bytes(_string(line.prompt)) + 20)
+        for name in line.extras:
+            self.extras.setdefault(name, len(self.extras))
+        for answer in line.answers:
+            name = answer.system
+            self.systems.setdefault(name, len(self.systems))
+            self.answers[name] = self.answers.get(name, 0) + 1
+            if line.key is None or (place, name) not in self._seen:
+                self.answered[name] = self.answered.get(name, 0) + 1
+                if line.key is not None:
+                    self._seen.add((place, name))
+            summaries = self.summaries.setdefault(name, {})
+            for measure, value in answer.measures.items():
+                self.measures.setdefault(measure, len(self.measures))
+                summaries.setdefault(measure, Summary()).add(value)
+            self.sizes[place] += _bytes(_string(answer.text)) + 10 * len(answer.measures) + 12
+
+
+def _rows(lines: Iterator[Line], census: _Census, kept: list[int]) -> list[str]:
+    """The second pass: the JSON of the rows that are kept, in order."""
+    wanted = {place: i for i, place in enumerate(kept)}
+    prompts, extras = [""] * len(kept), [""] * len(kept)
+    answers: list[list[str]] = [[] for _ in kept]
+    alone = 0
+    for line in lines:
+        place = alone if line.key is None else census.index[line.key]
+        alone += 1
+        row = wanted.get(place)
+        if row is None:
+            continue
+        prompts[row] = _string(line.prompt)
+        extras[row] = _array(line.extras, census.extras) + _length(line.prompt)
+        for answer in line.answers:
+            cells = f"{census.systems[answer.system]},{_string(answer.text)},{_array(answer.measures, census.measures)}"
+            answers[row].append(f"[{cells}{_length(answer.text)}]")
+    return [f"[{p},[{','.join(a)}],{e}]" for p, a, e in zip(prompts, answers, extras, strict=True)]
+
+
+def _read(path: Path, parse: Callable[[dict[str, Any]], Line], torn: bool) -> Iterator[Line]:
+    """The lines of a file, without the last one if that is torn."""
+    lines = _but_the_last(lines_of(path)) if torn else lines_of(path)
+    before: Counter[tuple[Any, ...]] = Counter()
+    for line in checked(lines, lambda line: parse(json_object(line)), str(path), "line"):
+        if line.once and line.key is not None:
+            answered = (*line.key, line.answers[0].system)
+            yield replace(line, key=(*line.key, before[answered]))
+            before[answered] += 1
+        else:
+            yield line
+
+
+def _but_the_last(lines: Iterator[Any]) -> Iterator[Any]:
+    waiting: list[Any] = []
+    for line in lines:
+        yield from waiting
+        waiting = [line]
+
+
+def _ends_within_a_line(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(0, size - 1))
+            return size > 0 and file.read(1) != b"\n"
+    except OSError as error:
+        raise DataError(f"expected a file to read at {path}, found: {error.strerror or error}") from error
+
+
+def _evenly_spaced(sizes: list[int], limit: int, room: int) -> tuple[list[int], str]:
+    """Which prompts to show, and the reason where not all are."""
+    count, why = len(sizes), ""
+    if count > limit:
+        count, why = limit, f"--samples {limit} says so"
+    kept = [i * len(sizes) // count for i in range(count)]
+    while kept and (size := sum(sizes[i] for i in kept)) > room:
+        count = min(count - 1, int(count * room / size))
+        kept = [i * len(sizes) // count for i in range(count)]
+        why = f"more would not fit into the {room / 1e6:.1f} MB that this page has for them"
+    return kept, why
+
+
+def _string(text: str) -> str:
+    """A text as a JSON string that cannot end the script element it stands in, and that UTF-8 can hold."""
+    text = text[:MAX_TEXT]
+    return _UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(text, ensure_ascii=False))
+
+
+def _length(text: str) -> str:
+    return f",{len(text)}" if len(text) > MAX_TEXT else ""
+
+
+def _bytes(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode("utf-8"))
+
+
+def _array(values: Mapping[str, float | None], names: Mapping[str, int]) -> str:
+    """Numbers in the order of the names, to six digits."""
+    cells = []
+    for name in names:
+        value = values.get(name)
+        cells.append("null" if value is None else str(value) if isinstance(value, int) else f"{value:.6g}")
+    return f"[{','.join(cells)}]"
+
+
+def _text(row: Mapping[str, Any], name: str) -> str:
+    value = row.get(name)
+    if not isinstance(value, str):
+        found = f"{name}: {_shown(value)}" if name in row else "the fields " + (", ".join(row)[:80] or "(none)")
+        raise DataError(f"expected {name} to be a string, found {found}")
+    return value
+
+
+def _numbers(values: Any, where: str) -> dict[str, float | None]:
+    """Measures by name, each a number or null."""
+    if not isinstance(values, dict):
+        raise DataError(f"expected {where} to be an object of numbers, found {_shown(values)}")
+    for name, value in values.items():
+        if value is not None and not is_number(value):
+            raise DataError(f"expected {where}: {name} to be a finite number or null, found {_shown(value)}")
+    return dict(values)
+
+
+def _only_numbers(row: Mapping[str, Any]) -> dict[str, float | None]:
+    """Those of a row's fields that are numbers."""
+    numeric = {n: v for n, v in row.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+    return _numbers(numeric, "the line")
+
+
+def _shown(value: Any) -> str:
+    return f"{type(value).__name__} {str(value)[:40]!r}"
