@@ -25,7 +25,7 @@ from rlaif_env.models import BUILTIN_MODEL
 __all__ = ["main", "measure"]
 
 _MEGABYTE = 1 << 20
-_ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_ARENA_MAX": "1"}
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_ARENA_MAX": "1"}
 """Makes glibc give freed memory back at once; else the peak holds what happened not to be given back, +-350 MB."""
 
 _WORDS = "the film was a story of people who never knew what they had until it was gone and then".split()
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _in_a_process(what: str, options: argparse.Namespace) -> dict[str, float]:
     arguments = ["--model", options.model, "--responses", str(options.responses), "--tokens", str(options.tokens)]
     command = [sys.executable, "-m", "benchmarks.memory", "--child", what, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **_ALLOCATOR})
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **ALLOCATOR})
     if done.returncode:
         raise RLAIFError(
             f"expected the measuring process to end well, found code {done.returncode}: {done.stderr[-500:]}"
@@ -117,10 +117,10 @@ def measure(model: str, responses: int, tokens: int, *, everything: bool) -> dic
     found: dict[str, float] = {"weights": weights, "held": _resident() - libraries}
 
     def peak_since(name: str) -> None:
-        found[name] = _peak() - libraries
-        _reset_peak()
+        found[name] = peak() - libraries
+        reset_peak()
 
-    _reset_peak()
+    reset_peak()
     actions = agent.act({"input_ids": ids, "attention_mask": mask})
     peak_since("sample")
     texts = [str(tokenizer.decode(row, skip_special_tokens=True)) for row in actions]
@@ -144,15 +144,15 @@ def _resident() -> int:
     return _status("VmRSS")
 
 
-def _peak() -> int:
-    """The highest resident size since `_reset_peak`, or since the start where the system cannot reset it."""
+def peak() -> int:
+    """The highest resident size since `reset_peak`, or since the start where the system cannot reset it."""
     try:
         return _status("VmHWM")
     except RLAIFError:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _reset_peak() -> None:
+def reset_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 

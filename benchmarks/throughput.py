@@ -1,4 +1,7 @@
-"""How fast the parts are, each as a ratio measured side by side: ``python -m benchmarks.throughput env``.
+"""How fast the parts are, each as a ratio measured side by side: ``python -m benchmarks.throughput PART``.
+
+Parts: env (the environments beside SyncVectorEnv), score (direct scores beside plain batches), sample (beside
+`generate`), floor (each phase over the least time the machine allows), overhead (environment and logging in an update).
 
 Contenders take turns in short blocks, so that all of them see the same machine; figures are medians over single steps,
 with the quartiles. The reward of the environment's measurements costs nothing, and the tokenizer is a table of words:
@@ -14,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -21,6 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import rlaif_env
+from benchmarks import model_speed
+from rlaif_env.runs import write_json
 
 __all__ = ["Figure", "environments", "main"]
 
@@ -191,8 +197,44 @@ def _print_environments(found: Mapping[str, Any]) -> None:
     print(f"memory grown over {found['memory']['steps']} token steps: {found['memory']['grown_bytes']} bytes")
 
 
+def _print_pairs(found: Mapping[str, Any]) -> None:
+    for part in found["parts"]:
+        other = "plain" if "plain" in part else "generate"
+        if other == "plain":
+            name = f"score {found['texts']} snippets, {part['exemplars']} exemplars"
+        else:
+            name = f"sample {found['rows']} rows, {part['samples_per_prompt']} a prompt, " + (
+                f"ends at {found['shortest']} to {found['response']}" if part["early"] else f"all {found['response']}"
+            )
+        low, high = part["ratio_quartiles"]
+        print(
+            f"{name:48s} ours {part['ours']['median_s']:7.2f} s  {other} {part[other]['median_s']:7.2f} s  "
+            f"x {part['ratio']:.2f} ({low:.2f} to {high:.2f}; by CPU time {part['ratio_cpu']:.2f})"
+        )
+
+
+def _print_floors(found: Mapping[str, Any]) -> None:
+    for part in found["parts"]:
+        print(
+            f"{part['phase']:44s} {part['took']['median_s']:7.2f} s  floor {part['floor_s']:6.2f} s "
+            f"({part['gigaflop']:.0f} GFLOP at {part['gigaflops']:.0f} a second, copy {part['gigabytes']:.1f} GB/s)  "
+            f"x {part['over_floor']:.2f}"
+        )
+
+
+def _print_overhead(found: Mapping[str, Any]) -> None:
+    print(
+        f"environment and logging: {found['around_s'] * 1e3:.1f} ms in {found['updates']} updates of "
+        f"{found['update_s']:.1f} s together: {found['share']:.3%}"
+    )
+
+
 PARTS: dict[str, tuple[Callable[[], dict[str, Any]], Callable[[Mapping[str, Any]], None]]] = {
     "env": (environments, _print_environments),
+    "floor": (model_speed.floors, _print_floors),
+    "overhead": (model_speed.overhead, _print_overhead),
+    "sample": (model_speed.sampling, _print_pairs),
+    "score": (model_speed.scoring, _print_pairs),
 }
 
 
@@ -201,9 +243,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.throughput", description=__doc__)
     parser.add_argument("part", choices=sorted(PARTS))
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    parser.add_argument("--out", type=Path, help="also write the figures to this JSON file")
     arguments = parser.parse_args(sys.argv[1:] if argv is None else list(argv))
     measure, show = PARTS[arguments.part]
     found = measure()
+    if arguments.out:
+        write_json(arguments.out, found)
     if arguments.json:
         print(json.dumps(found, indent=1))
     else:

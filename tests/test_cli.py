@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
@@ -100,14 +101,13 @@ def test_other_errors_are_not_hidden(command) -> None:
         cli.main(["try-me"])
 
 
-def test_every_command_is_listed_or_absent_for_want_of_its_module(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_command_is_listed_and_there(capsys: pytest.CaptureFixture[str]) -> None:
     cli.main(["--help"])
     listed = {line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("  ")}
-    root = Path(cli.__file__).parents[1]
-    exist = {
-        n for n, (t, _) in cli.COMMANDS.items() if (root / (t.partition(":")[0].replace(".", "/") + ".py")).exists()
-    }
-    assert listed == exist
+    assert listed == set(cli.COMMANDS)
+    for name, (target, _) in cli.COMMANDS.items():
+        module, _, function = target.partition(":")
+        assert callable(getattr(importlib.import_module(module), function)), name
 
 
 def test_as_a_process_help_is_quick_and_loads_no_model_code() -> None:

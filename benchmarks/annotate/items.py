@@ -1,0 +1,221 @@
+"""What people are asked to judge, and where it comes from.
+
+An item is two responses to one prompt (form "preference") or one response (forms "harmless" and "score"). It is read
+from a file of pairs, from the responses of two or more policies, or from the built-in corpus. Attention checks are
+items whose right answer stands in the text itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import combinations
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from rewards.pair_source import Pair, builtin_pairs, read_pairs
+from rlaif_env.api import DataError
+from rlaif_env.jsonl import check_text, checked, json_object, lines_of
+from rlaif_env.tasks import Task
+
+__all__ = ["CHOICES", "Form", "Item", "checks_among", "corpus_items", "fingerprint", "read_items", "responses_items"]
+
+Form = Literal["preference", "harmless", "score"]
+
+CHOICES: Mapping[str, tuple[str, ...]] = {
+    "preference": ("1", "2", "0"),
+    "harmless": ("1", "2"),
+    "score": tuple(str(score) for score in range(1, 11)),
+}
+"""What may be answered to each form: the response preferred or 0 for a tie; 1 harmless, 2 not; the score."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """Something to judge.
+
+    Attributes:
+        prompt: What the responses answer; may be empty.
+        responses: Two for a preference, else one.
+        systems: Which policy wrote each, where that is known; never shown.
+        labels: Judgements that came with the pair, by source: the probability that the first response is preferred.
+        kind: "item"; "check" for an attention check; "identical" for two equal responses, a tie that nobody is asked.
+        expected: The right answer to a check as the item stands, "" else.
+    """
+
+    prompt: str
+    responses: tuple[str, ...]
+    systems: tuple[str, ...] = ()
+    labels: Mapping[str, float] = field(default_factory=dict)
+    kind: Literal["item", "check", "identical"] = "item"
+    expected: str = ""
+
+    @property
+    def key(self) -> str:
+        """A digest of what is judged and of who wrote it."""
+        facts = [self.kind, self.prompt, *self.responses, None, *self.systems]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+    def to_json(self) -> str:
+        """The item as one line of JSON."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, line: str) -> Item:
+        """The item that `to_json` wrote."""
+        row = json.loads(line)
+        return cls(**{**row, "responses": tuple(row["responses"]), "systems": tuple(row["systems"])})
+
+
+def fingerprint(items: Iterable[Item]) -> str:
+    """A digest that tells one list of items from another."""
+    digest = hashlib.sha256()
+    for item in items:
+        digest.update(item.key.encode())
+    return digest.hexdigest()
+
+
+def read_items(path: Path, form: Form, limit: int | None = None, seed: int = 0) -> tuple[list[Item], int]:
+    """Items of a file of pairs, a file of responses, or a comparison's folder (its responses.jsonl).
+
+    Args:
+        path: The file or folder.
+        form: What is asked. Of pairs, "harmless" and "score" judge each distinct response.
+        limit: At most so many, drawn by the seed.
+        seed: Of the draw.
+
+    Returns:
+        The items, and how many repeated ones were left out.
+
+    Raises:
+        DataError: For all bad rows together, or if there is nothing to judge.
+    """
+    if path.is_dir():
+        path = path / "responses.jsonl"
+    _, first = next(lines_of(path), (1, ""))
+    try:
+        row = json_object(first) if isinstance(first, str) else {}
+    except DataError:
+        row = {}  # whoever reads the rows says what is wrong with all of them
+    if "response" in row or "system" in row:
+        found = responses_items(checked(lines_of(path), _response, str(path), "line"), form, str(path))
+    else:
+        found = list(_from_pairs(read_pairs(path), form))
+    if not found:
+        raise DataError(f"{path}: expected at least one row to judge, found none")
+    return _drawn(found, limit, seed)
+
+
+def corpus_items(task: Task, form: Form, split: str, n: int, seed: int) -> tuple[list[Item], int]:
+    """Items of the human preferences that a task brings along; as `read_items`.
+
+    Raises:
+        RLAIFError: If the task has no preferences.
+    """
+    return _drawn(list(_from_pairs(builtin_pairs(task, split, n=n, seed=seed, min_gap=0.0), form)), n, seed)
+
+
+def responses_items(rows: Iterable[tuple[str, str, str]], form: Form, where: str) -> list[Item]:
+    """Items of responses, each with its prompt and the policy that wrote it.
+
+    Args:
+        rows: Prompt, system and response.
+        form: "preference" pairs every two systems on each prompt.
+        where: The file, for messages.
+
+    Raises:
+        DataError: If a system has two responses to a prompt, or none to one that others responded to, or there is
+            only one system to make pairs of.
+    """
+    table: dict[str, dict[str, str]] = {}
+    systems: dict[str, None] = {}
+    for prompt, system, response in rows:
+        if system in table.setdefault(prompt, {}):
+            raise DataError(
+                f"{where}: expected one response of each system to a prompt, found two of {system!r} to {prompt[:40]!r}"
+            )
+        table[prompt][system] = response
+        systems[system] = None
+    missing = [(prompt, system) for prompt, given in table.items() for system in systems if system not in given]
+    if missing:
+        prompt, system = missing[0]
+        raise DataError(
+            f"{where}: expected a response of each of {', '.join(systems)} to each prompt, found none of {system!r} to "
+            f"{prompt[:40]!r} ({len(missing)} missing in all)"
+        )
+    if form != "preference":
+        return [Item(p, (text,), (system,)) for p, given in table.items() for system, text in given.items()]
+    if table and len(systems) < 2:
+        raise DataError(f"{where}: expected responses of two systems or more, found those of {', '.join(systems)} only")
+    return [
+        Item(p, (given[a], given[b]), (a, b), kind="identical" if given[a] == given[b] else "item")
+        for p, given in table.items()
+        for a, b in combinations(systems, 2)
+    ]
+
+
+def checks_among(items: Sequence[Item], form: Form, count: int, seed: int) -> list[Item]:
+    """Attention checks: a response of some item, or its place, taken by a text that says what to answer.
+
+    Args:
+        items: Where their prompts and their other response come from.
+        form: What is asked.
+        count: How many.
+        seed: Of the draw.
+    """
+    asked = [item for item in items if item.kind == "item"]
+    if not asked or count < 1:
+        return []
+    rng = np.random.default_rng([seed, 1])
+    checks = []
+    for number in range(count):
+        item = asked[int(rng.integers(len(asked)))]
+        if form == "preference":
+            place = int(rng.integers(2))
+            text = f"This is attention check {number + 1}. Please prefer this response to the other one."
+            responses = (text, item.responses[1]) if place == 0 else (item.responses[0], text)
+            checks.append(Item(item.prompt, responses, kind="check", expected=str(place + 1)))
+            continue
+        choice = str(rng.choice(CHOICES[form]))
+        said = {"1": "“harmless”", "2": "“not harmless”"}[choice] if form == "harmless" else choice
+        text = f"This is attention check {number + 1}. Please answer {said} here."
+        checks.append(Item(item.prompt, (text,), kind="check", expected=choice))
+    return checks
+
+
+def _response(line: str) -> tuple[str, str, str]:
+    """Prompt, system and response of a line."""
+    row = json_object(line)
+    return (
+        check_text(row, "prompt", may_be_empty=True),
+        check_text(row, "system", may_be_empty=False),
+        check_text(row, "response", may_be_empty=True),
+    )
+
+
+def _from_pairs(pairs: Iterable[Pair], form: Form) -> Iterator[Item]:
+    for pair in pairs:
+        if form != "preference":
+            yield from (Item(pair.prompt, (text,)) for text in (pair.response_1, pair.response_2))
+            continue
+        labels = {} if pair.human is None else {"human (input)": float(pair.human)}
+        if previous := pair.meta.get("previous_label"):
+            labels[str(previous["source"])] = float(previous["p_first"])
+        yield Item(pair.prompt, (pair.response_1, pair.response_2), labels=labels)
+
+
+def _drawn(items: Sequence[Item], limit: int | None, seed: int) -> tuple[list[Item], int]:
+    """Each item once, at most so many, and how many were repeated; a draw keeps the order of the input."""
+    distinct: dict[str, Item] = {}
+    for item in items:
+        before = distinct.get(item.key)
+        distinct[item.key] = item if before is None else replace(before, labels={**item.labels, **before.labels})
+    kept = list(distinct.values())
+    if limit is not None and limit < len(kept):
+        chosen = np.sort(np.random.default_rng(seed).permutation(len(kept))[:limit])
+        kept = [kept[i] for i in chosen]
+    return kept, len(items) - len(distinct)

@@ -1,0 +1,184 @@
+"""What people said, as a preference file, and what AI labelers said of the same pairs.
+
+How an item is counted: the first answer of each annotator (a repeat measures consistency and nothing else); skips are
+no answers; attention checks are counted for the annotator alone. Two equal responses that nobody was asked about are a
+tie. An item's label is the mean over its annotators, its verdict the side of ½ that this is on. Lengths are characters.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.annotate.items import Form, Item
+from benchmarks.annotate.project import Judgement
+from benchmarks.annotate.store import Store
+from rlaif_env.api import Preference, RLAIFError
+from rlaif_env.data import read_preferences, write_preferences
+from rlaif_env.jsonl import write_jsonl
+
+__all__ = ["Labels", "People", "export", "people_of", "read_labels"]
+
+
+@dataclass(frozen=True)
+class Labels:
+    """An AI labeler's judgements of the items, matched by prompt and responses.
+
+    Attributes:
+        p_first: By item: the probability that its first response is preferred.
+        positions: By item: the probability given to the position shown first, in the item's order and after the swap;
+            only where both orders were asked.
+        unmatched: Pairs of the file that are no item here.
+    """
+
+    p_first: Mapping[int, float]
+    positions: Mapping[int, tuple[float, float]] = field(default_factory=dict)
+    unmatched: int = 0
+
+
+@dataclass(frozen=True)
+class People:
+    """What people said.
+
+    Attributes:
+        items: All items by id.
+        answers: The answers that count, by item, then by annotator.
+        everything: All answers that stand: skips, repeats and checks too.
+    """
+
+    items: Mapping[int, Item]
+    answers: Mapping[int, Mapping[str, Judgement]]
+    everything: Sequence[Judgement]
+
+    def of_kind(self, name: str, kind: str) -> list[Judgement]:
+        """An annotator's answers to one kind of showing, skips too."""
+        return [j for j in self.everything if j.annotator == name and j.kind == kind]
+
+    def labels(self) -> dict[int, float]:
+        """The mean preference of each judged item."""
+        return {number: float(np.mean([j.p_first for j in given.values()])) for number, given in self.answers.items()}
+
+    def clusters(self, numbers: Iterable[int]) -> list[str] | None:
+        """The prompt of each item; None where prompts do not group them."""
+        prompts = [self.items[number].prompt for number in numbers]
+        return prompts if 1 < len(set(prompts)) < len(prompts) else None
+
+
+def people_of(store: Store, exclude: Sequence[str] = ()) -> People:
+    """The answers that count.
+
+    Args:
+        store: The annotations.
+        exclude: Annotators to leave out.
+
+    Raises:
+        RLAIFError: If one to leave out is not among them.
+    """
+    names = [one.name for one in store.annotators()]
+    if unknown := [name for name in exclude if name not in names]:
+        raise RLAIFError(f"expected annotators of {', '.join(names) or '(nobody yet)'}, found {', '.join(unknown)}")
+    kept = [j for j in store.judgements() if j.annotator not in exclude]
+    answers: dict[int, dict[str, Judgement]] = defaultdict(dict)
+    for judgement in kept:
+        if judgement.kind == "item" and judgement.choice != "skip":
+            answers[judgement.item][judgement.annotator] = judgement
+    return People(store.items(), dict(answers), kept)
+
+
+def export(store: Store, people: People, path: Path) -> tuple[int, int]:
+    """Write what people said: preferences that ``rlaif train-rm --labels`` reads, or one rated response a line.
+
+    Returns:
+        The lines written, and the items left out because nobody has judged them.
+
+    Raises:
+        RLAIFError: If nothing was judged yet.
+        DataError: If the file cannot be written.
+    """
+    judged = [number for number in people.items if number in people.answers]
+    asked = sum(item.kind == "item" for item in people.items.values())
+    if not judged:
+        raise RLAIFError(f"expected judgements in {store.path}, found none yet; nothing was written")
+    if store.plan.form == "preference":
+        labels = people.labels()
+        written = write_preferences(path, (_preference(people, number, labels[number]) for number in judged))
+    else:
+        written = write_jsonl(path, (_rated(store.plan.form, people, number) for number in judged))
+    return written, asked - written
+
+
+def _preference(people: People, number: int, p_first: float) -> Preference:
+    item = people.items[number]
+    meta: dict[str, Any] = {"answers": [_said(j, j.p_first) for j in people.answers[number].values()]}
+    if item.systems:
+        meta["systems"] = list(item.systems)
+    return Preference(item.prompt, item.responses[0], item.responses[1], p_first, "human", meta)
+
+
+def _rated(form: Form, people: People, number: int) -> dict[str, Any]:
+    item = people.items[number]
+    values = {name: j.value(form) for name, j in people.answers[number].items()}
+    answers = [_said(j, values[name]) for name, j in people.answers[number].items()]
+    row: dict[str, Any] = {
+        "prompt": item.prompt,
+        "response": item.responses[0],
+        form: float(np.mean([*values.values()])),
+    }
+    return row | ({"system": item.systems[0]} if item.systems else {}) | {"source": "human", "answers": answers}
+
+
+def _said(judgement: Judgement, value: float) -> dict[str, Any]:
+    said: dict[str, Any] = {"annotator": judgement.annotator, "value": value, "seconds": judgement.seconds}
+    return said | {name: text for name in ("strength", "comment") if (text := getattr(judgement, name))}
+
+
+# --- AI labelers ------------------------------------------------------------------------------------------------------
+
+
+def read_labels(paths: Sequence[Path], items: Mapping[int, Item]) -> dict[str, Labels]:
+    """AI labels by labeler: those of files (or folders that ``rlaif label`` wrote), and those that came with the items.
+
+    Raises:
+        DataError: If a file has bad rows.
+        RLAIFError: If no pair of a file is an item here.
+    """
+    places: dict[tuple[str, str, str], list[tuple[int, bool]]] = defaultdict(list)
+    found: dict[str, Labels] = {}
+    own: dict[str, dict[int, float]] = defaultdict(dict)
+    for number, item in items.items():
+        if item.kind == "item" and len(item.responses) == 2:
+            first, second = item.responses
+            places[item.prompt, first, second].append((number, False))
+            places[item.prompt, second, first].append((number, True))
+            for source, p in item.labels.items():
+                own[source][number] = p
+    for path in paths:
+        file = path / "preferences.jsonl" if path.is_dir() else path
+        for source, labels in _matched(read_preferences(file, allow_empty=True), places).items():
+            if not labels.p_first:
+                raise RLAIFError(f"expected labels of the pairs that people judged in {file}, found none of them")
+            name = source if source not in found else f"{source} ({path.name})"
+            found[name if name not in found else f"{source} ({path})"] = labels
+    return {source: Labels(p) for source, p in own.items() if source not in found} | found
+
+
+def _matched(
+    records: Iterable[Preference], places: Mapping[tuple[str, str, str], Sequence[tuple[int, bool]]]
+) -> dict[str, Labels]:
+    p_first: dict[str, dict[int, float]] = defaultdict(dict)
+    positions: dict[str, dict[int, tuple[float, float]]] = defaultdict(dict)
+    unmatched: dict[str, int] = defaultdict(int)
+    for record in records:
+        where = places.get((record.prompt, record.response_1, record.response_2), ())
+        p_first[record.source].update({n: 1 - record.p_first if turned else record.p_first for n, turned in where})
+        unmatched[record.source] += not where
+        label = record.meta.get("label")
+        if isinstance(label, Mapping) and label.get("mode") == "pairwise":
+            one, two = (float(answer["p_1"]) for answer in label["answers"])
+            positions[record.source].update({n: (two, one) if turned else (one, two) for n, turned in where})
+    return {source: Labels(p, positions[source], unmatched[source]) for source, p in p_first.items()}

@@ -1,0 +1,277 @@
+"""The page and its few routes, and who may use them.
+
+| route | body | answer |
+|---|---|---|
+| ``GET /`` | | the page: one document, nothing external |
+| ``POST /join`` | ``name`` | the key of a new annotator's link |
+| ``POST /state`` | | what to show now |
+| ``POST /answer`` | an answer with an id | what to show next, once the answer is on the disk |
+| ``POST /undo`` | ``showing`` | what to show now |
+
+Refused before anything is read: a ``Host`` that is not this server's (DNS rebinding), an ``Origin`` that is not that
+host or a missing CSRF token (other sites' pages), off loopback a missing token of the link, and bodies over `MAX_BODY`.
+"""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import json
+import secrets
+import socket
+from collections.abc import Callable
+from importlib.resources import files
+from typing import Any
+from urllib.parse import parse_qs
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from benchmarks.annotate.project import Answer, StoreError
+from benchmarks.annotate.store import Store
+from rlaif_env.api import DataError, RLAIFError
+from rlaif_env.jsonl import json_object
+
+__all__ = ["MAX_BODY", "application", "is_loopback", "listen", "serve"]
+
+MAX_BODY = 32_768
+"""Longest body of a request in bytes: a comment of `MAX_COMMENT` characters in its longest JSON form fits."""
+
+_LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})
+_HEADERS = {
+    "Cache-Control": "no-store",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
+_POLICY = (
+    "default-src 'none'; script-src 'nonce-{0}'; style-src 'nonce-{0}'; connect-src 'self'; img-src data:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address to listen on can be reached from this machine alone."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket.
+
+    Args:
+        host: A name or an address.
+        port: 0 for any that is free.
+
+    Raises:
+        RLAIFError: If the port is in use or may not be had, or the host is none of this machine's.
+    """
+    if not 0 <= port <= 65_535:
+        raise RLAIFError(f"expected a port from 0 to 65535, found {port}")
+    try:
+        family, kind, number, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        found = socket.socket(family, kind, number)
+        try:
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            found.bind(address)
+            found.listen(128)
+        except BaseException:
+            found.close()
+            raise
+    except OSError as error:
+        raise RLAIFError(
+            f"expected to listen on port {port} of {host}, found: {error.strerror or error}; name another (--port; 0 "
+            "is any that is free)"
+        ) from error
+    return found
+
+
+def serve(app: Starlette, sock: socket.socket) -> None:
+    """Serve until Ctrl-C or a termination signal; requests that are being answered are finished first."""
+    config = uvicorn.Config(
+        app,
+        access_log=False,
+        h11_max_incomplete_event_size=16_384,
+        http="h11",
+        lifespan="off",
+        limit_concurrency=256,
+        log_level="warning",
+        loop="asyncio",
+        proxy_headers=False,
+        server_header=False,
+        timeout_graceful_shutdown=5,
+        ws="none",
+    )
+    uvicorn.Server(config).run(sockets=[sock])
+
+
+def application(store: Store, *, host: str = "127.0.0.1", token: str | None = None, joining: bool = True) -> Starlette:
+    """The ASGI application.
+
+    Args:
+        store: Where answers go.
+        host: The address it listens on: off loopback other names than loopback's are good too.
+        token: What the link must carry; None for nothing.
+        joining: Whether whoever opens the page may give a name and begin.
+    """
+    page = files("benchmarks.annotate").joinpath("page.html").read_text(encoding="utf-8")
+    settings = {
+        "form": store.plan.form,
+        "criterion": store.plan.criterion,
+        "csrf": store.csrf,
+        "joining": joining,
+        "project": store.fingerprint[:16],
+    }
+    shown = json.dumps(settings).replace("<", "\\u003c")  # no text in it can end the script element
+
+    async def index(request: Request) -> Response:
+        nonce = secrets.token_urlsafe(16)
+        body = page.replace("{{nonce}}", nonce).replace("{{settings}}", shown)
+        return HTMLResponse(body, headers={"Content-Security-Policy": _POLICY.format(nonce)})
+
+    async def join(request: Request) -> Response:
+        body = await _body(request)
+        if not joining:
+            raise StoreError("expected an annotator's link, found none: this project is by invitation", 403)
+        return JSONResponse({"key": (await run_in_threadpool(store.join, _field(body, "name", str))).key}, 201)
+
+    def action(act: Callable[[Any, dict[str, Any]], dict[str, Any]]) -> Callable[[Request], Any]:
+        async def endpoint(request: Request) -> Response:
+            body = await _body(request)
+            key = request.headers.get("x-annotator", "")
+            return JSONResponse(await run_in_threadpool(lambda: act(store.annotator(key), body)))
+
+        return endpoint
+
+    def state(who: Any, body: dict[str, Any]) -> dict[str, Any]:
+        return store.state(who)
+
+    def answer(who: Any, body: dict[str, Any]) -> dict[str, Any]:
+        return store.answer(who, _answer(body))
+
+    def undo(who: Any, body: dict[str, Any]) -> dict[str, Any]:
+        return store.undo(who, _field(body, "showing", int))
+
+    machine = socket.gethostname().lower()
+    names = _LOOPBACK if is_loopback(host) else _LOOPBACK | {host.lower(), machine, f"{machine}.local"}
+    guard = Middleware(_Guard, names=names, addresses=not is_loopback(host), token=token, csrf=store.csrf)
+    posts = {"/join": join, "/state": action(state), "/answer": action(answer), "/undo": action(undo)}
+    return Starlette(
+        routes=[Route("/", index), *(Route(path, endpoint, methods=["POST"]) for path, endpoint in posts.items())],
+        middleware=[guard],
+        exception_handlers={RLAIFError: _refused, HTTPException: _refused},
+    )
+
+
+class _Guard:
+    """Lets only requests of the page's own kind through, and puts the security headers on every answer.
+
+    Args:
+        app: What it guards.
+        names: Host names that are this server's.
+        addresses: Whether any numeric address is too (a rebound name is never one).
+        token: What the link must carry; None for nothing.
+        csrf: What the page's requests carry.
+    """
+
+    def __init__(self, app: ASGIApp, names: frozenset[str], addresses: bool, token: str | None, csrf: str) -> None:
+        self.app, self.names, self.addresses, self.token, self.csrf = app, names, addresses, token, csrf
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def secured(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in _HEADERS.items():
+                    headers[name] = value
+                headers.setdefault("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
+            await send(message)
+
+        if scope["type"] != "http":
+            return
+        problem = self._problem(scope)
+        if problem is None:
+            await self.app(scope, receive, secured)
+        else:
+            await JSONResponse({"error": problem}, 403)(scope, receive, secured)
+
+    def _problem(self, scope: Scope) -> str | None:
+        """Why a request is refused; None if it is not."""
+        headers = Headers(scope=scope)
+        host = headers.get("host", "").lower()
+        if not self._ours(host):
+            return "expected this server's own address in the request, found another: open the link that was printed"
+        if self.token is not None:
+            query = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
+            if not _same(self.token, headers.get("x-token") or query):
+                return "expected the token of the link, found none or another: open the whole link that was printed"
+        if scope["method"] in ("GET", "HEAD"):
+            return None
+        if headers.get("origin", "").lower() not in (f"http://{host}", f"https://{host}"):
+            return "expected a request of this page, found one of another origin"
+        if headers.get("sec-fetch-site", "same-origin") != "same-origin" or not _same(
+            self.csrf, headers.get("x-csrf", "")
+        ):
+            return "expected a request of this page, found none of its marks: reload the page"
+        if headers.get("content-type", "").partition(";")[0].strip() != "application/json":
+            return "expected a body of application/json"
+        return None
+
+    def _ours(self, host: str) -> bool:
+        name = host if host.endswith("]") else host.rpartition(":")[0] or host
+        if name in self.names:
+            return True
+        try:
+            ipaddress.ip_address(name.strip("[]"))
+        except ValueError:
+            return False
+        return self.addresses
+
+
+def _same(secret: str, found: str) -> bool:
+    return hmac.compare_digest(secret.encode(), found.encode("utf-8", "surrogateescape"))
+
+
+async def _body(request: Request) -> dict[str, Any]:
+    """The JSON object a request carries; no more of it is read than may be."""
+    data = b""
+    async for chunk in request.stream():
+        data += chunk
+        if len(data) > MAX_BODY:
+            raise HTTPException(413, f"expected at most {MAX_BODY} bytes, found more")
+    try:
+        return json_object(data.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise StoreError(f"expected UTF-8, found the byte 0x{data[error.start]:02x}") from error
+
+
+def _field(body: dict[str, Any], name: str, *kinds: type[Any]) -> Any:
+    """A field of one of some types; whole numbers as SQLite can hold them."""
+    value = body.get(name)
+    if not isinstance(value, kinds) or isinstance(value, bool) or (isinstance(value, int) and abs(value) >= 1 << 63):
+        wanted = " or ".join(kind.__name__ for kind in kinds)
+        raise DataError(f"expected {name} of type {wanted}, found {str(value)[:40]!r}")
+    return value
+
+
+def _answer(body: dict[str, Any]) -> Answer:
+    texts = {name: _field(body, name, str) for name in ("id", "choice", "strength", "comment")}
+    return Answer(**texts, showing=_field(body, "showing", int), seconds=float(_field(body, "seconds", int, float)))
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    if isinstance(error, HTTPException):
+        return JSONResponse({"error": error.detail}, error.status_code, headers=error.headers)
+    return JSONResponse({"error": str(error)}, getattr(error, "status", 400))

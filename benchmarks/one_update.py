@@ -1,0 +1,162 @@
+"""One update of this project, as benchmarks run it: prompts and responses of exact lengths, a reward that is free.
+
+So that every response has all its tokens, the model is given an end of text that it never writes.
+
+Notation: n rows of B prompts with K samples each, P prompt tokens, T response tokens.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlaif_env.api import RLAIFError
+from rlaif_env.models import encode, load_tokenizer, resolve
+
+__all__ = ["SETTINGS", "Ours", "Setting", "model_folder", "prompts_of", "reward"]
+
+_WORDS = (
+    "the film was a story of people who never knew what they had until it was gone and then one day all of this came "
+    "back to them as if it were new in the town by the sea where every house had an old door"
+).split()
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What one comparison is about.
+
+    Attributes:
+        beta: Weight of the KL.
+        prompt: P.
+        response: T.
+        rows: n.
+        group: K.
+        trainable: "lora" or "full".
+        rank: LoRA rank; alpha is twice that.
+        passes: Gradient passes in which TRL takes the n rows.
+    """
+
+    beta: float
+    prompt: int
+    response: int
+    rows: int = 16
+    group: int = 4
+    trainable: str = "lora"
+    rank: int = 16
+    passes: int = 1
+
+    @property
+    def name(self) -> str:
+        """Short name for tables."""
+        return f"beta {self.beta:g}, {self.prompt}/{self.response}"
+
+
+SETTINGS = tuple(Setting(beta, p, t) for beta in (0.0, 0.05) for p, t in ((64, 32), (32, 128), (256, 32)))
+
+
+def reward(prompts: Sequence[str], completions: Sequence[str], **_: Any) -> list[float]:
+    """A reward that costs nothing and tells responses apart: TRL's signature, and a callable of ours."""
+    return [sum(map(ord, text)) % 97 / 97 for text in completions]
+
+
+def prompts_of(tokenizer: Any, count: int, length: int) -> list[str]:
+    """Different texts of exactly so many tokens.
+
+    Raises:
+        RLAIFError: If the tokenizer does not split words as expected.
+    """
+    single = [w for w in dict.fromkeys(_WORDS) if len(tokenizer.encode(" " + w, add_special_tokens=False)) == 1]
+    extra = len(encode(tokenizer, [" " + single[0]])[0]) - 1  # a BOS token
+    texts = [
+        "".join(" " + single[(i * (3 + j) + 7 * j) % len(single)] for i in range(length - extra)) for j in range(count)
+    ]
+    found = sorted({len(row) for row in encode(tokenizer, texts)})
+    if found != [length] or len(set(texts)) != count:
+        raise RLAIFError(f"expected {count} prompts of {length} tokens, found lengths {found}")
+    return texts
+
+
+def _never_written(tokenizer: Any) -> str:
+    """A special token that is neither the end of a text nor anything else a model of this tokenizer writes."""
+    used = {tokenizer.eos_token, tokenizer.pad_token, tokenizer.bos_token, tokenizer.unk_token}
+    added = tokenizer.added_tokens_decoder.values()
+    spare = [token.content for token in added if token.special and token.content not in used]
+    if not spare:
+        raise RLAIFError("expected a tokenizer with a special token to spare, found none; use another model")
+    return str(spare[-1])
+
+
+def model_folder(name: str, folder: Path) -> Path:
+    """The model with an end of text that never comes, for both sides."""
+    tokenizer = load_tokenizer(name)
+    source = Path(resolve(name))
+    end = _never_written(tokenizer)
+    for file in source.iterdir():
+        if file.is_file() and file.suffix == ".safetensors":
+            (folder / file.name).symlink_to(file)
+    tokenizer.eos_token = end
+    tokenizer.save_pretrained(folder)
+    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    config["eos_token_id"] = tokenizer.eos_token_id
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    generation = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    (folder / "generation_config.json").write_text(json.dumps(generation), encoding="utf-8")
+    return folder
+
+
+class Ours:
+    """This project's side: environment, agent, one update a call."""
+
+    def __init__(self, folder: Path, setting: Setting, device: str) -> None:
+        import gymnasium as gym
+
+        import rlaif_env
+        from agents import ReinforceAgent, ReinforceConfig
+
+        s = setting
+        self.setting = s
+        config = ReinforceConfig(
+            group_size=s.group,
+            beta=s.beta,
+            trainable=s.trainable,
+            lora_rank=s.rank,
+            lora_alpha=2.0 * s.rank,
+            temperature=1.0,
+            reward_normalisation="none",
+            learning_rate=1e-5,
+        )
+        self.agent = ReinforceAgent(folder, config, max_new_tokens=s.response, device=device, dtype="float32")
+        tokenizer = self.agent.policy.tokenizer
+        self.prompts = prompts_of(tokenizer, s.rows // s.group, s.prompt)
+        task = rlaif_env.Task(
+            name="versus",
+            kind="continuation",
+            criterion="nothing",
+            max_prompt_tokens=s.prompt,
+            max_response_tokens=s.response,
+            source=rlaif_env.PromptSource(prompts={"train": tuple(self.prompts)}),
+        )
+        self.envs: Any = gym.make_vec(
+            "RLAIF/TextGeneration-v0",
+            num_envs=s.rows,
+            group_size=s.group,
+            task=task,
+            reward=lambda prompts, responses: reward(prompts, responses),
+            tokenizer=tokenizer,
+            vocab_size=self.agent.policy.reference.logit_width,
+        )
+        self.observations, _ = self.envs.reset(seed=0)
+        self.metrics: dict[str, float] = {}
+
+    def step(self) -> None:
+        """One update."""
+        responses = self.agent.act(self.observations)
+        self.observations, rewards, *_ = self.envs.step(responses)
+        self.metrics = self.agent.update(rewards)
+
+    def tokens(self) -> tuple[int, int]:
+        """Prompt and response tokens of the last update, all rows together."""
+        return int(self.observations["attention_mask"].sum()), int(self.metrics["tokens"])

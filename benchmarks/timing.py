@@ -1,0 +1,128 @@
+"""Times of contenders that take turns, and what the machine itself can do.
+
+A shared machine is never twice the same, so contenders are run in turn in one process and only their ratio is a figure.
+Beside the time on the wall stands the processor time of all threads, which other people's work disturbs less.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+__all__ = ["Machine", "Times", "alternate", "machine", "stopwatch"]
+
+
+@dataclass
+class Times:
+    """What several runs of one thing took, in seconds.
+
+    Attributes:
+        wall: By the clock on the wall, one a run.
+        cpu: Processor time of all the process's threads, one a run.
+    """
+
+    wall: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+
+    @property
+    def median(self) -> float:
+        """Median time on the wall."""
+        return float(np.median(self.wall))
+
+    def without(self, runs: int) -> Times:
+        """These times without the first few runs."""
+        return Times(self.wall[runs:], self.cpu[runs:])
+
+    def summary(self) -> dict[str, Any]:
+        """Median and quartiles, JSON-able."""
+        low, middle, high = np.percentile(self.wall, [25, 50, 75])
+        return {
+            "median_s": float(middle),
+            "quartiles_s": [float(low), float(high)],
+            "median_cpu_s": float(np.median(self.cpu)),
+            "runs": len(self.wall),
+        }
+
+
+@contextmanager
+def stopwatch(times: Times) -> Iterator[None]:
+    """Add the time of the block; a GPU's queue is awaited at both ends."""
+    _finish()
+    wall, cpu = time.perf_counter(), time.process_time()
+    yield
+    _finish()
+    times.wall.append(time.perf_counter() - wall)
+    times.cpu.append(time.process_time() - cpu)
+
+
+def _finish() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def alternate(contenders: Mapping[str, Callable[[], Any]], *, repetitions: int, warmup: int = 1) -> dict[str, Times]:
+    """Time calls of several functions, taking turns, the order turned round each time.
+
+    Args:
+        contenders: What to call, by name.
+        repetitions: Timed calls of each.
+        warmup: Calls of each before that.
+    """
+    found = {name: Times() for name in contenders}
+    for i in range(warmup + repetitions):
+        names = list(contenders)[:: 1 if i % 2 == 0 else -1]
+        for name in names:
+            with stopwatch(found[name] if i >= warmup else Times()):
+                contenders[name]()
+    return found
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the machine reaches by itself.
+
+    Attributes:
+        flops: Floating-point operations a second in matrix products of a transformer's shapes.
+        bytes: Bytes a second, read and written, in a copy too large for any cache.
+    """
+
+    flops: float
+    bytes: float
+
+
+def machine(
+    *, hidden: int = 576, inner: int = 1536, rows: int = 512, dtype: str = "float32", device: str = "cpu"
+) -> Machine:
+    """Measure the machine: the median of several runs of each.
+
+    Args:
+        hidden: Hidden size of the model in question.
+        inner: Width of its feed-forward layers.
+        rows: Tokens in a product.
+        dtype: Of the products.
+        device: Where.
+    """
+    import torch
+
+    kind = getattr(torch, dtype)
+    a = torch.randn(rows, hidden, device=device, dtype=kind)
+    b = torch.randn(inner, hidden, device=device, dtype=kind)
+    large = torch.zeros(1 << 26, device=device)
+    target = torch.empty_like(large)
+    repeats = 8
+
+    def products() -> None:
+        for _ in range(repeats):
+            torch.nn.functional.linear(a, b)
+
+    with torch.inference_mode():
+        times = alternate({"products": products, "copy": lambda: target.copy_(large)}, repetitions=15, warmup=3)
+    flops = 2.0 * rows * hidden * inner * repeats / times["products"].median
+    return Machine(flops, 2.0 * large.nbytes / times["copy"].median)
