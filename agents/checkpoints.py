@@ -284,6 +284,8 @@ def prune(run: Path, keep: int, best: int | None, current: int) -> None:
         return
     for left in [*folder.glob(".unfinished-*"), *folder.glob(".replaced-*"), *folder.glob(".old-*")]:
         shutil.rmtree(left, ignore_errors=True)
+    for unfinished in folder.glob(".best.json-*"):
+        unfinished.unlink(missing_ok=True)
     past = [p for p in _saved(run) if int(p.name) <= current]
     kept = past[:keep] + [p for p in past if int(p.name) == best]
     for path in _saved(run):

@@ -4,7 +4,7 @@ One JSON line a reader: how many inputs were accepted, how many refused with the
 anything else or lost something, and how long the slowest took. For each different fault the first input that shows it
 is saved; ``--replay FILE --inputs 1 READER`` reads it again, with the traceback. Input number i of a reader is drawn
 from (seed, reader, i) alone. With ``--atheris`` inputs come from that coverage-guided fuzzer instead (one reader, needs
-the package ``atheris``; it runs until stopped).
+the package ``atheris``).
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 from benchmarks.fuzz_models import MODEL_READERS
@@ -186,7 +187,7 @@ def _replay(name: str, file: Path) -> int:
     return 0
 
 
-def _guided(name: str) -> int:
+def _guided(name: str, inputs: int, seed: int) -> int:
     """Hand a reader to atheris, which does not return."""
     try:
         atheris: Any = importlib.import_module("atheris")
@@ -200,7 +201,11 @@ def _guided(name: str) -> int:
             except RLAIFError:
                 pass
 
-        atheris.Setup([sys.argv[0]], one)
+        for module in [m for key, m in sys.modules.items() if key.partition(".")[0] in ("rlaif_env", "rewards")]:
+            for function in [f for f in vars(module).values() if isinstance(f, FunctionType)]:
+                if function.__module__ == module.__name__:
+                    atheris.instrument_func(function)
+        atheris.Setup([sys.argv[0], f"-runs={inputs}", f"-seed={seed + 1}"], one)
         atheris.Fuzz()
     return 0
 
@@ -217,7 +222,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = parser.parse_args(sys.argv[1:] if argv is None else list(argv))
     names = config.readers or list(_ALL)
     if config.atheris:
-        return _guided(names[0])
+        return _guided(names[0], config.inputs, config.seed)
     if config.replay is not None:
         return _replay(names[0], config.replay)
     _limit_memory()

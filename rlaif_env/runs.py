@@ -112,6 +112,8 @@ class RunFolder:
     ) -> None:
         """Check what the folder holds, mend what a killed process left of a line, and write config.json."""
         file = self.path / "config.json"
+        for left in self.path.glob(".*.json-*" if file.exists() else ".config.json-*"):
+            left.unlink(missing_ok=True)  # of a process killed while it wrote a JSON file
         if file.exists():
             _refuse_another_run(file, command, config, exist, free)
             if exist == "changed":
