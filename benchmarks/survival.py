@@ -3,7 +3,7 @@
 A real training of a tiny model runs to its end. Then it is started again and again in folders of its own, killed with
 SIGKILL after a random time (of the processor's, so that a busy machine changes nothing), started once more with the
 same configuration, and compared bit by bit with the first: metrics (without the times), samples, validation,
-evaluation, TensorBoard's scalars, the last checkpoints and the final weights. Every run is a process forked from this
+evaluation, TensorBoard's scalars, the last checkpoint and the final weights. Every run is a process forked from this
 one, which has the libraries loaded and has computed nothing.
 """
 
@@ -186,7 +186,7 @@ def differences(one: Path, other: Path) -> list[str]:
     odd = []
     names = ["samples.jsonl", "validation.jsonl", "warnings.jsonl", "evaluation.json", "evaluation.jsonl"]
     names += ["policy/model.safetensors", "checkpoints/best.json"]
-    names += sorted(f"checkpoints/{p.name}/agent.safetensors" for p in (one / "checkpoints").glob("[0-9]*"))
+    names.append(f"checkpoints/{max(p.name for p in (one / 'checkpoints').glob('[0-9]*'))}/agent.safetensors")
     for name in names:
         a, b = one / name, other / name
         if a.exists() != b.exists() or (a.exists() and a.read_bytes() != b.read_bytes()):

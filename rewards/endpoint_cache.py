@@ -25,7 +25,7 @@ from rlaif_env.assets import cache_folder
 __all__ = ["AnswerCache", "cache_key", "cache_main", "default_cache"]
 
 _BUSY_SECONDS = 60.0
-_VERSION = 1
+_VERSION = 2
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS answers (
     key BLOB PRIMARY KEY,
@@ -34,7 +34,8 @@ CREATE TABLE IF NOT EXISTS answers (
     stored REAL NOT NULL,
     used REAL NOT NULL,
     hits INTEGER NOT NULL DEFAULT 0,
-    body TEXT NOT NULL
+    body TEXT NOT NULL,
+    digest BLOB NOT NULL
 ) WITHOUT ROWID
 """
 
@@ -49,8 +50,12 @@ def cache_key(**facts: Any) -> bytes:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).digest()
 
 
+def _digest(key: bytes, body: str) -> bytes:
+    return hashlib.sha256(key + body.encode()).digest()[:8]
+
+
 class AnswerCache:
-    """A store of answers by key.
+    """A store of answers by key. An answer whose bytes have changed on the disk is not given: it is asked for again.
 
     Args:
         path: The file, made if it is not there; None keeps the answers in this process's memory only.
@@ -103,22 +108,34 @@ class AnswerCache:
     def get(self, key: bytes) -> str | None:
         """The stored answer, or None; counts a hit."""
         with self._lock, self._explained():
-            row = self._db.execute("SELECT body FROM answers WHERE key = ?", (key,)).fetchone()
-            if row is None:
+            if (body := self._intact(key)) is None:
                 return None
             self._hits[key] = self._hits.get(key, 0) + 1
             if len(self._hits) >= 1000:
                 self._count_hits()
-            return str(row[0])
+            return body
 
     def put(self, rows: Iterable[tuple[bytes, str]], *, model: str, endpoint: str) -> None:
         """Store answers in one transaction; when it returns they survive this process. Those already there stay."""
         now = time.time()
         with self._lock, self._explained(), self._transaction():
-            self._db.executemany(
-                "INSERT OR IGNORE INTO answers (key, model, endpoint, stored, used, body) VALUES (?, ?, ?, ?, ?, ?)",
-                [(key, model, endpoint, now, now, body) for key, body in rows],
-            )
+            for key, body in rows:
+                if self._intact(key) is not None:
+                    continue
+                self._db.execute("DELETE FROM answers WHERE key = ?", (key,))
+                self._db.execute(
+                    "INSERT INTO answers (key, model, endpoint, stored, used, body, digest) "
+                    "VALUES (?, ?, ?, ?, ?, ?, ?)",
+                    (key, model, endpoint, now, now, body, _digest(key, body)),
+                )
+                if self._intact(key) is None:  # a tree with a flipped byte takes a row and does not find it again
+                    raise sqlite3.DatabaseError("the file is damaged: an answer that was stored is not there")
+
+    def _intact(self, key: bytes) -> str | None:
+        row = self._db.execute("SELECT body, digest FROM answers WHERE key = ?", (key,)).fetchone()
+        if row is None or not isinstance(row[0], str) or _digest(key, row[0]) != row[1]:
+            return None
+        return str(row[0])
 
     def forget(self, key: bytes) -> None:
         """Delete one answer."""

@@ -259,11 +259,13 @@ def _check_record(record: Mapping[str, Any]) -> None:
         "labels": isinstance(kept, Mapping) and all(type(count) is int for count in kept.values()),
         "normalization": normalization.keys() == asdict(Normalization()).keys()
         and math.isfinite(normalization["mean"])
-        and 0 < normalization["std"] < math.inf,
+        and math.isfinite(normalization["std"])
+        and normalization["std"] > 0,
         "lora": lora is None
         or (
             type(lora["rank"]) is int
-            and 0 < lora["alpha"] < math.inf
+            and math.isfinite(lora["alpha"])
+            and lora["alpha"] > 0
             and isinstance(lora["targets"], list)
             and all(isinstance(target, str) for target in lora["targets"])
         ),

@@ -362,8 +362,15 @@ class Backbone:
             task_type="CAUSAL_LM",
         )
         self.fingerprint()  # of the weights before anything is attached to them
-        with torch.random.fork_rng():  # peft draws initial values, which are drawn again below
-            self.model.add_adapter(config, adapter_name=adapter)
+        try:
+            with torch.random.fork_rng():  # peft draws initial values, which are drawn again below
+                self.model.add_adapter(config, adapter_name=adapter)
+        except Exception:  # half an adapter must not stay on a model that others use
+            if adapter in getattr(self.model, "peft_config", {}):
+                self.model.delete_adapter(adapter)
+            elif not self.adapters:
+                self.model._hf_peft_config_loaded = False
+            raise
         self.adapters.append(adapter)
         generator = torch.Generator().manual_seed(seed)
         parameters = self.lora_parameters(adapter)

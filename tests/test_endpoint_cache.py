@@ -50,6 +50,15 @@ def test_pruned_by_use_and_model(tmp_path: Path) -> None:
         assert (cache.get(b"a"), cache.get(b"b")) == (None, "y")
 
 
+def test_an_answer_whose_bytes_changed_is_not_given_and_can_be_stored_again(tmp_path: Path) -> None:
+    with AnswerCache(tmp_path / "c.sqlite") as cache:
+        cache.put([(b"a", "0.5"), (b"b", "0.7")], model="m", endpoint="e")
+        cache._db.execute("UPDATE answers SET body = '0.9' WHERE key = ?", (b"a",))
+        assert (cache.get(b"a"), cache.get(b"b")) == (None, "0.7")
+        cache.put([(b"a", "0.5"), (b"b", "0.1")], model="m", endpoint="e")  # what is whole stays
+        assert (cache.get(b"a"), cache.get(b"b")) == ("0.5", "0.7")
+
+
 def test_a_file_that_is_no_cache_says_so(tmp_path: Path) -> None:
     broken = tmp_path / "broken.sqlite"
     broken.write_bytes(b"not a database at all, but long enough to be taken for one" * 20)
@@ -58,7 +67,7 @@ def test_a_file_that_is_no_cache_says_so(tmp_path: Path) -> None:
     other = tmp_path / "other.sqlite"
     with sqlite3.connect(other) as db:
         db.execute("PRAGMA user_version=7")
-    with pytest.raises(RLAIFError, match=r"expected a cache of version 1 at .*, found version 7"):
+    with pytest.raises(RLAIFError, match=r"expected a cache of version 2 at .*, found version 7"):
         AnswerCache(other)
 
 

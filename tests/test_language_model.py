@@ -80,6 +80,19 @@ def test_one_copy_of_the_weights() -> None:
     assert copy.deepcopy(first) is first
 
 
+def test_an_adapter_that_fits_nothing_leaves_the_model_as_it_was() -> None:
+    model = tiny_backbone(7)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="no-such-module"):
+            model.add_lora("wrong", rank=2, alpha=4.0, targets=["no-such-module"])
+    assert model.adapters == []
+    model.add_lora("right", rank=2, alpha=4.0)
+    with pytest.raises(ValueError, match="no-such-module"):
+        model.add_lora("wrong", rank=2, alpha=4.0, targets=["no-such-module"])
+    assert model.adapters == ["right"]
+    model.add_lora("wrong", rank=2, alpha=4.0)
+
+
 def test_adapters_are_exactly_reversible() -> None:
     model = tiny_backbone(7)
     ids = torch.tensor([[5, 6, 7, 8]])

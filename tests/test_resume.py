@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
@@ -363,11 +364,13 @@ def test_another_configuration_is_refused_by_name_and_another_split_is_told(
     model = Path(config.model) / "model.safetensors"
     weights = model.read_bytes()
     model.write_bytes(weights[:-4] + b"\0\0\0\0")
+    gc.collect()  # the model in memory would be taken instead
     try:
         with pytest.raises(RLAIFError, match=r"expected the policy this run began with .* found others"):
             train(config)
     finally:
         model.write_bytes(weights)
+        gc.collect()
     train(job(tmp_path / "run", agent={"micro_batch": 1}, keep_checkpoints=1))
     (warning,) = [json.loads(line) for line in (tmp_path / "run" / "warnings.jsonl").read_text().splitlines()]
     assert warning["kind"] == "not-identical" and warning["step"] == 3
