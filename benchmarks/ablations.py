@@ -11,7 +11,7 @@ import numpy as np
 from rich.console import Console
 
 from benchmarks.arms import CompareConfig
-from benchmarks.outcomes import Outcome
+from benchmarks.outcomes import Outcome, percent
 from benchmarks.stages import Stage, Stages, content_of
 from rewards import make_reward
 from rewards.label_run import LabelConfig, label
@@ -100,11 +100,11 @@ def _agreement(report: Mapping[str, Any]) -> list[Any]:
     human, bias = report["human"], report["position_bias"]
     return [
         report["labelled"],
-        _percent(human["alignment"]),
-        "-" if bias is None else _percent(bias["same_position"]),
+        percent(Interval(**human["alignment"])),
+        "-" if bias is None else percent(Interval(**bias["same_position"])),
         f"{report['label_mass']['mean']:.2f}",
-        _percent(human["always_longer"]),
-        _percent(human["always_first"]),
+        percent(Interval(**human["always_longer"])),
+        percent(Interval(**human["always_first"])),
     ]
 
 
@@ -118,7 +118,7 @@ def pairs(models: Mapping[tuple[str, int], Stage]) -> dict[str, Any]:
     for (who, count), stage in models.items():
         report = json.loads((stage.path / "run" / "report.json").read_text(encoding="utf-8"))
         for judged_by, figures in report["figures"].items():
-            rows.append([who, count, report["training"]["pairs"], judged_by, _percent(figures["accuracy"])])
+            rows.append([who, count, report["training"]["pairs"], judged_by, percent(Interval(**figures["accuracy"]))])
     return {
         "title": "Ablation: number of preference pairs",
         "caption": (
@@ -182,8 +182,3 @@ def staleness(stages: Stages, task: Task, judges: Mapping[str, Judge], outcomes:
         "columns": ["policy", "judge", *names],
         "rows": rows,
     }
-
-
-def _percent(interval: Mapping[str, Any]) -> str:
-    found = Interval(**interval)
-    return f"{100 * found.estimate:.0f} [{100 * found.low:.0f}, {100 * found.high:.0f}]"

@@ -21,7 +21,7 @@ from benchmarks.aggregates import iqm_over_seeds
 from benchmarks.comparison_figures import FIGURES
 from benchmarks.length_control import length_control
 from benchmarks.metrics import holm, paired_bootstrap_test, win_rate
-from benchmarks.outcomes import Outcome, arms_of, over_optimised_from
+from benchmarks.outcomes import Outcome, arms_of, over_optimised_from, percent
 from benchmarks.stages import Stage
 from rlaif_env.intervals import Interval, bootstrap_mean, paired_bootstrap
 from rlaif_env.jsonl import write_jsonl
@@ -153,7 +153,7 @@ def main_table(outcomes: Sequence[Outcome], judges: Mapping[str, str]) -> Table:
             lengths = [np.maximum(_pooled(outcomes, arm, "length")[0][there], 1) for arm in (a, b)]
             found = length_control(p_first, *lengths, clusters=groups)
             failed = f"; {int((~there).sum())} failed" if not there.all() else ""
-            row += [_percent(win_rate(p_first, clusters=groups).interval) + failed, _percent(found.controlled)]
+            row += [percent(win_rate(p_first, clusters=groups).interval) + failed, percent(found.controlled)]
             if measure == shown[0]:
                 tests.append(paired_bootstrap_test(np.full(p_first.size, 0.5), p_first, clusters=groups))
         cells.append([*row, raw, controlled])
@@ -267,11 +267,11 @@ def reward_model_table(outcomes: Sequence[Outcome], stages: Sequence[Stage]) -> 
                     judged_by,
                     report["training"]["pairs"],
                     report["training"]["texts"],
-                    _percent(Interval(**figures["accuracy"])),
-                    "-" if at_gap is None else _percent(Interval(**at_gap)),
+                    percent(Interval(**figures["accuracy"])),
+                    "-" if at_gap is None else percent(Interval(**at_gap)),
                     f"{figures['ece']:.3f}",
                     f"{figures['brier']:.3f}",
-                    _percent(Interval(**figures["longer"])),
+                    percent(Interval(**figures["longer"])),
                 ]
             )
     if not rows:
@@ -384,10 +384,6 @@ def _mean(values: Floats, clusters: Sequence[int], *, sign: bool = False) -> str
     if there.sum() < 2:
         return "-"
     return _figure(bootstrap_mean(values[there], clusters=np.asarray(clusters)[there]), sign=sign)
-
-
-def _percent(interval: Interval) -> str:
-    return f"{100 * interval.estimate:.0f} [{100 * interval.low:.0f}, {100 * interval.high:.0f}]"
 
 
 def _figure(interval: Interval, *, sign: bool = False) -> str:

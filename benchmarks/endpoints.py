@@ -52,7 +52,7 @@ with EndpointLM(url, "scorer", cache=store, boundaries="prefix", limits={"concur
 
 
 def fault_run(
-    n: int, *, concurrency: int = 32, seconds: float = 0.4, timeout: float = 10.0, kinds: tuple[str, ...] = FAULTS
+    n: int, *, concurrency: int = 32, seconds: float = 0.1, timeout: float = 10.0, kinds: tuple[str, ...] = FAULTS
 ) -> dict[str, Any]:
     """Label n prompts, one in a hundred of which can never be answered, against a server that fails often.
 

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from benchmarks.stages import Stage
 from benchmarks.systems import System
+from rlaif_env.intervals import Interval
 
-__all__ = ["WINDOW", "History", "Outcome", "arms_of", "over_optimised_from"]
+__all__ = ["WINDOW", "History", "Outcome", "arms_of", "over_optimised_from", "percent"]
 
 Floats = NDArray[np.float64]
 
@@ -55,6 +56,11 @@ class Outcome:
 def arms_of(outcomes: Sequence[Outcome]) -> list[str]:
     """The arms in their order."""
     return list(dict.fromkeys(outcome.arm for outcome in outcomes))
+
+
+def percent(interval: Interval) -> str:
+    """A share with its interval, in whole percent."""
+    return f"{100 * interval.estimate:.0f} [{100 * interval.low:.0f}, {100 * interval.high:.0f}]"
 
 
 def over_optimised_from(steps: Sequence[int], reward: Floats, gold: Floats) -> int | None:

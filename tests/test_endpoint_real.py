@@ -10,7 +10,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Iterator
-from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -75,11 +75,19 @@ def test_the_server_can_do_what_is_needed(url: str) -> None:
         assert good > bad
 
 
-def test_the_server_scores_as_the_model_itself(url: str, tmp_path: Path) -> None:
-    found = agreement_run(url, "smollm2-135m-instruct", limits={"concurrency": 1, "timeout": 300.0})
+@pytest.fixture(scope="module")
+def found(url: str) -> dict[str, Any]:
+    return agreement_run(url, "smollm2-135m-instruct", limits={"concurrency": 1, "timeout": 300.0})
+
+
+def test_the_server_scores_as_the_model_itself(found: dict[str, Any]) -> None:
     assert found["snippets"] == 100
     assert found["within_a_quarter"] >= 0.95
     assert found["spearman"] >= 0.97
-    # the quantised arithmetic alone, with the whole vocabulary seen, moves one mass of the hundred by 0.023
     assert found["mass_within_0.02"] >= 0.95
     assert abs(found["mean_mass_gap"]) <= 0.005
+
+
+@pytest.mark.xfail(reason="0.0217 in 2 of 100: read with its whole vocabulary, the quantised model is off by 0.023")
+def test_every_label_mass_is_the_models_own(found: dict[str, Any]) -> None:
+    assert found["largest_mass_gap"] <= 0.02

@@ -65,7 +65,8 @@ def run(updates: int, n: int = 32, seed: int = 0, **settings: Any) -> tuple[Rein
 
 @pytest.mark.parametrize("baseline", ["leave-one-out", "value", "batch-mean", "moving-average", "none"])
 def test_every_baseline_learns_the_bandit(baseline: str) -> None:
-    _, metrics = run(40, baseline=baseline, learning_rate=1e-2)  # at twice that it is luck with a learned value
+    rate = 1e-2 if baseline == "value" else 2e-2  # at 2e-2 it hangs on rounding whether the learned value keeps up
+    _, metrics = run(40, baseline=baseline, learning_rate=rate)
     before = np.mean([m["reward"] for m in metrics[:3]])
     after = np.mean([m["reward"] for m in metrics[-3:]])
     assert before < 0.3 and after > 0.8, (before, after)
