@@ -300,9 +300,9 @@ def test_a_server_that_hangs_is_asked_again() -> None:
 def test_ten_thousand_labels_under_every_fault() -> None:
     found = fault_run(10_000)
     check_fault_run(found)
-    assert found["of_the_bound"] >= 0.8
     assert found["slots_busy"] >= 0.8
     assert found["memory_growth_mb"] < 30
+    assert fault_run(10_000, seconds=0.4)["of_the_bound"] >= 0.8
 
 
 def test_a_row_that_fails_is_named_and_the_others_are_kept(server: FaultServer) -> None:
