@@ -29,7 +29,7 @@ test: .venv/tests
 	$(BIN)/python -m pytest $(ARGS)
 
 test-server: .venv/server
-	$(BIN)/python -m pytest -m slow -rs tests/test_endpoint_real.py $(ARGS)
+	$(BIN)/python -m pytest -m slow -rs tests/rewards/endpoint/test_endpoint_real.py $(ARGS)
 
 lint: .venv/tests
 	$(BIN)/ruff check .
@@ -37,8 +37,8 @@ lint: .venv/tests
 	$(BIN)/mypy
 
 bench: .venv/tests
-	for part in env overhead score sample floor; do $(BIN)/python -m benchmarks.throughput $$part || exit 1; done
-	$(BIN)/python -m benchmarks.versus_trl $(ARGS)
+	for part in env overhead score sample floor; do $(BIN)/python -m benchmarks.speed.throughput $$part || exit 1; done
+	$(BIN)/python -m benchmarks.speed.versus_trl $(ARGS)
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

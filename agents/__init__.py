@@ -9,7 +9,7 @@ _NAMES = {
     "Policy": "agents.policy",
     "ReinforceAgent": "agents.reinforce",
     "ReinforceConfig": "agents.reinforce",
-    "TrainConfig": "agents.train",
+    "TrainConfig": "agents.training.command",
 }
 
 __all__ = ["Policy", "ReinforceAgent", "ReinforceConfig", "TrainConfig"]

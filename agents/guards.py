@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from rlaif_env.api import RLAIFError
-from rlaif_env.intervals import t_quantile
+from rlaif_env.statistics import t_quantile
 
 __all__ = ["Alarm", "Block", "NonFiniteError", "Watch", "clearly_above", "is_out_of_memory", "nonfinite_rows", "plain"]
 

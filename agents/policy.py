@@ -22,7 +22,7 @@ from torch import Tensor
 from agents.functional import chunked_logprobs
 from rlaif_env.api import RLAIFError
 from rlaif_env.models import Backbone, backbone, head_logits, plain_head
-from rlaif_env.sampling import Samples, sample
+from rlaif_env.models.sampling import Samples, sample
 
 __all__ = ["Evaluation", "Policy"]
 

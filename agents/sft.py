@@ -22,11 +22,11 @@ from torch import Tensor
 
 from agents.policy import Policy
 from rlaif_env.api import DataError, RLAIFError
-from rlaif_env.data import movie_snippets, split_of
-from rlaif_env.jsonl import check_text, read_jsonl
+from rlaif_env.data.jsonl import check_text, read_jsonl
+from rlaif_env.data.preferences import movie_snippets, split_of
+from rlaif_env.data.tasks import load_task
 from rlaif_env.models import BUILTIN_MODEL, Backbone, encode, pad_rows
 from rlaif_env.runs import RunFolder, write_json
-from rlaif_env.tasks import load_task
 
 __all__ = ["Demonstration", "Example", "SFTConfig", "demonstrations", "main", "response_loss", "sft", "tokenize"]
 

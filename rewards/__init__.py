@@ -11,19 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rlaif_env.api import RewardBackend
-    from rlaif_env.tasks import Task
+    from rlaif_env.data.tasks import Task
 
 _NAMES = {
     "Composite": "rewards.compose",
     "DirectLLMScore": "rewards.direct_score",
-    "EndpointLM": "rewards.endpoint",
-    "LanguageModel": "rewards.language_model",
-    "LocalLM": "rewards.language_model",
-    "RewardModel": "rewards.reward_model",
-    "TrainRMConfig": "rewards.train_reward_model",
+    "EndpointLM": "rewards.endpoint.model",
+    "LanguageModel": "rewards.api",
+    "LocalLM": "rewards.language_model.local",
+    "PreferenceLabeler": "rewards.labeling.labeler",
+    "RewardModel": "rewards.reward_model.model",
+    "TrainRMConfig": "rewards.reward_model.training",
     "as_trl_reward": "rewards.compose",
     "check_backend": "rewards.checks",
-    "train_rm": "rewards.train_reward_model",
+    "train_rm": "rewards.reward_model.training",
 }
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "EndpointLM",
     "LanguageModel",
     "LocalLM",
+    "PreferenceLabeler",
     "RewardModel",
     "TrainRMConfig",
     "as_trl_reward",
@@ -52,8 +54,8 @@ def make_reward(name: str, *, task: str | Path | Task = "movie-review", **kwargs
     Raises:
         RLAIFError: If the name is unknown (the message lists the valid ones) or the settings are.
     """
+    from rlaif_env.data.tasks import load_task
     from rlaif_env.keywords import resolve_reward
-    from rlaif_env.tasks import load_task
 
     return resolve_reward(name, load_task(task), kwargs)
 

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlaif_env.api import BackendError, RewardBackend, RLAIFError, Scores, checked_scores
-from rlaif_env.forms import dialogue, prompt_of
+from rlaif_env.data.forms import dialogue, prompt_of
+from rlaif_env.data.tasks import Task, load_task
 from rlaif_env.keywords import CallableReward, resolve_reward, unshare
-from rlaif_env.tasks import Task, load_task
 
 __all__ = ["Composite", "Part", "as_trl_reward", "compose", "from_kwargs"]
 

@@ -3,8 +3,9 @@
 s(y|x) = sum_i i P(i | y, x) over the scores i = 1 ... 10, with P the exact likelihoods of the ten answers normalised
 over them, then mapped affinely to [-1, 1]: 2 (s - 1) / 9 - 1.
 
-How this differs from the paper: the likelihood of "1" does not hold that of "10" (see `rewards.labels`); the mass that
-the model puts on the ten answers together is reported with every score; other ranges than 1 ... 10 are possible.
+How this differs from the paper: the likelihood of "1" does not hold that of "10" (see
+`rewards.language_model.label_tree`); the mass that the model puts on the ten answers together is reported with every
+score; other ranges than 1 ... 10 are possible.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rewards.labels import BoundedModel, seen_logprobs, usable_scale
-from rewards.language_model import LanguageModel, language_model_from
+from rewards.api import BoundedModel, LanguageModel, seen_logprobs, usable_scale
+from rewards.language_model.choice import language_model_from
 from rewards.prompts import score_prompt
 from rlaif_env.api import BackendError, RLAIFError, Scores
+from rlaif_env.data.tasks import Task, load_task
 from rlaif_env.models import BUILTIN_MODEL
-from rlaif_env.tasks import Task, load_task
 
 __all__ = ["DirectLLMScore", "expected_scores", "from_kwargs", "score_distribution"]
 
@@ -164,7 +165,7 @@ def from_kwargs(
         dtype: As in `rlaif_env.models.backbone`.
         chat: As in `LocalLM`.
         llm_url: Base URL of an OpenAI-compatible server that has ``model``.
-        llm: The other arguments of `rewards.endpoint.EndpointLM`.
+        llm: The other arguments of `rewards.endpoint.model.EndpointLM`.
         kwargs: The other arguments of `DirectLLMScore`.
     """
     language_model = language_model_from(

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from string import Formatter
 
 from rlaif_env.api import RLAIFError
-from rlaif_env.tasks import Task
+from rlaif_env.data.tasks import Task
 
-__all__ = ["ScoreExemplar", "ScoreWording", "score_prompt"]
+__all__ = ["ScoreExemplar", "ScoreWording", "fill", "leads_after", "score_prompt"]
 
 
 @dataclass(frozen=True)
@@ -157,3 +157,8 @@ def score_prompt(
         f"{sample(prompt, response)}\n{wording.ending}",
     ]
     return "\n\n".join(parts)
+
+
+def leads_after(prompt: str) -> tuple[str, ...]:
+    """What may stand between a prompt and a label: nothing, or a space where the prompt does not end in white space."""
+    return ("",) if prompt[-1:].isspace() else ("", " ")

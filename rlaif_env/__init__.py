@@ -5,18 +5,9 @@ Importing this registers ``RLAIF/TextGeneration-v0`` and ``RLAIF/TokenGeneration
 
 from gymnasium import register
 
-from rlaif_env.api import (
-    AssetError,
-    BackendError,
-    DataError,
-    Preference,
-    RewardBackend,
-    RLAIFError,
-    Scores,
-    Tokenizer,
-)
+from rlaif_env.api import AssetError, BackendError, DataError, Preference, RewardBackend, RLAIFError, Scores, Tokenizer
+from rlaif_env.data.tasks import PromptSource, Task, list_tasks, load_task
 from rlaif_env.keywords import Shared
-from rlaif_env.tasks import PromptSource, Task, list_tasks, load_task
 
 __all__ = [
     "AssetError",
@@ -36,11 +27,11 @@ __all__ = [
 
 register(
     id="RLAIF/TextGeneration-v0",
-    entry_point="rlaif_env.text_generation:TextGeneration",
-    vector_entry_point="rlaif_env.text_generation:TextGenerationVector",
+    entry_point="rlaif_env.envs.text_generation:TextGeneration",
+    vector_entry_point="rlaif_env.envs.text_generation:TextGenerationVector",
 )
 register(
     id="RLAIF/TokenGeneration-v0",
-    entry_point="rlaif_env.token_generation:TokenGeneration",
-    vector_entry_point="rlaif_env.token_generation:TokenGenerationVector",
+    entry_point="rlaif_env.envs.token_generation:TokenGeneration",
+    vector_entry_point="rlaif_env.envs.token_generation:TokenGenerationVector",
 )

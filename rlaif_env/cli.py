@@ -15,20 +15,20 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from rlaif_env.api import RLAIFError
-from rlaif_env.rendering import printable
+from rlaif_env.tables import printable
 
 __all__ = ["COMMANDS", "main"]
 
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "sft": ("agents.sft:main", "fine-tune a language model on a task's demonstrations"),
-    "label": ("rewards.label_run:main", "have a language model label which of two responses is better"),
-    "train-rm": ("rewards.train_reward_model:main", "train a reward model on preferences"),
-    "train": ("agents.train:main", "train a policy with REINFORCE on any reward"),
-    "evaluate": ("benchmarks.evaluate:main", "compare policies on held-out prompts"),
-    "compare": ("benchmarks.compare_rewards:main", "compare the reward backends, end to end"),
+    "label": ("rewards.labeling.command:main", "have a language model label which of two responses is better"),
+    "train-rm": ("rewards.reward_model.training:main", "train a reward model on preferences"),
+    "train": ("agents.training.command:main", "train a policy with REINFORCE on any reward"),
+    "evaluate": ("benchmarks.evaluation.command:main", "compare policies on held-out prompts"),
+    "compare": ("benchmarks.comparison.command:main", "compare the reward backends, end to end"),
     "report": ("benchmarks.report:main", "write one HTML page from a run's files"),
     "annotate": ("benchmarks.annotate:main", "collect people's preferences in the browser"),
-    "cache": ("rewards.endpoint:cache_main", "look after the stored answers of language model servers"),
+    "cache": ("rewards.endpoint.model:cache_main", "look after the stored answers of language model servers"),
 }
 """Every command's name, with the function it calls ("module:function") and what it does."""
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlaif_env.api import BackendError, RewardBackend, RLAIFError, Scores
-from rlaif_env.tasks import Task
+from rlaif_env.data.tasks import Task
 
 __all__ = ["CallableReward", "RewardFunction", "Shared", "resolve_reward", "share", "unshare"]
 

@@ -11,7 +11,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from rlaif_env.tasks import PromptSource, Task
+from rlaif_env.data.tasks import PromptSource, Task
 
 PROMPTS = ("The film was", "A good", "Bad actors in a", "Le café à", "映画は", "ok")
 WORDS = "the film was a good bad story not".split()

@@ -15,11 +15,13 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.vector import AutoresetMode
-from tiny import tiny_backbone
 from torch import nn
 
+from tests import ROOT
+from tests.tiny import tiny_backbone
+
 TEXT, TOKEN = "RLAIF/TextGeneration-v0", "RLAIF/TokenGeneration-v0"
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = ROOT / "examples"
 
 
 def example(name: str) -> ModuleType:

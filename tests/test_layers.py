@@ -9,13 +9,35 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests import ROOT
+
 FORBIDDEN = {
     "rlaif_env": {"rewards", "agents", "benchmarks", "tests"},
     "rewards": {"agents", "benchmarks", "tests"},
     "agents": {"rewards", "benchmarks", "tests"},
     "benchmarks": {"tests"},
 }
+FLOORS: dict[str, list[set[str]]] = {
+    "rlaif_env": [
+        {"api"},
+        {"batches", "tables", "statistics", "models", "runs"},
+        {"data"},
+        {"keywords"},
+        {"envs"},
+        {"cli"},
+    ],
+    "rewards": [
+        {"api", "prompts"},
+        {"endpoint"},
+        {"language_model"},
+        {"direct_score", "compose", "checks"},
+        {"labeling", "reward_model"},
+    ],
+    "agents": [{"functional", "guards"}, {"policy"}, {"reinforce", "sft"}, {"training"}],
+    "benchmarks": [{"report", "evaluation"}, {"annotate", "speed"}, {"comparison"}],
+}
+"""The rooms and single modules of each package; each imports from its own room and from lower floors only."""
+
 MODULES = [path for room in FORBIDDEN for path in sorted((ROOT / room).rglob("*.py"))]
 
 
@@ -53,6 +75,73 @@ def f():
 def test_a_room_imports_only_from_those_below(path: Path) -> None:
     room = path.relative_to(ROOT).parts[0]
     assert imported(path.read_text(encoding="utf-8")) & FORBIDDEN[room] == set()
+
+
+def imports_of(path: Path) -> set[str]:
+    """Full names of the project's modules that a module imports, inside functions too, type checking left out."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING":
+            node.body = []
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            module = node.module or ""
+            submodules = {f"{module}.{alias.name}" for alias in node.names} & NAMES.keys()
+            found |= submodules or {module}
+    return {name for name in found if name.partition(".")[0] in FORBIDDEN}
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+NAMES = {name_of(path): path for path in MODULES}
+
+
+def floor_of(name: str) -> tuple[int, str]:
+    """The floor of a module and its room."""
+    package, _, rest = name.partition(".")
+    room = rest.partition(".")[0]
+    return next(i for i, floor in enumerate(FLOORS[package]) if room in floor), room
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if "." in name])
+def test_inside_a_package_a_room_imports_only_from_lower_floors(name: str) -> None:
+    package, (floor, room) = name.partition(".")[0], floor_of(name)
+    for other in imports_of(NAMES[name]):
+        if other.startswith(f"{package}."):
+            below, other_room = floor_of(other)
+            assert other_room == room or below < floor, f"{name} imports {other}"
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    """A package's `__init__` counts as the door it is, one that resolves names when used as none."""
+    lazy = {"rewards", "agents"}
+    graph = {name: imports_of(path) - lazy - {name} for name, path in NAMES.items()}
+    state: dict[str, int] = {}
+
+    def visit(name: str, trail: tuple[str, ...]) -> None:
+        assert state.get(name) != 1, f"cycle: {' -> '.join((*trail, name))}"
+        if state.get(name) == 2 or name not in graph:
+            return
+        state[name] = 1
+        for other in sorted(graph[name]):
+            visit(other, (*trail, name))
+        state[name] = 2
+
+    for name in graph:
+        visit(name, ())
+
+
+def test_no_folder_has_more_than_fourteen_modules() -> None:
+    folders: dict[Path, int] = {}
+    for path in MODULES:
+        folders[path.parent] = folders.get(path.parent, 0) + (path.name != "__init__.py")
+    assert {str(folder): count for folder, count in folders.items() if count > 14} == {}
 
 
 def test_every_room_has_modules() -> None:

@@ -10,12 +10,12 @@ import subprocess
 import sys
 import zipfile
 from importlib.metadata import packages_distributions
-from pathlib import Path
 
 import pytest
-from test_layers import MODULES, imported
 
-ROOT = Path(__file__).parents[1]
+from tests import ROOT
+from tests.test_layers import MODULES, imported
+
 ROOMS = ("rlaif_env", "rewards", "agents", "benchmarks")
 
 

@@ -18,19 +18,20 @@ from typing import Any
 import httpx
 import pytest
 from rich.console import Console
-from tiny import tiny_backbone
 
-from rewards.endpoint import EndpointLM
-from rewards.endpoint_cache import AnswerCache
-from rewards.endpoint_client import EndpointClient, RequestFailed
-from rewards.endpoint_limits import Limits
+from rewards.endpoint.cache import AnswerCache
+from rewards.endpoint.client import EndpointClient, RequestFailed
+from rewards.endpoint.limits import Limits
+from rewards.endpoint.model import EndpointLM
 from rewards.prompts import fill
-from rlaif_env import assets, cli, models
+from rlaif_env import cli, models
 from rlaif_env.api import AssetError, RLAIFError
+from rlaif_env.data.tasks import load_task
+from rlaif_env.models import assets
 from rlaif_env.runs import RunFolder
-from rlaif_env.tasks import load_task
+from tests import ROOT
+from tests.tiny import tiny_backbone
 
-ROOT = Path(__file__).parents[1]
 FOLDERS = ("rlaif_env", "rewards", "agents", "benchmarks", "examples")
 
 # --- nothing runs code ------------------------------------------------------------------------------------------------
@@ -118,7 +119,7 @@ def test_remote_code_runs_only_for_a_caller_of_backbone_who_says_so(tmp_path: Pa
 
 
 def test_weights_are_written_as_safetensors_and_everything_else_as_text(tmp_path: Path) -> None:
-    from test_reward_model import HUMAN, reward_model
+    from tests.rewards.reward_model.test_reward_model import HUMAN, reward_model
 
     base = tiny_backbone()
     base.save_merged(None, tmp_path / "policy")
@@ -269,8 +270,8 @@ def test_an_error_that_quotes_a_file_cannot_move_the_cursor(
     def fails(argv: object) -> int:
         raise RLAIFError("found the fields \x1b[2J\x1b]0;title\x07 and \u202egpj")
 
-    monkeypatch.setattr(cli, "COMMANDS", {"try": ("benchmarks.fuzz:main", "")})
-    monkeypatch.setattr("benchmarks.fuzz.main", fails)
+    monkeypatch.setattr(cli, "COMMANDS", {"try": ("tests.stress.fuzz:main", "")})
+    monkeypatch.setattr("tests.stress.fuzz.main", fails)
     assert cli.main(["try"]) == 2
     said = capsys.readouterr().err
     assert said.startswith("rlaif try: found the fields")
@@ -280,8 +281,8 @@ def test_an_error_that_quotes_a_file_cannot_move_the_cursor(
 def test_what_a_policy_wrote_cannot_move_the_cursor(tmp_path: Path) -> None:
     import numpy as np
 
-    from agents.display import display, report
-    from agents.heldout import HeldOut
+    from agents.training.display import display, report
+    from agents.training.heldout import HeldOut
 
     stream = io.StringIO()
     console = Console(file=stream, width=100, color_system=None)
@@ -341,8 +342,8 @@ def test_a_key_is_in_no_message_and_no_file(client: Callable[..., EndpointClient
 
 
 def test_an_address_with_a_password_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    from rewards.label_job import LabelConfig
-    from rewards.label_run import label
+    from rewards.labeling.command import label
+    from rewards.labeling.job import LabelConfig
 
     config = LabelConfig(llm_url=f"http://me:{SECRET}@127.0.0.1:9/v1", out=tmp_path / "run", pairs=1)
     with pytest.raises(RLAIFError, match="expected an address without password") as caught:

@@ -19,24 +19,17 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks.annotate.items import (
-    Form,
-    Item,
-    checks_among,
-    corpus_items,
-    fingerprint,
-    read_items,
-)
+from benchmarks.annotate.items import Form, Item, checks_among, corpus_items, fingerprint, read_items
 from benchmarks.annotate.project import Plan, StoreError
 from benchmarks.annotate.report import report, show
 from benchmarks.annotate.results import export, people_of, read_labels
 from benchmarks.annotate.store import Store
-from rewards.language_model import language_model_from
-from rewards.pair_source import prompts_of_file
+from rewards.labeling.pair_source import prompts_of_file
+from rewards.language_model.choice import language_model_from
 from rlaif_env.api import RLAIFError
-from rlaif_env.jsonl import write_jsonl
+from rlaif_env.data.jsonl import write_jsonl
+from rlaif_env.data.tasks import Task, load_task
 from rlaif_env.runs import RunFolder, write_json
-from rlaif_env.tasks import Task, load_task
 
 __all__ = ["AnnotateConfig", "annotate", "main"]
 

@@ -17,10 +17,10 @@ from typing import Literal
 
 import numpy as np
 
-from rewards.pair_source import Pair, builtin_pairs, read_pairs
+from rewards.labeling.pair_source import Pair, builtin_pairs, read_pairs
 from rlaif_env.api import DataError
-from rlaif_env.jsonl import check_text, checked, json_object, lines_of
-from rlaif_env.tasks import Task
+from rlaif_env.data.jsonl import check_text, checked, json_object, lines_of
+from rlaif_env.data.tasks import Task
 
 __all__ = ["CHOICES", "Form", "Item", "checks_among", "corpus_items", "fingerprint", "read_items", "responses_items"]
 

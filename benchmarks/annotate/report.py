@@ -21,7 +21,7 @@ from benchmarks.annotate.items import Form
 from benchmarks.annotate.project import Judgement
 from benchmarks.annotate.results import Labels, People
 from benchmarks.annotate.store import Store
-from benchmarks.metrics import (
+from benchmarks.evaluation.metrics import (
     bootstrap_mean,
     cohens_kappa,
     fleiss_kappa,

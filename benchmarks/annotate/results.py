@@ -19,8 +19,8 @@ from benchmarks.annotate.items import Form, Item
 from benchmarks.annotate.project import Judgement
 from benchmarks.annotate.store import Store
 from rlaif_env.api import Preference, RLAIFError
-from rlaif_env.data import read_preferences, write_preferences
-from rlaif_env.jsonl import write_jsonl
+from rlaif_env.data.jsonl import write_jsonl
+from rlaif_env.data.preferences import read_preferences, write_preferences
 
 __all__ = ["Labels", "People", "export", "people_of", "read_labels"]
 

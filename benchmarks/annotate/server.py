@@ -38,7 +38,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from benchmarks.annotate.project import Answer, StoreError
 from benchmarks.annotate.store import Store
 from rlaif_env.api import DataError, RLAIFError
-from rlaif_env.jsonl import json_object
+from rlaif_env.data.jsonl import json_object
 
 __all__ = ["MAX_BODY", "application", "is_loopback", "listen", "serve"]
 

@@ -26,7 +26,7 @@ from benchmarks.annotate.items import CHOICES, Item, fingerprint
 from benchmarks.annotate.project import MAX_COMMENT, STRENGTHS, Annotator, Answer, Judgement, Plan, StoreError
 from benchmarks.annotate.showings import Showings
 from rlaif_env.api import DataError, RLAIFError
-from rlaif_env.jsonl import check_text
+from rlaif_env.data.jsonl import check_text
 
 __all__ = ["Store"]
 

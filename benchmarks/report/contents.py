@@ -2,44 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["Cell", "Figure", "Report", "SampleSet", "Table", "is_number"]
+from rlaif_env.tables import Cell, Table
 
-Cell = str | int | float | None
-"""What a table holds; None is shown as a dash and sorted last."""
-
-
-def is_number(value: object) -> bool:
-    """Whether a JSON value is a number that a float can hold; true and false are none, and neither is 1e999."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    try:
-        return math.isfinite(value)
-    except OverflowError:
-        return False
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table.
-
-    Attributes:
-        title: Its heading.
-        columns: k names.
-        rows: Each of k cells.
-        caption: A sentence below the heading; may be "".
-        by_row: Decimals are chosen for each row, where rows are on different scales, and not for each column.
-    """
-
-    title: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[Cell]]
-    caption: str = ""
-    by_row: bool = False
+__all__ = ["Figure", "Report", "SampleSet"]
 
 
 @dataclass(frozen=True)

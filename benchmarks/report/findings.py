@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from benchmarks.report.contents import Cell, Table, is_number
 from rlaif_env.api import DataError
+from rlaif_env.tables import Cell, Table, is_number
 
 __all__ = ["as_tables", "before_after_table", "verdict"]
 

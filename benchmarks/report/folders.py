@@ -8,14 +8,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from benchmarks.report.contents import Cell, Figure, Report, Table, is_number
+from benchmarks.report.contents import Figure, Report
 from benchmarks.report.curves import curves
 from benchmarks.report.definitions import definitions_of
 from benchmarks.report.findings import as_tables, before_after_table, verdict
 from benchmarks.report.samples import Line, Samples, before_after, preference, read_samples, response, sample
 from rlaif_env.api import DataError, RLAIFError
-from rlaif_env.jsonl import json_object
+from rlaif_env.data.jsonl import json_object
 from rlaif_env.runs import read_metrics
+from rlaif_env.tables import Cell, Table, is_number
 
 __all__ = ["ROOM", "read_folder"]
 
@@ -90,7 +91,9 @@ class _Reader:
             raise DataError(f"{file}: expected facts to be an object, found {type(facts).__name__}")
         report.facts = {name: _plain(value) for name, value in facts.items() if not isinstance(value, dict)}
         report.warnings = [str(w) for w in _list(found, "warnings", file)]
-        report.tables = [_table(t, f"{file}, table {i}") for i, t in enumerate(_list(found, "tables", file), start=1)]
+        report.tables = [
+            Table.from_json(t, f"{file}, table {i}") for i, t in enumerate(_list(found, "tables", file), start=1)
+        ]
         for i, figure in enumerate(_list(found, "figures", file), start=1):
             if not isinstance(figure, dict) or not isinstance(figure.get("file"), str):
                 raise DataError(f"{file}, figure {i}: expected an object with a file, found {str(figure)[:60]!r}")
@@ -264,21 +267,3 @@ def _plain(value: Any) -> Cell:
     if isinstance(value, list) and not any(isinstance(item, dict | list) for item in value):
         return ", ".join(map(str, value))
     return json.dumps(value)
-
-
-def _table(found: Any, where: str) -> Table:
-    """A table as its JSON says it, checked."""
-    if not isinstance(found, dict):
-        raise DataError(f"{where}: expected an object, found {type(found).__name__}")
-    columns, rows = found.get("columns"), found.get("rows")
-    if not isinstance(columns, list) or not all(isinstance(c, str) for c in columns):
-        raise DataError(f"{where}: expected columns to be a list of names, found {str(columns)[:60]!r}")
-    if not isinstance(rows, list):
-        raise DataError(f"{where}: expected rows to be a list, found {type(rows).__name__}")
-    for i, row in enumerate(rows, start=1):
-        if not isinstance(row, list) or len(row) != len(columns):
-            raise DataError(f"{where}, row {i}: expected {len(columns)} cells, found {str(row)[:60]!r}")
-        if bad := [c for c in row if not (c is None or isinstance(c, str) or is_number(c))]:
-            raise DataError(f"{where}, row {i}: expected text, finite numbers and null, found {str(bad[0])[:60]!r}")
-    title, caption = found.get("title", ""), found.get("caption", "")
-    return Table(str(title), columns, rows, str(caption or ""))

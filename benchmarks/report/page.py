@@ -18,8 +18,9 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from benchmarks.report.contents import Cell, Figure, Report, SampleSet, Table
+from benchmarks.report.contents import Figure, Report, SampleSet
 from rlaif_env.api import DataError
+from rlaif_env.tables import Cell, Table
 
 __all__ = ["pieces"]
 

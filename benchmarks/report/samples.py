@@ -16,9 +16,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report.contents import SampleSet, is_number
+from benchmarks.report.contents import SampleSet
 from rlaif_env.api import DataError
-from rlaif_env.jsonl import checked, json_object, lines_of
+from rlaif_env.data.jsonl import checked, json_object, lines_of
+from rlaif_env.tables import is_number
 
 __all__ = ["MAX_TEXT", "Answer", "Line", "Samples", "before_after", "preference", "read_samples", "response", "sample"]
 

@@ -1,0 +1,1 @@
+"""``rlaif train``: the loop, and what keeps a run safe around it."""

@@ -1,0 +1,114 @@
+"""What `rlaif train` shows while it runs and when it has ended."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from agents.training.heldout import HeldOut, changes
+from rlaif_env.data.tasks import Task
+from rlaif_env.runs import RunFolder, write_json
+from rlaif_env.tables import printable
+
+__all__ = ["Show", "display", "report"]
+
+Show = Callable[[int, Mapping[str, float], Mapping[str, float], str], None]
+"""Called with the update, its metrics, the seconds spent, and its best response."""
+
+_HEADLINES = {
+    "score": "LLM score",
+    "reward": "reward",
+    "gold": "gold measure",
+    "length": "length (tokens)",
+    "kl": "KL to reference (nats)",
+    "distinct-2": "distinct-2",
+}
+
+
+@contextmanager
+def display(updates: int, console: Console) -> Iterator[Show]:
+    """A live bar in a terminal, a line every few updates elsewhere."""
+    if not console.is_terminal:
+
+        def line(update: int, metrics: Mapping[str, float], spent: Mapping[str, float], sample: str) -> None:
+            if update == 1 or update % 5 == 0 or update == updates:
+                console.print(f"update {update:4d}/{updates}  {_figures(metrics, spent)}", highlight=False)
+
+        yield line
+        return
+    progress = Progress(
+        TextColumn("update"),
+        MofNCompleteColumn(),
+        BarColumn(bar_width=24),
+        TextColumn("{task.fields[figures]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+    )
+    bar = progress.add_task("", total=updates, figures="")
+    latest = Text("", style="dim", overflow="ellipsis", no_wrap=True)
+    with Live(Group(progress, latest), console=console, refresh_per_second=4):
+
+        def live(update: int, metrics: Mapping[str, float], spent: Mapping[str, float], sample: str) -> None:
+            progress.update(bar, completed=update, figures=_figures(metrics, spent))
+            latest.plain = "best: " + printable(" ".join(sample.split()))
+
+        yield live
+
+
+def _figures(metrics: Mapping[str, float], spent: Mapping[str, float]) -> str:
+    parts = [f"reward {metrics['reward']:+.3f}"]
+    if "reward/score" in metrics:
+        parts.append(f"score {metrics['reward/score']:.2f}")
+    if "kl" in metrics:
+        parts.append(f"KL {metrics['kl']:.2f}")
+    parts.append(f"{spent['time/tokens_per_second']:.0f} tokens/s")
+    return "  ".join(parts)
+
+
+def report(run: RunFolder, console: Console, task: Task, before: HeldOut, after: HeldOut) -> None:
+    """Print the table before / after and the samples; write evaluation.json and evaluation.jsonl."""
+    found = changes(before, after)
+    table = Table(
+        title=f"before / after on {len(before.prompts)} held-out prompts",
+        title_justify="left",
+        caption="change: after - before, mean over prompts, bootstrap interval; no reward sees the gold measure",
+        caption_justify="left",
+    )
+    for column in ("measure", "before", "after", "change, 95 % interval"):
+        table.add_column(column, justify="left" if column == "measure" else "right")
+    for name, label in _HEADLINES.items():
+        if name not in found:
+            continue
+        old, new, change = found[name]
+        shown = f"{label} ({task.gold})" if name == "gold" else label
+        table.add_row(
+            shown,
+            f"{old.estimate:.3f}",
+            f"{new.estimate:.3f}",
+            f"{change.estimate:+.3f} [{change.low:+.3f}, {change.high:+.3f}]",
+        )
+    console.print(table)
+    samples = Table(title="the same prompts, before and after", title_justify="left", show_lines=True)
+    for column in ("prompt", "before", "after"):
+        samples.add_column(column, ratio=1)
+    for i in range(min(8, len(before.prompts))):
+        texts = before.prompts[i], before.responses[i].strip(), after.responses[i].strip()
+        samples.add_row(*(Text(printable(text)) for text in texts))  # a terminal would obey escape sequences
+    console.print(samples)
+    write_json(run.path / "evaluation.json", {name: [asdict(i) for i in three] for name, three in found.items()})
+    with (run.path / "evaluation.jsonl").open("w", encoding="utf-8") as stream:
+        for i, prompt in enumerate(before.prompts):
+            row = {"prompt": prompt}
+            for when, held in (("before", before), ("after", after)):
+                row[when] = {"response": held.responses[i], **{m: float(v[i]) for m, v in held.measures.items()}}  # type: ignore[assignment]
+            stream.write(json.dumps(row) + "\n")

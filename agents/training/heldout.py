@@ -1,0 +1,123 @@
+"""A policy on held-out prompts: what it writes, what the reward says, what the gold measure says, how far it moved.
+
+The same prompts and the same random numbers are used each time, so that two evaluations can be compared prompt by
+prompt.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium.vector import VectorEnv
+from numpy.typing import NDArray
+
+from agents.functional import response_mask
+from agents.policy import Policy
+from rlaif_env.data.tasks import Task, gold_scores
+from rlaif_env.statistics import Interval, bootstrap_mean, paired_bootstrap
+
+__all__ = ["HeldOut", "changes", "distinct_shares", "evaluate_policy"]
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """n responses to n held-out prompts and what is measured on them.
+
+    Attributes:
+        prompts: n prompts.
+        responses: n responses.
+        measures: By name, one value a prompt, float64 (n,).
+    """
+
+    prompts: list[str]
+    responses: list[str]
+    measures: Mapping[str, NDArray[np.float64]]
+
+
+def distinct_shares(texts: Sequence[str], order: int = 2) -> NDArray[np.float64]:
+    """Each text's share in distinct-n, so that the mean over texts is the share of distinct n-grams among all.
+
+    A text's share is the sum over its n-grams of 1 / (how often the n-gram occurs in all texts), divided by the mean
+    number of n-grams in a text. (n,), 0 where no text has an n-gram.
+    """
+    grams = [
+        list(zip(*(words[i:] for i in range(order)), strict=False)) for words in (t.lower().split() for t in texts)
+    ]
+    counts = Counter(gram for row in grams for gram in row)
+    total = sum(counts.values())
+    if total == 0:
+        return np.zeros(len(texts))
+    return np.array([sum(1 / counts[gram] for gram in row) for row in grams]) * len(texts) / total
+
+
+def evaluate_policy(
+    policy: Policy, envs: VectorEnv[Any, Any, Any], task: Task, *, seed: int, batch: int = 64
+) -> HeldOut:
+    """Let the policy answer the first prompts of a vector environment, one a row.
+
+    Args:
+        policy: Answers.
+        envs: A `RLAIF/TextGeneration-v0` vector over the held-out split, n rows; its reward is the measure "reward".
+        task: Names the gold measure, if any.
+        seed: Of the sampling.
+        batch: Prompts sampled at once; the result is the same.
+
+    Returns:
+        Measures: "reward" and what the backend tells beside it, "gold" where the task has one, "length" (tokens, EOS
+        included), "kl" (nats per response, one sample's log pi - log pi_SFT), "distinct-2" (see `distinct_shares`).
+    """
+    n = envs.num_envs
+    observations, _ = envs.reset(seed=seed, options={"prompt_index": np.arange(n)})
+    ids, mask = observations["input_ids"], observations["attention_mask"]
+    steps = int(envs.action_space.shape[-1])  # type: ignore[index]
+    actions, kl = np.zeros((n, steps), dtype=np.int64), np.zeros(n)
+    device = policy.backbone.device
+    for start in range(0, n, batch):
+        rows = slice(start, min(start + batch, n))
+        rng = np.random.default_rng([seed, start, 0xE7A1])
+        drawn = policy.sample(ids[rows], mask[rows], max_new_tokens=steps, rng=rng)
+        actions[rows] = drawn.ids
+        for part in range(0, len(drawn.ids), 16):
+            some = slice(part, part + 16)
+            seen = response_mask(torch.from_numpy(drawn.lengths[some]), steps).to(device)
+            x, m, y = (torch.from_numpy(a).to(device) for a in (ids[rows][some], mask[rows][some], drawn.ids[some]))
+            said = policy.evaluate(x, m, y, seen, reference=True)
+            kl[start + part : start + part + len(seen)] = (
+                drawn.logprobs[some].sum(1) - said.logprobs.sum(1).cpu().numpy()
+            )
+    _, rewards, _, _, infos = envs.step(actions)
+    final = infos["final_info"]
+    prompts, responses = [str(p) for p in final["prompt"]], [str(r) for r in final["response"]]
+    texts = [task.judged(p, r) for p, r in zip(prompts, responses, strict=True)]
+    measures = {"reward": np.asarray(rewards, dtype=np.float64)}
+    for name, column in final.items():
+        if (
+            not name.startswith("_")
+            and name not in ("prompt_index", "response_length")
+            and np.asarray(column).dtype.kind in "fiu"
+        ):
+            measures[name] = np.asarray(column, dtype=np.float64)
+    if task.gold is not None:
+        measures["gold"] = gold_scores(task, texts)
+    measures["length"] = np.asarray(final["response_length"], dtype=np.float64)
+    measures["kl"] = kl
+    measures["distinct-2"] = distinct_shares(responses)
+    return HeldOut(prompts, responses, measures)
+
+
+def changes(before: HeldOut, after: HeldOut, *, seed: int = 0) -> dict[str, tuple[Interval, Interval, Interval]]:
+    """Each measure before, after, and the paired change, each mean with its bootstrap 95 % interval over prompts."""
+    return {
+        name: (
+            bootstrap_mean(old, seed=seed),
+            bootstrap_mean(after.measures[name], seed=seed),
+            paired_bootstrap(old, after.measures[name], seed=seed),
+        )
+        for name, old in before.measures.items()
+        if name in after.measures
+    }

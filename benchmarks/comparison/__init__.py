@@ -1,0 +1,1 @@
+"""Ways to get a reward, side by side; ``rlaif compare``."""

@@ -1,0 +1,351 @@
+"""The command ``rlaif evaluate``: policies against policies on the same held-out prompts, under any number of judges.
+
+    config.json        the resolved configuration, and the state of every policy and judge
+    systems/           a file a system: its responses and every score so far
+    pairwise.jsonl     the answers of the pairwise judge
+    responses.jsonl, evaluation.json     the results: see `benchmarks.evaluation.tables`
+
+The same command on the same folder goes on where it was: what was answered or scored is not done again, what failed is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from benchmarks.evaluation.judge_panel import JudgePanel
+from benchmarks.evaluation.judges import check_scored, judged, pairwise_wins, score_rows, win_rates, with_gold
+from benchmarks.evaluation.systems import Source, System, answer, find_source, held_out_prompts, read_responses
+from benchmarks.evaluation.tables import write_evaluation
+from rewards.labeling.labeler import PreferenceLabeler
+from rlaif_env.api import RLAIFError
+from rlaif_env.data.journal import Journal
+from rlaif_env.data.tasks import Task, load_task
+from rlaif_env.models import BUILTIN_MODEL, backbone
+from rlaif_env.runs import RunFolder, write_json
+
+__all__ = [
+    "EvaluateConfig",
+    "System",
+    "answer",
+    "evaluate",
+    "judged",
+    "main",
+    "pairwise_wins",
+    "win_rates",
+    "with_gold",
+    "write_evaluation",
+]
+
+_OPERATIONAL = ("out",)
+_SAMPLES = 4  # prompts shown on the terminal
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Compare policies on held-out prompts.
+
+    Attributes:
+        policies: Each a run folder, a checkpoint's folder, a model's name or folder, "sft" (the reference), or a .jsonl
+            file of responses (prompt, response) made elsewhere; NAME=SOURCE to give it another name in the tables.
+        task: A built-in task or a TOML file.
+        judges: Reward backends that score the responses: "direct-llm", "human-rm=runs/rm", "distilled-rm=runs/rm", ...;
+            LABEL:BACKEND=MODEL where two have one name. The task's gold measure is always among the judges.
+        pairwise: Also have a language model choose between the responses of each two systems, in both orders.
+        judge_model: The language model behind "direct-llm" and the pairwise judgement: built-in name, folder, Hugging
+            Face id, or what the server calls it.
+        judge_url: Base URL of an OpenAI-compatible server that has it. The key is in the environment variable
+            RLAIF_LLM_API_KEY, or another: '{"llm": {"api_key_env": "MY_KEY"}}' in judge_kwargs.
+        judge_mode: How it chooses: shown both responses, or scoring each by itself and comparing the distributions.
+        judge_kwargs: Its settings as JSON, such as '{"scale": [1, 9]}'; under a judge's name, or "pairwise", those of
+            this judge alone.
+        reference: The model that KL and perplexity are measured against, and that "sft" stands for.
+        split: Which of the task's prompts.
+        prompts: How many of them, at least 2.
+        max_new_tokens: Longest response; the task's where not given.
+        temperature: Of the sampling; that of each policy's own run where not given (0.9 where there is none).
+        seed: Of the sampling and the bootstrap.
+        resamples: Of the bootstrap of each length-controlled win rate.
+        batch: Prompts answered at once.
+        out: The folder to write to, or to go on with; a new one under runs/ where not given.
+    """
+
+    policies: tuple[str, ...]
+    task: str = "movie-review"
+    judges: tuple[str, ...] = ()
+    pairwise: bool = False
+    judge_model: str = BUILTIN_MODEL
+    judge_url: str | None = None
+    judge_mode: Literal["pairwise", "score"] = "pairwise"
+    judge_kwargs: str = "{}"
+    reference: str = BUILTIN_MODEL
+    split: str = "test"
+    prompts: int = 128
+    max_new_tokens: int | None = None
+    temperature: float | None = None
+    seed: int = 0
+    resamples: int = 2000
+    batch: int = 64
+    out: Path | None = None
+
+
+def _named(policies: Sequence[str]) -> dict[str, str]:
+    """Sources by the names of their systems.
+
+    Raises:
+        RLAIFError: If there is none, or two have one name.
+    """
+    pairs = []
+    for policy in policies:
+        name, equals, source = policy.partition("=")
+        named = equals and not Path(policy).exists()  # a path may hold a "=" too
+        pairs.append((name, source) if named else (_name_of(policy), policy))
+    names = [name for name, _ in pairs]
+    if not names or len(set(names)) < len(names) or not all(names):
+        raise RLAIFError(
+            f"expected at least one policy, each of its own name, found {', '.join(names) or 'none'}; write "
+            "NAME=SOURCE to name one"
+        )
+    return dict(pairs)
+
+
+def _name_of(source: str) -> str:
+    """What tables call a source: the run's folder, the file without its ending, or the model's name."""
+    path = Path(source)
+    if path.is_dir():
+        path = path.resolve()
+        if path.parent.name == "checkpoints":
+            return f"{path.parent.parent.name}@{int(path.name)}" if path.name.isdigit() else path.name
+        return path.parent.name if path.name in ("policy", "model") else path.name
+    return re.sub(r"\.jsonl(\.gz)?$", "", path.name) if source.endswith((".jsonl", ".jsonl.gz")) else source
+
+
+def evaluate(config: EvaluateConfig, console: Console | None = None) -> dict[str, Any]:
+    """Answer, judge and compare, or go on with it, and write the results.
+
+    Args:
+        config: The options.
+        console: Where progress and the tables go.
+
+    Returns:
+        What evaluation.json holds.
+
+    Raises:
+        RLAIFError: On bad settings, before anything slow happens.
+        RunError: If the folder holds another evaluation, or is being written.
+        BackendError: If a judge failed on everything. What was done is kept.
+    """
+    console = console or Console(quiet=True)
+    task = load_task(config.task)
+    if config.prompts < 2:
+        raise RLAIFError(f"expected at least 2 prompts, found {config.prompts}")
+    prompts = held_out_prompts(task, config.split, config.prompts)
+    policies = _named(config.policies)
+    sources = {name: find_source(source, config.reference) for name, source in policies.items()}
+    if (kind := find_source(config.reference).kind) != "model":
+        raise RLAIFError(f"expected a model as the reference, found the {kind} {config.reference}")
+    for source in sources.values():
+        if source.kind == "file":
+            read_responses(source.path, task, split=config.split, prompts=config.prompts)
+    judges = JudgePanel(
+        task,
+        config.judges,
+        model=config.judge_model,
+        url=config.judge_url,
+        settings=config.judge_kwargs,
+        mode=config.judge_mode if config.pairwise else None,
+    )
+    kept = {name: value for name, value in asdict(config).items() if name not in _OPERATIONAL}
+    kept |= {"task": task.to_json(), "prompts_sha256": _digest(prompts), "judge_states": judges.states()}
+    kept |= {"policy_states": {name: source.state for name, source in sources.items()}}
+    if config.out is None or not (config.out / "config.json").exists():
+        with _working(console, "loading the judges"):
+            judges.build_all()
+    with RunFolder.create(config.out, kept, command="evaluate", exist=True) as run, ExitStack() as stack:
+        console.print(f"Writing to {run.path}; the same command with --out {run.path} goes on", soft_wrap=True)
+        systems, failures = _systems(config, task, policies, judges, run.path, console)
+        measures = [*(["gold"] if task.gold else []), *(f"judge:{name}" for name in judges.specs)]
+        wins = [row for m in measures for row in win_rates(systems, m, seed=config.seed, resamples=config.resamples)]
+        if config.pairwise and len(systems) > 1:
+            journal = stack.enter_context(Journal(run.path / "pairwise.jsonl"))
+            wins += _pairwise(config, systems, judges.labeler(), journal, console)
+        facts = _facts(config, task, sources, judges) | {"failures": failures}
+        write_evaluation(run.path, systems, wins, facts)
+        found: dict[str, Any] = json.loads((run.path / "evaluation.json").read_bytes())
+        _show(found, systems, console)
+        console.print(f"Responses, figures and all win rates at equal length in {run.path}", soft_wrap=True)
+    return found
+
+
+def _digest(texts: Sequence[str]) -> str:
+    return hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()
+
+
+def _systems(
+    config: EvaluateConfig, task: Task, policies: Mapping[str, str], judges: JudgePanel, folder: Path, console: Console
+) -> tuple[list[System], dict[str, dict[str, dict[str, int]]]]:
+    """Every system with all its scores, and why rows failed: counts by judge, system and reason."""
+    (folder / "systems").mkdir(exist_ok=True)
+    slugs = [re.sub(r"[^\w.-]+", "-", name) for name in policies]
+    files = {name: folder / "systems" / f"{i:02d}-{slugs[i]}.json" for i, name in enumerate(policies)}
+    reference = None  # held here, it is loaded once
+    systems: list[System] = []
+    failures: dict[str, dict[str, dict[str, int]]] = {}
+    for name, source in policies.items():
+        system = _read(files[name])
+        if system is None:
+            reference = reference or backbone(find_source(config.reference).path)
+            with _working(console, f"{name}: answering {config.prompts} prompts"):
+                system = answer(
+                    name,
+                    source,
+                    task,
+                    split=config.split,
+                    prompts=config.prompts,
+                    seed=config.seed,
+                    batch=config.batch,
+                    reference=config.reference,
+                    max_new_tokens=config.max_new_tokens,
+                    temperature=config.temperature,
+                )
+            system = with_gold(system, task)
+            write_json(files[name], _to_json(system))
+        systems.append(system)
+    for judge in judges.specs:
+        for i, system in enumerate(systems):
+            systems[i], reasons = _score(system, judge, judges, console)
+            if reasons:
+                failures.setdefault(judge, {})[system.name] = dict(Counter(reasons.values()))
+            if systems[i] is not system:
+                write_json(files[system.name], _to_json(systems[i]))
+    return systems, failures
+
+
+def _score(system: System, judge: str, judges: JudgePanel, console: Console) -> tuple[System, dict[int, str]]:
+    """The system with the scores of a judge; only rows without one are asked for."""
+    values = system.measures.get(f"judge:{judge}", np.full(len(system.prompts), np.nan)).copy()
+    rows = np.flatnonzero(np.isnan(values))
+    if not rows.size:
+        return system, {}
+    with _working(console, f"{system.name}: {judge} scores {rows.size} responses"):
+        found, reasons = score_rows(
+            judges.backend(judge),
+            [system.prompts[i] for i in rows],
+            [system.responses[i] for i in rows],
+            give_up=rows.size == values.size,
+        )
+    values[rows] = found
+    check_scored(judge, system.name, values, reasons)
+    return replace(system, measures={**system.measures, f"judge:{judge}": values}), reasons
+
+
+def _to_json(system: System) -> dict[str, Any]:
+    measures = {
+        name: [value if np.isfinite(value) else None for value in column.tolist()]
+        for name, column in system.measures.items()
+    }
+    return {**asdict(replace(system, measures={})), "measures": measures}
+
+
+def _read(file: Path) -> System | None:
+    """The system in a file that `_to_json` wrote, None if there is none."""
+    if not file.exists():
+        return None
+    found = json.loads(file.read_bytes())
+    measures = {
+        name: np.array([np.nan if value is None else value for value in column], dtype=np.float64)
+        for name, column in found.pop("measures").items()
+    }
+    return System(**found, measures=measures)
+
+
+def _pairwise(
+    config: EvaluateConfig, systems: list[System], labeler: PreferenceLabeler, journal: Journal, console: Console
+) -> list[dict[str, Any]]:
+    with _working(console, f"{labeler.language_model.name} compares the responses") as say:
+        return pairwise_wins(
+            systems,
+            labeler,
+            seed=config.seed,
+            resamples=config.resamples,
+            journal=journal,
+            progress=lambda done, total: say(f"{done}/{total} questions"),
+        )
+
+
+def _facts(config: EvaluateConfig, task: Task, sources: Mapping[str, Source], judges: JudgePanel) -> dict[str, Any]:
+    sampled = {name: source for name, source in sources.items() if source.kind != "file"}
+    return {
+        "task": task.name,
+        "split": config.split,
+        "prompts": config.prompts,
+        "seed": config.seed,
+        "max_new_tokens": config.max_new_tokens or task.max_response_tokens,
+        "temperatures": {name: config.temperature or source.temperature for name, source in sampled.items()},
+        "reference": config.reference,
+        "gold": task.gold,
+        "judges": {name: kind if model is None else f"{kind}={model}" for name, (kind, model) in judges.specs.items()},
+        "pairwise": config.judge_mode if config.pairwise else None,
+        "judge_model": config.judge_model
+        if config.judge_url is None
+        else f"{config.judge_model} at {config.judge_url}",
+        "judge_kwargs": config.judge_kwargs,
+        "bootstrap_resamples": config.resamples,
+    }
+
+
+@contextmanager
+def _working(console: Console, what: str) -> Iterator[Any]:
+    """A spinner while it lasts, then a line with the time it took; yields a function that says how far it is."""
+    started = time.monotonic()
+    with console.status(what) as status:
+        yield lambda text: status.update(f"{what}: {text}")
+    console.print(f"{what} ({time.monotonic() - started:.0f} s)", highlight=False, markup=False)
+
+
+def _show(found: Mapping[str, Any], systems: Sequence[System], console: Console) -> None:
+    """The tables, but for the matrices that would only repeat them, and some samples; no text is read as markup."""
+    for values in found["tables"]:
+        if values["title"].startswith("Win rates") and (len(systems) < 3 or "equal length" in values["title"]):
+            continue
+        table = Table(
+            title=Text(values["title"], style="bold"),
+            caption=Text(values["caption"], style="dim"),
+            title_justify="left",
+            caption_justify="left",
+        )
+        for i, column in enumerate(values["columns"]):
+            table.add_column(Text(column), justify="left" if i == 0 else "right")
+        for row in values["rows"]:
+            table.add_row(*(Text(str(cell)) for cell in row))
+        console.print(table)
+    samples = Table(title="the same prompts", title_justify="left", show_lines=True)
+    for column in ("prompt", *(system.name for system in systems)):
+        samples.add_column(Text(column), ratio=1)
+    for i in range(min(_SAMPLES, len(systems[0].prompts))):
+        texts = (system.responses[i].strip()[:300] for system in systems)
+        samples.add_row(Text(systems[0].prompts[i][-300:]), *map(Text, texts))
+    console.print(samples)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command ``rlaif evaluate``; returns the exit code."""
+    import tyro
+
+    config = tyro.cli(EvaluateConfig, args=list(argv) if argv is not None else sys.argv[1:], prog="rlaif evaluate")
+    evaluate(config, Console())
+    return 0

@@ -1,0 +1,334 @@
+"""Judges of systems: scores by any reward backend and the gold measure, pairs by a language model in both orders.
+
+A row that a judge fails on is NaN: it counts neither as a loss nor as a tie, and is counted beside every rate.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from itertools import combinations, permutations
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.evaluation.length_control import length_control
+from benchmarks.evaluation.metrics import holm, paired_bootstrap_test, sign_test, win_rate
+from benchmarks.evaluation.systems import System
+from rewards.labeling.labeler import Answer, Label, PreferenceLabeler
+from rlaif_env.api import BackendError, RewardBackend, RLAIFError, checked_scores
+from rlaif_env.data.journal import Journal
+from rlaif_env.data.tasks import Task, gold_scores
+from rlaif_env.statistics import Interval, bootstrap_mean, position_bias
+
+__all__ = ["check_scored", "judged", "pairwise_wins", "score_rows", "win_rates", "with_gold"]
+
+Floats = NDArray[np.float64]
+
+_HOPELESS = 3  # batches in a row without one answer: the judge is gone, it is not the rows
+
+
+def score_rows(
+    backend: RewardBackend, prompts: Sequence[str], responses: Sequence[str], *, batch: int = 32, give_up: bool = True
+) -> tuple[Floats, dict[int, str]]:
+    """Score n responses; the rows that a backend fails on do not stop the others.
+
+    Args:
+        backend: The judge.
+        prompts: n prompts.
+        responses: n responses.
+        batch: Rows in one call.
+        give_up: Whether three batches in a row without one score end it.
+
+    Returns:
+        The scores (n,), NaN where there is none, and why, by row.
+
+    Raises:
+        BackendError: If it gave up.
+    """
+    values = np.full(len(responses), np.nan)
+    reasons: dict[int, str] = {}
+
+    def score(rows: list[int]) -> None:
+        """Leave out the rows that an error names and go on, or halve until they are found."""
+        if not rows:
+            return
+        try:
+            values[rows] = checked_scores(backend, [prompts[i] for i in rows], [responses[i] for i in rows]).values
+            return
+        except BackendError as error:
+            named = {rows[i] for i in error.rows if 0 <= i < len(rows)} or set(rows[: len(rows) == 1])
+            reasons.update(dict.fromkeys(named, str(error)))
+        if named:
+            score([i for i in rows if i not in named])
+        else:
+            score(rows[: len(rows) // 2])
+            score(rows[len(rows) // 2 :])
+
+    without = 0
+    for start in range(0, len(responses), batch):
+        rows = list(range(start, min(start + batch, len(responses))))
+        score(rows)
+        without = without + 1 if np.isnan(values[rows]).all() else 0
+        if give_up and without == _HOPELESS:
+            raise BackendError(
+                f"expected scores from the judge {backend.name!r}, found that every row of {_HOPELESS} batches "
+                f"in a row failed ({reasons[start]})",
+                sorted(reasons),
+            )
+    return values, reasons
+
+
+def judged(system: System, name: str, backend: RewardBackend, task: Task) -> System:
+    """A copy of a system with the scores of a judge as the measure "judge:<name>", NaN where it failed.
+
+    Args:
+        system: What is judged.
+        name: What tables call the judge.
+        backend: The judge.
+        task: The task that the system answered.
+
+    Raises:
+        RLAIFError: If the judge was made for another task.
+        BackendError: If it failed on all rows.
+    """
+    own = getattr(backend, "task", task)
+    if isinstance(own, Task) and own.name != task.name:
+        raise RLAIFError(f"expected a judge of the task {task.name!r}, found that {name!r} judges {own.name!r}")
+    values, reasons = score_rows(backend, system.prompts, system.responses)
+    check_scored(name, system.name, values, reasons)
+    return replace(system, measures={**system.measures, f"judge:{name}": values})
+
+
+def check_scored(judge: str, system: str, values: Floats, reasons: dict[int, str]) -> None:
+    """Raise `BackendError` where a judge scored no response of a system: there is nothing to compare then."""
+    if np.isnan(values).all():
+        raise BackendError(
+            f"expected scores of {system!r} from the judge {judge!r}, found that all {values.size} rows failed "
+            f"({next(iter(reasons.values()))})",
+            sorted(reasons),
+        )
+
+
+def with_gold(system: System, task: Task) -> System:
+    """A copy of a system with the task's gold measure as "gold"; the system itself where the task has none."""
+    if task.gold is None:
+        return system
+    texts = [task.judged(*pair) for pair in zip(system.prompts, system.responses, strict=True)]
+    return replace(system, measures={**system.measures, "gold": gold_scores(task, texts)})
+
+
+def win_rates(systems: Sequence[System], measure: str, *, seed: int = 0, resamples: int = 2000) -> list[dict[str, Any]]:
+    """How often each system's response has more of a measure than another's to the same prompt; exact ties count 1/2.
+
+    Args:
+        systems: Any number, on the same prompts.
+        measure: "judge:<name>", "gold", ...
+        seed: Of the bootstrap.
+        resamples: Bootstrap resamples, each with its own fit of the length control.
+
+    Returns:
+        One row for every ordered pair: "judge" (the measure), "a", "b", "raw" (how often a wins: estimate, low, high,
+        and "lowest" and "highest", had the failed rows all been losses or wins), "length_controlled" (the same at equal
+        length, with the "slope", and whether the fit was "separated" or "extrapolated"; None under two judged prompts),
+        "wins", "ties", "losses", "failed", "p_value" (two-sided: the exact sign test, or the bootstrap clustered by
+        prompt where prompts repeat) and "p_holm" (over all pairs of this measure). Where all rows failed, "raw" and the
+        p-values are None.
+
+    Raises:
+        RLAIFError: If a system lacks the measure, or the prompts differ.
+    """
+    _check_alike(systems)
+    for system in systems:
+        if measure not in system.measures:
+            raise RLAIFError(
+                f"expected the measure {measure!r} of system {system.name!r}, found {', '.join(system.measures)}"
+            )
+    p_first = {}
+    for i, j in combinations(range(len(systems)), 2):
+        first, second = (systems[k].measures[measure] for k in (i, j))
+        with np.errstate(invalid="ignore"):
+            p_first[i, j] = np.where(np.isnan(first) | np.isnan(second), np.nan, (1 + np.sign(first - second)) / 2)
+    return _rows(systems, measure, p_first, seed, resamples)
+
+
+def pairwise_wins(
+    systems: Sequence[System],
+    labeler: PreferenceLabeler,
+    *,
+    name: str | None = None,
+    seed: int = 0,
+    resamples: int = 2000,
+    batch: int = 32,
+    journal: Journal | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[dict[str, Any]]:
+    """How often a language model prefers each system's response to another's, asked in both orders.
+
+    Args:
+        systems: Any number, on the same prompts.
+        labeler: The judge.
+        name: What tables call it; None is its mode and its model's name.
+        seed: Of the bootstrap.
+        resamples: As in `win_rates`.
+        batch: Questions asked at a time.
+        journal: Keeps answers, so that they need not be asked again; failures are not kept.
+        progress: Told how many of the questions are answered.
+
+    Returns:
+        The rows of `win_rates`, a pair won where p_first is above 1/2, and in each: "soft" (mean p_first: estimate,
+        low, high), "label_mass" (mean), "position_bias" ("same_position" and "first", as `PositionBias`; None in score
+        mode, which has no positions), and "reasons" (of the failures, with their numbers).
+
+    Raises:
+        RLAIFError: If the prompts differ.
+        BackendError: If the labeler failed on everything some batches in a row. What was answered is kept.
+    """
+    _check_alike(systems)
+    pairs = list(combinations(range(len(systems)), 2))
+    questions = {
+        (i, j): [
+            labeler.questions(prompt, one, two)
+            for prompt, one, two in zip(systems[i].prompts, systems[i].responses, systems[j].responses, strict=True)
+        ]
+        for i, j in pairs
+    }
+    distinct = sorted({question for rows in questions.values() for both in rows for question in both})
+    answers = _answers(labeler, distinct, journal, batch, progress)
+    labels = {
+        pair: [labeler.combine(both, (answers[both[0]], answers[both[1]])) for both in rows]
+        for pair, rows in questions.items()
+    }
+    p_first = {pair: np.array([label.p_first for label in rows]) for pair, rows in labels.items()}
+    judge = name or f"{'pairwise' if labeler.mode == 'pairwise' else 'score pairs'}:{labeler.language_model.name}"
+    found = _rows(systems, judge, p_first, seed, resamples)
+    place = {system.name: i for i, system in enumerate(systems)}
+    for row in found:
+        i, j = place[row["a"]], place[row["b"]]
+        pair = (min(i, j), max(i, j))
+        p = p_first[pair] if i < j else 1 - p_first[pair]
+        row |= {"soft": _soft(p, systems[i].prompts, seed, resamples), **_labelling(labels[pair], labeler)}
+    return found
+
+
+def _answers(
+    labeler: PreferenceLabeler,
+    questions: list[str],
+    journal: Journal | None,
+    batch: int,
+    progress: Callable[[int, int], None],
+) -> dict[str, Answer]:
+    keys = {question: labeler.key(question) for question in questions}
+    stored = {q: Answer.from_json(journal[k]) for q, k in keys.items() if k in journal} if journal is not None else {}
+    answers: dict[str, Answer] = dict(stored)
+    open_ = [question for question in questions if question not in stored]
+    without = 0
+    for start in range(0, len(open_), batch):
+        progress(len(answers), len(questions))
+        asked = open_[start : start + batch]
+        found = dict(zip(asked, labeler.ask(asked), strict=True))
+        answers |= found
+        if journal is not None:
+            journal.append({keys[q]: answer.to_json() for q, answer in found.items() if answer.status == "ok"})
+        without = 0 if any(answer.status == "ok" for answer in found.values()) else without + 1
+        if without == _HOPELESS and not stored:  # what is open of a job may be just what always fails
+            raise BackendError(
+                f"expected answers from {labeler.language_model.name}, found that every question of {_HOPELESS} "
+                f"batches in a row failed ({found[asked[-1]].reason}); what was answered is kept"
+            )
+    progress(len(questions), len(questions))
+    return answers
+
+
+def _check_alike(systems: Sequence[System]) -> None:
+    names = [system.name for system in systems]
+    if len(set(names)) < len(names):
+        raise RLAIFError(f"expected systems of different names, found {', '.join(names)}")
+    for system in systems[1:]:
+        if system.prompts != systems[0].prompts:
+            raise RLAIFError(
+                f"expected responses to the same prompts in the same order, found others in {names[0]!r} and "
+                f"{system.name!r}"
+            )
+
+
+def _rows(
+    systems: Sequence[System], judge: str, p_first: dict[tuple[int, int], Floats], seed: int, resamples: int
+) -> list[dict[str, Any]]:
+    """The rows of all ordered pairs from p_first (n,) of each unordered one, NaN where a row failed."""
+    tests = {pair: _p_value(p, systems[pair[0]].prompts, seed, resamples) for pair, p in p_first.items()}
+    tested = {pair: p for pair, p in tests.items() if p is not None}
+    adjusted = dict(zip(tested, holm(list(tested.values())).tolist(), strict=True)) if tested else {}
+    rows = []
+    for i, j in permutations(range(len(systems)), 2):
+        pair = (min(i, j), max(i, j))
+        p = p_first[pair] if i < j else 1 - p_first[pair]
+        lengths = [np.maximum(systems[k].measures["length"], 1) for k in (i, j)]
+        row = {"judge": judge, "a": systems[i].name, "b": systems[j].name}
+        row |= _rate(p, systems[i].prompts, lengths, seed, resamples)
+        rows.append({**row, "p_value": tests[pair], "p_holm": adjusted.get(pair)})
+    return rows
+
+
+def _rate(p: Floats, prompts: list[str], lengths: list[Floats], seed: int, resamples: int) -> dict[str, Any]:
+    failed = np.isnan(p)
+    n = int((~failed).sum())
+    if n == 0:
+        none = {"wins": 0, "ties": 0, "losses": 0, "failed": p.size}
+        return {"raw": None, "length_controlled": None, **none}
+    found = win_rate(p, failed=failed, clusters=prompts)
+    raw = {**_limits(found.interval), "lowest": found.lowest, "highest": found.highest}
+    kept = [prompt for prompt, bad in zip(prompts, failed, strict=True) if not bad]
+    controlled = None
+    if len(set(kept)) > 1:
+        one, two = (values[~failed] for values in lengths)
+        fit = length_control(p[~failed], one, two, clusters=kept, resamples=resamples, seed=seed)
+        flags = {"slope": fit.slope, "separated": fit.separated, "extrapolated": fit.extrapolated}
+        controlled = {**_limits(fit.controlled), **flags}
+    counts = {"wins": found.wins, "ties": found.ties, "losses": found.losses, "failed": found.failed}
+    return {"raw": raw, "length_controlled": controlled, **counts}
+
+
+def _p_value(p: Floats, prompts: list[str], seed: int, resamples: int) -> float | None:
+    """Of a win rate of 1/2; None where no row, or but one prompt, was judged."""
+    rows = np.flatnonzero(~np.isnan(p))
+    kept = [prompts[i] for i in rows]
+    if not len(kept):
+        return None
+    outcomes = (1 + np.sign(p[rows] - 0.5)) / 2
+    if len(set(kept)) == len(kept):
+        return sign_test(int((outcomes == 1).sum()), int((outcomes == 0).sum()))
+    if len(set(kept)) == 1:
+        return None
+    half = np.full(len(kept), 0.5)
+    return paired_bootstrap_test(half, outcomes, clusters=kept, resamples=resamples, seed=seed)
+
+
+def _soft(p: Floats, prompts: list[str], seed: int, resamples: int) -> dict[str, float] | None:
+    rows = np.flatnonzero(~np.isnan(p))
+    kept = [prompts[i] for i in rows]
+    if len(set(kept)) < 2:
+        return None
+    found = bootstrap_mean(p[rows], clusters=kept, resamples=resamples, seed=seed)
+    return {"estimate": found.estimate, "low": max(0.0, found.low), "high": min(1.0, found.high)}
+
+
+def _labelling(labels: Sequence[Label], labeler: PreferenceLabeler) -> dict[str, Any]:
+    """What the labels of one pair of systems say of the judge; the same for both directions."""
+    reasons: dict[str, int] = {}
+    for label in labels:
+        if label.status != "ok":
+            reasons[label.reason] = reasons.get(label.reason, 0) + 1
+    masses = [label.mass for label in labels if not math.isnan(label.mass)]
+    bias = None
+    answered = [label.record["answers"] for label in labels if label.status == "ok"]
+    if labeler.mode == "pairwise" and answered:
+        shown = position_bias([one["p_1"] for one, _ in answered], [two["p_1"] for _, two in answered])
+        bias = {"same_position": asdict(shown.same_position), "first": asdict(shown.first) if shown.first else None}
+    return {"label_mass": float(np.mean(masses)) if masses else None, "position_bias": bias, "reasons": reasons}
+
+
+def _limits(interval: Interval) -> dict[str, float]:
+    return {"estimate": interval.estimate, "low": interval.low, "high": interval.high}

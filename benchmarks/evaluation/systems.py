@@ -1,0 +1,365 @@
+"""Systems under evaluation: what each policy answers to the same held-out prompts, and what is measured on the text.
+
+A policy is the reference ("sft"), a run of ``rlaif train`` or ``rlaif sft``, one of its checkpoints (an adapter on the
+shared base model), any causal LM by name or folder, or a JSON lines file of responses made elsewhere. All answer the
+same prompts with the same random numbers, those of the held-out evaluation of ``rlaif train``.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlaif_env.api import DataError, RLAIFError
+from rlaif_env.data.jsonl import check_text, read_jsonl
+from rlaif_env.data.tasks import Task
+from rlaif_env.models import (
+    BUILTIN_MODEL,
+    Backbone,
+    backbone,
+    encode,
+    load_tokenizer,
+    pad_rows,
+    resolve,
+    tokenizer_fingerprint,
+)
+from rlaif_env.statistics import new_names, new_numbers, repeated_ngrams, word_counts
+
+__all__ = ["Source", "System", "answer", "find_source", "folder_state", "held_out_prompts", "read_responses"]
+
+TEMPERATURE = 0.9
+"""Sampling temperature of a policy that no run says another one of (section A.3)."""
+
+_CHECKPOINT = "agent.safetensors"
+_TOKENS_PER_PASS = 512  # response tokens whose logits are in memory at once
+
+
+@dataclass(frozen=True)
+class System:
+    """n responses to n prompts and what is measured on them.
+
+    Attributes:
+        name: What tables call it.
+        source: Where the responses come from.
+        prompts: n prompts, the same for all systems that are compared.
+        responses: n responses, special tokens removed; an empty one is a response too.
+        measures: By name, one value a response, float64 (n,), NaN where it has none: "length" (tokens of the text under
+            the reference's tokenizer, no EOS), "words", "kl" (nats a response, log pi - log pi_ref of the sample at the
+            sampling temperature; absent for files and where the tokenizers differ), "reference_nll" (nats) and
+            "perplexity" of the text under the reference at temperature 1 (NaN for an empty text or one beyond the
+            model's context), "repeated-3", "distinct-2" (share in the distinct 2-grams of all texts), "new_numbers" and
+            "new_names" (how many the prompt does not have); judges add "judge:<name>" and "gold".
+    """
+
+    name: str
+    source: str
+    prompts: list[str]
+    responses: list[str]
+    measures: dict[str, NDArray[np.float64]]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a system's responses come from.
+
+    Attributes:
+        kind: "file" of responses, "model" in Hugging Face format, or "checkpoint" of a training run.
+        path: The file, the model's name or folder, or the checkpoint's folder.
+        temperature: The sampling temperature of the run, or the usual one; 0 for a file.
+        state: Changes when the contents do.
+        run: The configuration of the training run that a checkpoint belongs to.
+    """
+
+    kind: Literal["file", "model", "checkpoint"]
+    path: str
+    temperature: float
+    state: str
+    run: Mapping[str, Any] | None = None
+
+
+def find_source(source: str | Path, reference: str | Path = BUILTIN_MODEL) -> Source:
+    """What a policy's name stands for; no weights are loaded.
+
+    Args:
+        source: "sft" (the reference), a run folder or the policy in it, a checkpoint's folder, a model's name or
+            folder, or a ``.jsonl`` file (``.gz`` too).
+        reference: The model that "sft" stands for.
+
+    Raises:
+        RLAIFError: If there is no such thing, or it is no policy.
+    """
+    if str(source) == "sft":
+        return find_source(reference)
+    path = Path(source).expanduser()
+    if str(source).endswith((".jsonl", ".jsonl.gz")):
+        if not path.is_file():
+            raise DataError(f"expected a file of responses at {path}, found none")
+        return Source("file", str(path), 0.0, hashlib.sha256(path.read_bytes()).hexdigest())
+    if not path.is_dir():
+        return _model(source)
+    if (path / _CHECKPOINT).is_file():
+        run = _run_of(path.parent.parent, "train")
+        if run is None:
+            raise RLAIFError(
+                f"expected the checkpoint {path} inside its run folder (for the model and the adapter's rank)"
+            )
+        return Source("checkpoint", str(path), run["agent"]["temperature"], folder_state(path), run)
+    if (path / "reward_model.json").is_file() or (path / "model" / "reward_model.json").is_file():
+        raise RLAIFError(f"expected a policy, found a reward model in {path}: use it as a judge")
+    for command, part in (("train", "policy"), ("sft", "model")):
+        if (run := _run_of(path, command)) is None:
+            continue
+        if (path / part).is_dir():
+            return _model(path / part, run)
+        saved = sorted(path.glob(f"checkpoints/*/{_CHECKPOINT}"))
+        hint = f"; {saved[-1].parent} is its last checkpoint" if saved else ""
+        raise RLAIFError(f"expected a finished run with the folder {part!r} in {path}, found none{hint}")
+    return _model(path, _run_of(path.parent, "train") if path.name == "policy" else None)
+
+
+def _model(name: str | Path, run: Mapping[str, Any] | None = None) -> Source:
+    load_tokenizer(name)  # an unknown model is an error now
+    folder = Path(resolve(name))
+    if folder.is_dir() and not any(folder.glob("*.safetensors")):
+        raise RLAIFError(f"expected safetensors weights in {folder}, found none")
+    temperature = run.get("agent", {}).get("temperature", TEMPERATURE) if run else TEMPERATURE
+    return Source("model", str(name), temperature, folder_state(folder) if folder.is_dir() else str(name))
+
+
+def _run_of(folder: Path, command: str) -> Mapping[str, Any] | None:
+    """The configuration of the run in a folder, None if none of this command is there."""
+    try:
+        found = json.loads((folder / "config.json").read_bytes())
+        return dict(found["config"]) if found["command"] == command else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # a model's config.json is another file
+
+
+def folder_state(folder: Path) -> str:
+    """Digest of the names, sizes and times of all weights in a folder."""
+    files = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(folder.rglob("*.safetensors"))]
+    return hashlib.sha256(json.dumps(files).encode()).hexdigest()
+
+
+def held_out_prompts(task: Task, split: str, count: int) -> list[str]:
+    """The first prompts of a split.
+
+    Raises:
+        RLAIFError: If there are fewer, or less than one is asked for.
+    """
+    found = task.prompts(split)
+    if not 1 <= count <= len(found):
+        raise RLAIFError(
+            f"expected 1 to {len(found)} prompts, as many as split {split!r} of task {task.name!r} has, found {count}"
+        )
+    return found[:count]
+
+
+def read_responses(path: str | Path, task: Task, *, split: str = "test", prompts: int = 128) -> list[str]:
+    """The responses of a JSON lines file (``prompt``, ``response``), in the order of the split's first prompts.
+
+    Rows for the split's other prompts are not needed and not used.
+
+    Raises:
+        DataError: For bad rows; or, in one message, for prompts without a response, with several, or not of the split.
+    """
+
+    def pair(row: Mapping[str, Any]) -> tuple[str, str]:
+        return check_text(row, "prompt", may_be_empty=True), check_text(row, "response", may_be_empty=True)
+
+    wanted = held_out_prompts(task, split, prompts)
+    known = Counter(task.prompts(split))
+    found: dict[str, list[str]] = {}
+    for prompt, response in read_jsonl(path, pair):
+        found.setdefault(prompt, []).append(response)
+    problems = {
+        "without a response": [p for p, n in Counter(wanted).items() if len(found.get(p, ())) < n],
+        "with more than one": [p for p, texts in found.items() if 0 < known[p] < len(texts)],
+        f"that split {split!r} does not have": [p for p in found if p not in known],
+    }
+    if any(problems.values()):
+        shown = "; ".join(f"{len(rows)} {what} (such as {rows[0][:60]!r})" for what, rows in problems.items() if rows)
+        raise DataError(f"{path}: expected one response to each of the {len(wanted)} prompts, found {shown}")
+    waiting = {prompt: iter(texts) for prompt, texts in found.items()}
+    return [next(waiting[prompt]) for prompt in wanted]
+
+
+def answer(
+    name: str,
+    source: str | Path,
+    task: Task,
+    *,
+    split: str = "test",
+    prompts: int = 128,
+    seed: int = 0,
+    batch: int = 64,
+    reference: str | Path = BUILTIN_MODEL,
+    max_new_tokens: int | None = None,
+    temperature: float | None = None,
+) -> System:
+    """Let a policy answer the first prompts of a split, and measure the texts.
+
+    The random numbers depend on ``seed`` and ``batch`` alone. A model is loaded for the call and freed after it, but
+    for one that the process shares already.
+
+    Args:
+        name: What tables are to call it.
+        source: As in `find_source`.
+        task: Where the prompts come from.
+        split: Which of them: "test", ...
+        prompts: How many.
+        seed: Of the sampling.
+        batch: Prompts sampled at once.
+        reference: The model that KL and perplexity are measured against, and that "sft" stands for.
+        max_new_tokens: Longest response; None is the task's.
+        temperature: Of the sampling; None is that of the policy's own run, or 0.9.
+
+    Returns:
+        The responses with all measures that need no judge.
+
+    Raises:
+        RLAIFError: If there is no such policy or not so many prompts, or a file does not answer exactly them.
+    """
+    chosen = held_out_prompts(task, split, prompts)
+    found = find_source(source, reference)
+    steps = task.max_response_tokens if max_new_tokens is None else max_new_tokens
+    if steps < 1 or batch < 1 or not (temperature is None or temperature > 0):
+        raise RLAIFError(
+            f"expected max_new_tokens and batch from 1 and a temperature above 0, found {steps}, {batch} and "
+            f"{temperature}"
+        )
+    start = find_source(reference)
+    if start.kind != "model":
+        raise RLAIFError(f"expected a model as the reference, found the {start.kind} {reference}")
+    kl = None
+    if found.kind == "file":
+        responses = read_responses(found.path, task, split=split, prompts=prompts)
+        base = backbone(start.path)
+    else:
+        base = backbone(start.path)
+        heat = found.temperature if temperature is None else temperature
+        responses, kl = _sampled(found, base, chosen, steps, heat, seed, batch)
+        gc.collect()  # a model is full of cycles; two of them should not be in memory at once
+    return System(name, str(source), chosen, responses, _measures(base, chosen, responses, kl))
+
+
+def _sampled(
+    source: Source, base: Backbone, prompts: list[str], steps: int, temperature: float, seed: int, batch: int
+) -> tuple[list[str], NDArray[np.float64] | None]:
+    """Sampled responses and each one's log pi - log pi_ref, (n,), or None where the tokenizers differ."""
+    import torch
+
+    from agents.functional import response_mask
+    from agents.policy import Policy
+
+    policy = _policy(source, temperature)
+    fixed = Policy(base, trainable="none", temperature=temperature)
+    same_weights = policy.backbone is base and policy.adapter is None
+    comparable = tokenizer_fingerprint(policy.tokenizer) == tokenizer_fingerprint(base.tokenizer)
+    tokenizer, device = policy.tokenizer, policy.backbone.device
+    rows, responses, kl = encode(tokenizer, prompts), [], np.zeros(len(prompts))
+    for start in range(0, len(rows), batch):
+        ids, mask = pad_rows(rows[start : start + batch], tokenizer.pad_token_id, side="left")
+        rng = np.random.default_rng([seed, start, 0xE7A1])
+        drawn = policy.sample(ids, mask, max_new_tokens=steps, rng=rng)
+        for row, length in zip(drawn.ids.tolist(), drawn.lengths, strict=True):
+            known = [i for i in row[:length] if i < len(tokenizer)]
+            responses.append(str(tokenizer.decode(known, skip_special_tokens=True)))
+        if same_weights or not comparable:
+            continue
+        for part in _parts(np.arange(len(ids)), steps):
+            seen = response_mask(torch.from_numpy(drawn.lengths[part]), steps).to(device)
+            x, m, y = (torch.from_numpy(array[part]).to(device) for array in (ids, mask, drawn.ids))
+            with policy.backbone.using(policy.adapter), torch.no_grad():
+                ours = policy.evaluate(x, m, y, seen).logprobs
+            theirs = fixed.evaluate(x, m, y, seen, reference=True).logprobs
+            kl[start + part] = (ours.double() - theirs.double()).sum(1).cpu().numpy()
+    return responses, kl if comparable else None
+
+
+def _policy(source: Source, temperature: float) -> Any:
+    from agents.policy import Policy
+
+    if source.run is None:
+        return Policy(backbone(source.path), trainable="none", temperature=temperature)
+    from safetensors.torch import load_file
+
+    agent = source.run["agent"]
+    policy = Policy(
+        source.run["model"],
+        trainable=agent["trainable"],
+        rank=agent["lora_rank"],
+        alpha=agent["lora_alpha"],
+        temperature=temperature,
+    )
+    state = load_file(Path(source.path) / _CHECKPOINT)
+    policy.load_state({n.removeprefix("policy/"): v for n, v in state.items() if n.startswith("policy/")})
+    return policy
+
+
+def _parts(order: NDArray[np.int64], width: int) -> Iterator[NDArray[np.int64]]:
+    """Row numbers, as many at a time as the logits of rows of this width leave memory for."""
+    size = max(1, min(16, _TOKENS_PER_PASS // max(1, width)))
+    for start in range(0, len(order), size):
+        yield order[start : start + size]
+
+
+def _measures(
+    base: Backbone, prompts: list[str], responses: list[str], kl: NDArray[np.float64] | None
+) -> dict[str, NDArray[np.float64]]:
+    """Everything that is measured without a judge; see `System`."""
+    from agents.training.heldout import distinct_shares
+
+    lengths, nll = _reference_nll(base, prompts, responses)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        perplexity = np.exp(nll / lengths)
+    pairs = list(zip(prompts, responses, strict=True))
+    return {
+        "length": lengths,
+        "words": word_counts(responses).astype(np.float64),
+        **({} if kl is None else {"kl": kl}),
+        "reference_nll": nll,
+        "perplexity": perplexity,
+        "repeated-3": repeated_ngrams(responses, 3),
+        "distinct-2": distinct_shares(responses),
+        "new_numbers": np.array([len(new_numbers(*pair)) for pair in pairs], dtype=np.float64),
+        "new_names": np.array([len(new_names(*pair)) for pair in pairs], dtype=np.float64),
+    }
+
+
+def _reference_nll(
+    base: Backbone, prompts: Sequence[str], responses: Sequence[str]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Tokens of each response and minus its log-probability after the prompt (nats, temperature 1), (n,) each.
+
+    The second is NaN for a response without tokens and one beyond the model's context.
+    """
+    import torch
+
+    from agents.policy import Policy
+
+    tokenizer, device = base.tokenizer, base.device
+    asked = encode(tokenizer, prompts)
+    said: list[list[int]] = tokenizer(list(responses), add_special_tokens=False)["input_ids"]
+    lengths = np.array([len(row) for row in said], dtype=np.int64)
+    whole = lengths + np.array([len(row) for row in asked])
+    limit = getattr(base.model.config.get_text_config(), "max_position_embeddings", None) or np.inf
+    nll = np.full(len(said), np.nan)
+    possible = np.flatnonzero((lengths > 0) & (whole <= limit))
+    order = possible[np.argsort(-lengths[possible], kind="stable")]
+    plain = Policy(base, trainable="none", temperature=1.0)
+    for part in _parts(order, int(lengths[order[0]]) if len(order) else 1):
+        ids, mask = pad_rows([asked[i] for i in part], tokenizer.pad_token_id, side="left")
+        tokens, seen = pad_rows([said[i] for i in part], tokenizer.pad_token_id)
+        x, m, y, s = (torch.from_numpy(array).to(device) for array in (ids, mask, tokens, seen))
+        nll[part] = -plain.evaluate(x, m, y, s.float(), reference=True).logprobs.double().sum(1).cpu().numpy()
+    return lengths.astype(np.float64), nll

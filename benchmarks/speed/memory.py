@@ -1,0 +1,160 @@
+"""Memory of policy, reference, reward model and scorer on one copy of weights: ``python -m benchmarks.speed.memory``.
+
+Each measurement is a fresh process. "held" is what stays resident once everything is loaded, over the process with its
+libraries imported; "peak" is the highest point of one cycle: responses sampled, scored by everybody, one update.
+Against it stands the policy alone doing the same cycle with a reward that costs nothing: that is the base weights plus
+activations.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rlaif_env.api import RLAIFError
+from rlaif_env.models import BUILTIN_MODEL
+
+__all__ = ["main", "measure"]
+
+_MEGABYTE = 1 << 20
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_ARENA_MAX": "1"}
+"""Makes glibc give freed memory back at once; else the peak holds what happened not to be given back, +-350 MB."""
+
+_WORDS = "the film was a story of people who never knew what they had until it was gone and then".split()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure both processes and print the ratios; the exit code is 1 where one of them is above the limit."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.speed.memory", description=__doc__)
+    parser.add_argument("--model", default=BUILTIN_MODEL, help="name or folder")
+    parser.add_argument("--responses", type=int, default=24)
+    parser.add_argument("--tokens", type=int, default=16, help="longest response")
+    parser.add_argument("--limit", type=float, default=1.3)
+    parser.add_argument("--child", choices=["alone", "all"], help=argparse.SUPPRESS)
+    options = parser.parse_args(argv)
+    if options.child:
+        print(json.dumps(measure(options.model, options.responses, options.tokens, everything=options.child == "all")))
+        return 0
+    found = {what: _in_a_process(what, options) for what in ("alone", "all")}
+    alone, all_ = found["alone"], found["all"]
+    held, peak = all_["held"] / all_["weights"], all_["peak"] / alone["peak"]
+    print(f"model {options.model}, {options.responses} responses of {options.tokens} tokens; MB above the libraries")
+    print(f"base weights                                      {all_['weights'] / _MEGABYTE:8.0f}")
+    print(f"held: policy alone                                {alone['held'] / _MEGABYTE:8.0f}")
+    print(f"held: policy, reference, reward model, scorer     {all_['held'] / _MEGABYTE:8.0f}   {held:.2f} x weights")
+    print(f"peak: policy alone (weights and activations)      {alone['peak'] / _MEGABYTE:8.0f}")
+    print(
+        f"peak: policy, reference, reward model, scorer     {all_['peak'] / _MEGABYTE:8.0f}   {peak:.2f} x policy alone"
+    )
+    for phase in ("sample", "score", "update"):
+        print(f"  {phase:<8} alone {alone[phase] / _MEGABYTE:8.0f}   all {all_[phase] / _MEGABYTE:8.0f}")
+    return int(max(held, peak) > options.limit)
+
+
+def _in_a_process(what: str, options: argparse.Namespace) -> dict[str, float]:
+    arguments = ["--model", options.model, "--responses", str(options.responses), "--tokens", str(options.tokens)]
+    command = [sys.executable, "-m", "benchmarks.speed.memory", "--child", what, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **ALLOCATOR})
+    if done.returncode:
+        raise RLAIFError(
+            f"expected the measuring process to end well, found code {done.returncode}: {done.stderr[-500:]}"
+        )
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def measure(model: str, responses: int, tokens: int, *, everything: bool) -> dict[str, float]:
+    """One cycle in this process: bytes of the weights, held, at the peak, and at the peak of each phase.
+
+    Args:
+        model: The base model.
+        responses: Rows of the batch.
+        tokens: Longest response.
+        everything: Reward model (with an adapter of its own on all layers) and LLM scorer too, on the same weights.
+    """
+    import numpy as np
+    import peft
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from agents.reinforce import ReinforceAgent, ReinforceConfig
+    from rewards.compose import compose
+    from rewards.direct_score import DirectLLMScore
+    from rewards.language_model.local import LocalLM
+    from rewards.reward_model.features import depth_of, lora_targets
+    from rewards.reward_model.model import RewardModel
+    from rlaif_env.models import backbone, encode, load_tokenizer, pad_rows, resolve
+
+    # The libraries' share: adapters' code, the architecture's code (built without weights), the tokenizer.
+    tokenizer = load_tokenizer(model)
+    with torch.device("meta"):
+        skeleton = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(resolve(model)))
+        skeleton.add_adapter(peft.LoraConfig(r=1, target_modules="all-linear", task_type="CAUSAL_LM"))
+    libraries = _resident()
+    base = backbone(model, device="cpu", dtype="float32")
+    weights = sum(
+        {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in base.model.parameters()}.values()
+    )
+    agent = ReinforceAgent(base, ReinforceConfig(group_size=2, baseline="leave-one-out"), max_new_tokens=tokens)
+    parts: dict[str, Any] = {"nothing": (1.0, lambda prompts, answers: [float(len(answer)) for answer in answers])}
+    if everything:
+        base.add_lora("reward", rank=16, alpha=32.0, targets=lora_targets(base.model, depth_of(base.model)))
+        width = int(base.model.config.get_text_config().hidden_size)
+        parts["people"] = (1.0, RewardModel(base, torch.ones(width) / width, adapter="reward"))
+        parts["scorer"] = (1.0, DirectLLMScore(LocalLM(base), minimum_mass=0.0))
+    reward = compose(parts)
+    prompts = [" ".join(_WORDS[i % 9 : i % 9 + 8]) for i in range(responses // 2) for _ in range(2)]
+    ids, mask = pad_rows(encode(tokenizer, prompts), tokenizer.pad_token_id, side="left")
+    gc.collect()
+    found: dict[str, float] = {"weights": weights, "held": _resident() - libraries}
+
+    def peak_since(name: str) -> None:
+        found[name] = peak() - libraries
+        reset_peak()
+
+    reset_peak()
+    actions = agent.act({"input_ids": ids, "attention_mask": mask})
+    peak_since("sample")
+    texts = [str(tokenizer.decode(row, skip_special_tokens=True)) for row in actions]
+    scores = reward.score(prompts, texts)
+    peak_since("score")
+    agent.update(np.asarray(scores.values))
+    peak_since("update")
+    found["peak"] = max(found[name] for name in ("sample", "score", "update"))
+    return found
+
+
+def _status(name: str) -> int:
+    """A size from /proc/self/status, bytes."""
+    for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) * 1024
+    raise RLAIFError(f"expected {name} in /proc/self/status, found none; this benchmark needs Linux")
+
+
+def _resident() -> int:
+    return _status("VmRSS")
+
+
+def peak() -> int:
+    """The highest resident size since `reset_peak`, or since the start where the system cannot reset it."""
+    try:
+        return _status("VmHWM")
+    except RLAIFError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def reset_peak() -> None:
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,320 @@
+"""One update of this project beside one of TRL's RLOOTrainer: ``python -m benchmarks.speed.versus_trl``.
+
+Both sides do the same work and are held to it: the same model folder, prompts of P tokens and responses of exactly T,
+K samples of each prompt, float32, threads, AdamW, beta, LoRA of the same rank on the same modules (or all weights),
+and a reward that costs nothing. Before anything is timed, both are given the same completions and must find the same
+leave-one-out advantages. TRL runs in its best setting: no gradient checkpointing, no dropout, one gradient pass over
+the whole batch, no logging, no saving, its default fused AdamW.
+
+Steps take turns in one process. Peak memory is taken in a process of its own for each side. So that every response has
+all its T tokens, both sides are told that the end of a text is a token which the model never writes.
+
+Notation: n rows of B prompts with K samples each, P prompt tokens, T response tokens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.speed.memory import ALLOCATOR, peak
+from benchmarks.speed.one_update import SETTINGS, Ours, Setting, model_folder, prompts_of, reward
+from benchmarks.speed.timing import Times, stopwatch
+from rlaif_env.api import RLAIFError
+from rlaif_env.models import BUILTIN_MODEL
+from rlaif_env.runs import write_json
+
+__all__ = ["equal_work", "main", "measure", "memory", "trl_trainer"]
+
+_SIDES = ("ours", "trl")
+_BARS = {"median": 1.5, "each": 1.2, "memory": 0.7}
+
+
+def trl_trainer(folder: Path, setting: Setting, steps: int, *, cpu: bool) -> Any:
+    """TRL's side: its trainer in its best setting for this work."""
+    import datasets
+    import torch
+    from peft import LoraConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    s = setting
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    prompts = prompts_of(tokenizer, s.rows // s.group, s.prompt)
+    adapter = LoraConfig(
+        r=s.rank, lora_alpha=2 * s.rank, target_modules="all-linear", lora_dropout=0.0, task_type="CAUSAL_LM"
+    )
+    trl: Any = importlib.import_module("trl")
+    return trl.RLOOTrainer(
+        model=AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32),
+        processing_class=tokenizer,
+        reward_funcs=reward,
+        peft_config=adapter if s.trainable == "lora" else None,
+        args=trl.RLOOConfig(
+            output_dir=str(folder / "trl"),
+            max_steps=steps,
+            per_device_train_batch_size=s.rows // s.passes,
+            gradient_accumulation_steps=s.passes,
+            num_generations=s.group,
+            num_iterations=1,
+            max_completion_length=s.response,
+            temperature=1.0,
+            beta=s.beta,
+            learning_rate=1e-5,
+            disable_dropout=True,
+            gradient_checkpointing=False,
+            use_cpu=cpu,
+            bf16=False,
+            shuffle_dataset=False,
+            report_to=[],
+            logging_strategy="no",
+            save_strategy="no",
+            disable_tqdm=True,
+            dataloader_pin_memory=False,
+            seed=0,
+        ),
+        train_dataset=datasets.Dataset.from_dict({"prompt": prompts}),
+    )
+
+
+def _run_trl(trainer: Any, times: Times, between: Callable[[], None]) -> None:
+    """Run the trainer's steps, timing each, and something else after each."""
+    from transformers import TrainerCallback
+
+    class Turns(TrainerCallback):  # type: ignore[misc,unused-ignore]
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            self.watch = stopwatch(times)
+            self.watch.__enter__()
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            self.watch.__exit__(None, None, None)
+            between()
+
+    trainer.add_callback(Turns())
+    trainer.train()
+
+
+def equal_work(trainer: Any, ours: Ours) -> float:
+    """Give both sides the same completions; the largest difference between their leave-one-out advantages.
+
+    Raises:
+        RLAIFError: If prompts, adapters or numbers of weights differ, a response is short, or advantages differ.
+    """
+    import torch
+
+    from agents import functional as F
+
+    s, policy = ours.setting, ours.agent.policy
+    theirs = {name: p for name, p in trainer.model.named_parameters() if p.requires_grad}
+    if sum(p.numel() for p in theirs.values()) != sum(p.numel() for p in policy.parameters):
+        raise RLAIFError("expected as many trained weights on both sides, found others; check the LoRA targets")
+    saved = policy.state()
+    generator = torch.Generator().manual_seed(0)
+    state = {}
+    with torch.no_grad():  # adapters away from zero, so that there is a KL to compare
+        for name, p in theirs.items():
+            if s.trainable == "lora":
+                p.add_(torch.randn(p.shape, generator=generator).to(p) * 0.002)
+            state[name.removeprefix("base_model.model.").replace(".default.", ".")] = p.detach().cpu().clone()
+    policy.load_state(state)
+    rows = [{"prompt": prompt} for prompt in ours.prompts for _ in range(s.group)]
+    made = trainer._generate_and_score_completions(rows)
+    ids, mask, answers = made["prompt_ids"], made["prompt_mask"], made["completion_ids"]
+    answer_mask = made["completion_mask"].float()
+    if ids.shape[1] != s.prompt or int(mask.sum()) != ids.numel():
+        raise RLAIFError(f"expected {s.prompt} prompt tokens in each of TRL's rows, found {mask.sum(1).tolist()}")
+    if answers.shape[1] != s.response or int(answer_mask.sum()) != answers.numel():
+        lengths = answer_mask.sum(1).tolist()
+        raise RLAIFError(f"expected {s.response} tokens in each of TRL's responses, found {lengths}")
+    texts = trainer.processing_class.batch_decode(answers, skip_special_tokens=True)
+    rewards = torch.tensor(reward([], texts), device=ids.device)
+    with policy.training(), torch.no_grad():
+        own = policy.evaluate(ids, mask, answers, answer_mask).logprobs
+    reference = policy.evaluate(ids, mask, answers, answer_mask, reference=True).logprobs
+    kl = F.kl_per_token(own, reference, answer_mask)
+    # TRL's objective is r - beta KL, this project's (1 - beta) r - beta KL
+    returns = F.returns_to_go(rewards / (1 - s.beta), kl, answer_mask, s.beta)
+    found = F.leave_one_out_advantages(returns[:, 0], s.group)
+    apart = float((found - made["advantages"]).abs().max())
+    if apart > 1e-3 or (s.beta and s.trainable == "lora" and float(kl.abs().sum()) == 0):
+        raise RLAIFError(f"expected equal leave-one-out advantages on the same completions, found {apart} between them")
+    policy.load_state(saved)
+    with torch.no_grad():
+        for name, p in theirs.items():
+            p.copy_(saved[name.removeprefix("base_model.model.").replace(".default.", ".")].to(p))
+    return apart
+
+
+def measure(setting: Setting, model: str, *, repetitions: int, warmup: int, device: str) -> dict[str, Any]:
+    """Time both sides in turn: seconds, ratio of the medians, and what held that the work was equal."""
+    import torch
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = model_folder(model, Path(name))
+        ours, times = Ours(folder, setting, device), Times()
+        theirs = Times()
+        trainer = trl_trainer(folder, setting, warmup + repetitions, cpu=device == "cpu")
+        apart = equal_work(trainer, ours)
+
+        def between() -> None:
+            with stopwatch(times):
+                ours.step()
+
+        _run_trl(trainer, theirs, between)
+        lengths = trainer._metrics["train"]["completions/mean_length"]
+        if ours.tokens() != (setting.rows * setting.prompt, setting.rows * setting.response) or any(
+            length != setting.response for length in lengths
+        ):
+            raise RLAIFError(f"expected {setting.rows} full responses on both sides, found {ours.tokens()}, {lengths}")
+    times, theirs = times.without(warmup), theirs.without(warmup)
+    ratios = np.array(theirs.wall) / np.array(times.wall)
+    return {
+        **asdict(setting),
+        "name": setting.name,
+        "threads": torch.get_num_threads(),
+        "advantages_apart": apart,
+        "ours": times.summary(),
+        "trl": theirs.summary(),
+        "ratio": theirs.median / times.median,
+        "ratio_quartiles": [float(q) for q in np.percentile(ratios, [25, 75])],
+        "ratio_cpu": float(np.median(theirs.cpu) / np.median(times.cpu)),
+    }
+
+
+def _memory_here(side: str, setting: Setting, model: str, device: str) -> dict[str, float]:
+    """Peak size of this process after updates of one side: two, so that the optimiser's state counts."""
+    import torch
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = model_folder(model, Path(name))
+        if side == "ours":
+            ours = Ours(folder, setting, device)
+            ours.step()
+            ours.step()
+        else:
+            trl_trainer(folder, setting, 2, cpu=device == "cpu").train()
+    on_device = torch.cuda.max_memory_allocated() if device != "cpu" else 0
+    return {"peak": float(on_device or peak())}
+
+
+def memory(setting: Setting, model: str, device: str) -> dict[str, float]:
+    """Peak bytes of each side, each in a process of its own, and their ratio."""
+    found = {}
+    for side in _SIDES:
+        command = [sys.executable, "-m", "benchmarks.speed.versus_trl", "--child", side, "--model", model]
+        command += ["--setting", json.dumps(asdict(setting)), "--device", device]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **ALLOCATOR})
+        if done.returncode:
+            raise RLAIFError(
+                f"expected the measuring process of {side} to end well, found code {done.returncode}: "
+                f"{done.stderr[-800:]}"
+            )
+        found[side] = float(json.loads(done.stdout.splitlines()[-1])["peak"])
+    return {**found, "ratio": found["ours"] / found["trl"]}
+
+
+def summarise(settings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The figures over all settings, and whether each bar is met."""
+    ratios = [float(row["ratio"]) for row in settings]
+    out: dict[str, Any] = {"median_ratio": float(np.median(ratios)), "least_ratio": min(ratios)}
+    met = {"median": out["median_ratio"] >= _BARS["median"], "each": out["least_ratio"] >= _BARS["each"]}
+    if all("memory" in row for row in settings):
+        out["largest_memory_ratio"] = max(row["memory"]["ratio"] for row in settings)
+        met["memory"] = out["largest_memory_ratio"] <= _BARS["memory"]
+    return {**out, "bars": _BARS, "met": met}
+
+
+def show(found: Mapping[str, Any]) -> None:
+    """Print the table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"One update, this project beside TRL {found['trl_version']} (seconds, median [quartiles])")
+    for column in ("setting", "this project", "TRL", "TRL / ours", "by CPU time", "peak MB", "TRL peak MB", "ratio"):
+        table.add_column(column, justify="left" if column == "setting" else "right")
+    for row in found["settings"]:
+        cells = [row["name"]]
+        for side in _SIDES:
+            low, high = row[side]["quartiles_s"]
+            cells.append(f"{row[side]['median_s']:.2f} [{low:.2f}, {high:.2f}]")
+        low, high = row["ratio_quartiles"]
+        cells += [f"{row['ratio']:.2f} [{low:.2f}, {high:.2f}]", f"{row['ratio_cpu']:.2f}"]
+        if sizes := row.get("memory"):
+            cells += [f"{sizes['ours'] / 2**20:.0f}", f"{sizes['trl'] / 2**20:.0f}", f"{sizes['ratio']:.2f}"]
+        table.add_row(*cells)
+    console = Console()
+    console.print(table)
+    summary = found["summary"]
+    console.print(
+        f"median of the settings {summary['median_ratio']:.2f} (bar {_BARS['median']}), least "
+        f"{summary['least_ratio']:.2f} (bar {_BARS['each']})"
+        + (
+            f", largest memory ratio {summary['largest_memory_ratio']:.2f} (bar {_BARS['memory']})"
+            if "largest_memory_ratio" in summary
+            else ""
+        )
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; the exit code is 0 whatever the figures say."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.speed.versus_trl", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--model", default=BUILTIN_MODEL, help="name or folder")
+    parser.add_argument("--repetitions", type=int, default=5, help="timed steps of each side, in turn")
+    parser.add_argument("--warmup", type=int, default=1, help="steps of each side before that")
+    parser.add_argument("--trainable", choices=["lora", "full"], default="lora")
+    parser.add_argument("--passes", type=int, default=1, help="gradient passes TRL takes the rows in")
+    parser.add_argument("--only", type=int, nargs="*", help="numbers of the settings to run, from 0")
+    parser.add_argument("--no-memory", action="store_true", help="leave out the peak memory")
+    parser.add_argument("--no-time", action="store_true", help="leave out the times")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out", type=Path, help="also write the figures to this JSON file")
+    parser.add_argument("--child", choices=_SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--setting", help=argparse.SUPPRESS)
+    options = parser.parse_args(sys.argv[1:] if argv is None else list(argv))
+    if options.child:
+        setting = Setting(**json.loads(options.setting))
+        print(json.dumps(_memory_here(options.child, setting, options.model, options.device)))
+        return 0
+    import trl
+
+    settings = [
+        Setting(s.beta, s.prompt, s.response, trainable=options.trainable, passes=options.passes)
+        for i, s in enumerate(SETTINGS)
+        if not options.only or i in options.only
+    ]
+    rows = []
+    for setting in settings:
+        row: dict[str, Any] = {**asdict(setting), "name": setting.name}
+        if not options.no_time:
+            row = measure(
+                setting, options.model, repetitions=options.repetitions, warmup=options.warmup, device=options.device
+            )
+        if not options.no_memory:
+            row["memory"] = memory(setting, options.model, options.device)
+        rows.append(row)
+    found = {
+        "command": "python -m benchmarks.speed.versus_trl " + " ".join(sys.argv[1:] if argv is None else argv),
+        "trl_version": trl.__version__,
+        "device": options.device,
+        "settings": rows,
+        "summary": summarise(rows),
+    }
+    if options.out:
+        write_json(options.out, found)
+    show(found)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

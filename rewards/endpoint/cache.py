@@ -1,0 +1,253 @@
+"""Answers of language model servers, kept on disk by what was asked, and the command ``rlaif cache``.
+
+One SQLite file in WAL mode, shared by any number of processes. An answer counts as stored when its transaction is
+committed: a process killed at any moment loses only what it had not yet been told is stored. Failures and keys are
+never stored.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sqlite3
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from rlaif_env.api import RLAIFError
+from rlaif_env.models.assets import cache_folder
+
+__all__ = ["AnswerCache", "cache_key", "cache_main", "default_cache"]
+
+_BUSY_SECONDS = 60.0
+_VERSION = 2
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS answers (
+    key BLOB PRIMARY KEY,
+    model TEXT NOT NULL,
+    endpoint TEXT NOT NULL,
+    stored REAL NOT NULL,
+    used REAL NOT NULL,
+    hits INTEGER NOT NULL DEFAULT 0,
+    body TEXT NOT NULL,
+    digest BLOB NOT NULL
+) WITHOUT ROWID
+"""
+
+
+def default_cache() -> Path:
+    """Where answers are kept unless said otherwise."""
+    return cache_folder() / "answers.sqlite"
+
+
+def cache_key(**facts: Any) -> bytes:
+    """SHA-256 of all that decides an answer; every character counts."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).digest()
+
+
+def _digest(key: bytes, body: str) -> bytes:
+    return hashlib.sha256(key + body.encode()).digest()[:8]
+
+
+class AnswerCache:
+    """A store of answers by key. An answer whose bytes have changed on the disk is not given: it is asked for again.
+
+    Args:
+        path: The file, made if it is not there; None keeps the answers in this process's memory only.
+
+    Raises:
+        RLAIFError: If the file cannot be opened or is no such store.
+    """
+
+    def __init__(self, path: str | Path | None) -> None:
+        self.path = None if path is None else Path(path).expanduser()
+        self._lock = threading.RLock()
+        self._hits: dict[bytes, int] = {}
+        with self._explained():
+            if self.path is not None:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._db = sqlite3.connect(
+                self.path or ":memory:", timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
+            )
+            try:
+                self._prepare()
+            except BaseException:
+                self._db.close()
+                raise
+
+    def _prepare(self) -> None:
+        self._db.execute("PRAGMA journal_mode=WAL")
+        self._db.execute("PRAGMA synchronous=NORMAL")
+        version = self._db.execute("PRAGMA user_version").fetchone()[0]
+        if version not in (0, _VERSION):
+            raise RLAIFError(
+                f"expected a cache of version {_VERSION} at {self.path}, found version {version}; "
+                "delete the file or name another"
+            )
+        if version == 0:
+            self._db.execute(_SCHEMA)
+            self._db.execute(f"PRAGMA user_version={_VERSION}")
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, OSError, ValueError, OverflowError) as error:  # ValueError: a path with a zero byte
+            if isinstance(error, RLAIFError):
+                raise
+            raise RLAIFError(
+                f"expected a cache of answers that can be read and written at {self.path}, found: {error}; "
+                "delete the file, or name another (cache=...)"
+            ) from error
+
+    def get(self, key: bytes) -> str | None:
+        """The stored answer, or None; counts a hit."""
+        with self._lock, self._explained():
+            if (body := self._intact(key)) is None:
+                return None
+            self._hits[key] = self._hits.get(key, 0) + 1
+            if len(self._hits) >= 1000:
+                self._count_hits()
+            return body
+
+    def put(self, rows: Iterable[tuple[bytes, str]], *, model: str, endpoint: str) -> None:
+        """Store answers in one transaction; when it returns they survive this process. Those already there stay."""
+        now = time.time()
+        with self._lock, self._explained(), self._transaction():
+            for key, body in rows:
+                if self._intact(key) is not None:
+                    continue
+                self._db.execute("DELETE FROM answers WHERE key = ?", (key,))
+                self._db.execute(
+                    "INSERT INTO answers (key, model, endpoint, stored, used, body, digest) "
+                    "VALUES (?, ?, ?, ?, ?, ?, ?)",
+                    (key, model, endpoint, now, now, body, _digest(key, body)),
+                )
+                if self._intact(key) is None:  # a tree with a flipped byte takes a row and does not find it again
+                    raise sqlite3.DatabaseError("the file is damaged: an answer that was stored is not there")
+
+    def _intact(self, key: bytes) -> str | None:
+        row = self._db.execute("SELECT body, digest FROM answers WHERE key = ?", (key,)).fetchone()
+        if row is None or not isinstance(row[0], str) or _digest(key, row[0]) != row[1]:
+            return None
+        return str(row[0])
+
+    def forget(self, key: bytes) -> None:
+        """Delete one answer."""
+        with self._lock, self._explained(), self._transaction():
+            self._hits.pop(key, None)
+            self._db.execute("DELETE FROM answers WHERE key = ?", (key,))
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
+
+    def _count_hits(self) -> None:
+        if self._hits:
+            now = time.time()
+            with self._transaction():
+                self._db.executemany(
+                    "UPDATE answers SET hits = hits + ?, used = ? WHERE key = ?",
+                    [(count, now, key) for key, count in self._hits.items()],
+                )
+            self._hits.clear()
+
+    def __len__(self) -> int:
+        with self._lock, self._explained():
+            return int(self._db.execute("SELECT count(*) FROM answers").fetchone()[0])
+
+    def summary(self) -> list[Mapping[str, Any]]:
+        """For each model and endpoint: answers, hits, bytes, when last used (seconds since 1970)."""
+        with self._lock, self._explained():
+            self._count_hits()
+            rows = self._db.execute(
+                "SELECT model, endpoint, count(*), sum(hits), sum(length(body)), max(used) FROM answers "
+                "GROUP BY model, endpoint ORDER BY model, endpoint"
+            ).fetchall()
+            kinds = (str, str, int, int, int, float)
+            if any(type(value) is not kind for row in rows for value, kind in zip(row, kinds, strict=True)):
+                raise sqlite3.DataError("values of the wrong kind")
+        names = ("model", "endpoint", "answers", "hits", "bytes", "used")
+        return [dict(zip(names, row, strict=True)) for row in rows]
+
+    def prune(self, *, unused_days: float = 0.0, model: str | None = None) -> int:
+        """Delete what was not used for so many days (of one model); returns how many answers went."""
+        with self._lock, self._explained():
+            self._count_hits()
+            where, values = "used <= ?", [time.time() - 86400 * unused_days]
+            arguments: list[Any] = list(values)
+            if model is not None:
+                where += " AND model = ?"
+                arguments.append(model)
+            with self._transaction():
+                gone = self._db.execute(f"DELETE FROM answers WHERE {where}", arguments).rowcount
+            self._db.execute("VACUUM")
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        return gone
+
+    def close(self) -> None:
+        """Write the hit counts and close; a second call does nothing."""
+        with self._lock, suppress(sqlite3.ProgrammingError):
+            with suppress(sqlite3.Error):
+                self._count_hits()
+            self._db.close()
+
+    def __enter__(self) -> AnswerCache:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def cache_main(argv: Sequence[str] | None = None) -> int:
+    """The command ``rlaif cache``: shows size and hits, or prunes; returns the exit code."""
+    from rich.console import Console
+    from rich.table import Table
+
+    parser = argparse.ArgumentParser("rlaif cache", description="Look after the stored answers of model servers.")
+    parser.add_argument("action", nargs="?", choices=("show", "prune"), default="show")
+    parser.add_argument("--path", type=Path, default=default_cache(), help="the file (default: %(default)s)")
+    parser.add_argument(
+        "--unused-days",
+        type=float,
+        default=30.0,
+        help="prune what was unused for so many days (default: %(default)s)",
+    )
+    parser.add_argument("--model", help="prune this model's answers only")
+    config = parser.parse_args(sys.argv[1:] if argv is None else list(argv))
+    console = Console()
+    path: Path = config.path
+    if not path.is_file():
+        console.print(f"no answers are stored at {path}", soft_wrap=True, highlight=False)
+        return 0
+    with AnswerCache(path) as cache:
+        if config.action == "prune":
+            gone = cache.prune(unused_days=config.unused_days, model=config.model)
+            console.print(f"{gone} answers deleted, {len(cache)} kept", highlight=False)
+            return 0
+        table = Table("model", "endpoint", "answers", "hits", "kB", "last used")
+        for row in cache.summary():
+            used = time.strftime("%Y-%m-%d %H:%M", time.localtime(row["used"]))
+            table.add_row(
+                row["model"],
+                row["endpoint"],
+                f"{row['answers']:,}",
+                f"{row['hits']:,}",
+                f"{row['bytes'] / 1000:,.0f}",
+                used,
+            )
+        size = sum(p.stat().st_size for p in (path, path.with_name(path.name + "-wal")) if p.is_file())
+        console.print(table)
+        console.print(f"{path}: {size / 1e6:.1f} MB on disk", soft_wrap=True, highlight=False)
+    return 0

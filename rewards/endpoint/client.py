@@ -1,0 +1,365 @@
+"""Asking a language model server many things at once, and getting every answer exactly once.
+
+One thread of its own runs the event loop, so that a caller may be synchronous, inside a running loop, or one of several
+threads. A request holds one of ``concurrency`` slots only while it is on the wire; what waits to be asked again holds
+none. What can pass (429, 5xx, a broken connection, a timeout, an answer that cannot be read) is asked again after a
+jittered, exponentially growing pause or what Retry-After says; what cannot pass fails at once. An answer is stored
+before it is handed out; the same question in flight twice is asked once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import json
+import math
+import os
+import random
+import threading
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import httpx
+
+from rewards.endpoint.cache import AnswerCache, cache_key
+from rewards.endpoint.limits import Limits, Usage, checked_url, is_loopback, retry_after
+from rewards.endpoint.replies import MalformedReply, Reply, error_message, parse_reply
+from rlaif_env.api import RLAIFError
+
+__all__ = ["EndpointClient", "RequestFailed"]
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 521, 522, 524, 529})
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 30.0
+_LONGEST_WAIT = 3600.0  # seconds of Retry-After that are waited
+_WORKERS_A_SLOT = 4  # so that slots stay busy while some questions wait to be asked again
+
+
+class RequestFailed(RLAIFError):
+    """A request that was given up. ``fatal``: every other request would fail for the same reason."""
+
+    def __init__(self, message: str, *, fatal: bool = False, status: int = 0) -> None:
+        super().__init__(message)
+        self.fatal = fatal
+        self.status = status
+
+
+class _Passing(Exception):
+    """A failure that may pass; ``wait`` is what Retry-After says, in seconds."""
+
+    def __init__(self, reason: str, wait: float | None = None) -> None:
+        super().__init__(reason)
+        self.wait = wait
+
+
+@dataclass
+class _Live:
+    """What lives on the loop's thread."""
+
+    loop: asyncio.AbstractEventLoop
+    thread: threading.Thread
+    http: httpx.AsyncClient
+    slots: asyncio.Semaphore
+    running: dict[bytes, asyncio.Task[Reply]] = field(default_factory=dict)
+    unstored: list[tuple[bytes, Reply, asyncio.Future[None]]] = field(default_factory=list)
+
+
+class EndpointClient:
+    """Requests to one model on one server.
+
+    Args:
+        base_url: The server's address, up to and with "/v1" (added where there is no path).
+        model: What the server calls the model.
+        api_key_env: Environment variable with the key; sent as a bearer token if it is set.
+        limits: What may be used.
+        cache: Where answers are kept.
+        revision: Anything that tells two states of the model apart; part of the cache's key.
+
+    Raises:
+        RLAIFError: If the address is none, or holds a password.
+    """
+
+    def __init__(
+        self, base_url: str, model: str, *, api_key_env: str, limits: Limits, cache: AnswerCache, revision: str = ""
+    ) -> None:
+        self.url = checked_url(base_url)
+        self.model, self.revision, self.limits, self.cache = model, revision, limits, cache
+        self.api_key_env = api_key_env
+        self.served: str | None = None  # what the server calls the model; set once it is known
+        self.usage = Usage()
+        self._key = os.environ.get(api_key_env, "").strip()
+        if self._key and not (self._key.isascii() and self._key.isprintable()):
+            raise RLAIFError(f"expected printable ASCII characters in {api_key_env}, found others; set it again")
+        self._random = random.Random()
+        self._reserved = 0.0
+        self._live: _Live | None = None
+        self._lock = threading.Lock()
+        self._pid = os.getpid()
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine on the client's own loop and wait for it; from any thread, in or out of another loop."""
+        try:
+            future = asyncio.run_coroutine_threadsafe(work, self._started().loop)
+        except BaseException:
+            work.close()
+            raise
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def _started(self) -> _Live:
+        if os.getpid() != self._pid:
+            raise RLAIFError("expected an endpoint to be used in the process that made it, found a fork; make it there")
+        with self._lock:
+            if self._live is None:
+                loop = asyncio.new_event_loop()
+                thread = threading.Thread(target=loop.run_forever, name=f"endpoint {self.url}", daemon=True)
+                thread.start()
+                self._live = asyncio.run_coroutine_threadsafe(self._open(loop, thread), loop).result()
+            return self._live
+
+    async def _open(self, loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> _Live:
+        n = self.limits.concurrency
+        headers = {"content-type": "application/json"}
+        if self._key:
+            headers["authorization"] = f"Bearer {self._key}"
+        http = httpx.AsyncClient(
+            headers=headers,
+            timeout=self.limits.timeout,
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=n),  # the slots are the bound,
+            http2=importlib.util.find_spec("h2") is not None,
+            trust_env=not is_loopback(self.url),
+        )
+        return _Live(loop, thread, http, asyncio.Semaphore(n))
+
+    def close(self) -> None:
+        """End the connections and the thread; a later request starts them again."""
+        with self._lock:
+            live, self._live = self._live, None
+        if live is None or os.getpid() != self._pid:
+            return
+        if live.thread is threading.current_thread():  # collected as garbage there, where it cannot wait for itself
+            live.loop.call_soon(live.loop.stop)
+        else:
+            asyncio.run_coroutine_threadsafe(self._shut(live), live.loop).result()
+            live.loop.call_soon_threadsafe(live.loop.stop)
+            live.thread.join()
+            live.loop.close()
+
+    async def _shut(self, live: _Live) -> None:
+        others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        await live.http.aclose()
+
+    def until(self) -> float:
+        """The moment (`time.monotonic`) at which a call that begins now must have ended."""
+        return math.inf if self.limits.deadline is None else time.monotonic() + self.limits.deadline
+
+    async def each(
+        self, items: Sequence[T], work: Callable[[T], Awaitable[R]], done: Callable[[], object]
+    ) -> list[R | RequestFailed]:
+        """Do the same with every item, some at a time; a failure takes the item's place, a fatal one all later ones."""
+        out: list[R | RequestFailed | None] = [None] * len(items)
+        queue = iter(range(len(items)))
+        fatal: list[RequestFailed] = []
+
+        async def worker() -> None:
+            for i in queue:
+                try:
+                    out[i] = fatal[0] if fatal else await work(items[i])
+                except RequestFailed as error:
+                    out[i] = error
+                    if error.fatal:
+                        fatal.append(error)
+                done()
+
+        workers = min(len(items), _WORKERS_A_SLOT * self.limits.concurrency)
+        tasks = [asyncio.ensure_future(worker()) for _ in range(workers)]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+        return [result for result in out if result is not None]
+
+    async def ask(
+        self, route: str, payload: Mapping[str, Any], *, logprobs: bool, until: float, stored: bool = True
+    ) -> Reply:
+        """One answer, from the cache if it is there.
+
+        Args:
+            route: "completions" or "chat/completions".
+            payload: The request's body without the model.
+            logprobs: Whether the answer must have log-probabilities.
+            until: When to give up, as `until` gives it.
+            stored: Whether the cache is looked into and the answer stored.
+
+        Raises:
+            RequestFailed: If there is no answer.
+        """
+        live = self._live
+        assert live is not None  # `run` started it
+        body = {"model": self.model, **payload}
+        facts = {"endpoint": self.url, "served": self.served, "revision": self.revision}
+        key = cache_key(route=route, body=body, **facts)
+        if not stored:
+            return await self._fetch(live, route, body, logprobs, until, None)
+        if (kept := self.cache.get(key)) is not None:
+            try:
+                reply = Reply.from_json(kept)
+            except MalformedReply:
+                self.cache.forget(key)  # damaged on the disk: ask again
+            else:
+                self.usage.hits += 1
+                return reply
+        task = live.running.get(key)
+        if task is None:
+            task = asyncio.ensure_future(self._fetch(live, route, body, logprobs, until, key))
+            live.running[key] = task
+            task.add_done_callback(lambda task: _forget(live.running, key, task))
+        return await asyncio.shield(task)
+
+    async def _fetch(
+        self, live: _Live, route: str, body: Mapping[str, Any], logprobs: bool, until: float, key: bytes | None
+    ) -> Reply:
+        content = json.dumps(body).encode()
+        size = len(content)
+        for attempt in range(self.limits.retries + 1):
+            estimate = self._estimate(size // 3, int(body.get("max_tokens", 1)))
+            async with live.slots:
+                self._reserve(estimate)
+                started = time.monotonic()
+                try:
+                    reply = await self._once(live, route, content, logprobs, until - started)
+                    break
+                except _Passing as error:
+                    failure = error
+                finally:
+                    self._reserved -= estimate
+                    self.usage.busy_seconds += time.monotonic() - started
+            if attempt == self.limits.retries:
+                raise RequestFailed(f"gave up after {attempt + 1} attempts, the last: {failure}")
+            if failure.wait is not None and failure.wait > _LONGEST_WAIT:
+                raise RequestFailed(
+                    f"gave up: expected a pause of at most {_LONGEST_WAIT:.0f} s, found that the server asks for "
+                    f"{failure.wait:.0f} s after {failure}; start again then, what was answered is kept"
+                )
+            pause = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**attempt) * self._random.uniform(0.5, 1.0)
+            pause = pause if failure.wait is None else failure.wait + pause / 10
+            if time.monotonic() + pause >= until:
+                raise RequestFailed(
+                    f"gave up at the deadline of {self.limits.deadline} s: the next attempt would be in {pause:.1f} s, "
+                    f"after {failure}; allow a longer deadline"
+                )
+            self.usage.retries += 1
+            await asyncio.sleep(pause)
+        self._count(reply, size)
+        if key is not None:
+            if not live.unstored:
+                live.loop.call_soon(self._store, live)
+            live.unstored.append((key, reply, waiting := live.loop.create_future()))
+            await waiting
+        return reply
+
+    async def _once(self, live: _Live, route: str, content: bytes, logprobs: bool, left: float) -> Reply:
+        if left <= 0:
+            raise RequestFailed(f"gave up at the deadline of {self.limits.deadline} s; allow a longer one", fatal=True)
+        self.usage.requests += 1
+        seconds = min(self.limits.timeout, left)
+        try:
+            got = await asyncio.wait_for(live.http.post(f"{self.url}/{route}", content=content), seconds)
+        except (asyncio.TimeoutError, httpx.TimeoutException):
+            raise _Passing(f"no answer within {seconds:.3g} s") from None
+        except (httpx.TransportError, httpx.DecodingError) as error:
+            raise _Passing(self.redact(f"{type(error).__name__}: {error} ({self.url})")) from None
+        text = self.redact(got.content.decode("utf-8", "replace"))  # JSON is UTF-8 whatever the headers say
+        if got.status_code != 200:
+            self._refused(got.status_code, text, got.headers.get("retry-after"))
+        try:
+            reply = parse_reply(text, logprobs=logprobs)
+        except MalformedReply as error:
+            raise _Passing(str(error)) from None
+        if self.served is not None and reply.model != self.served:
+            raise _Passing(f"expected an answer of model {self.served!r}, found one of {reply.model!r}")
+        return reply
+
+    def _refused(self, status: int, text: str, wait: str | None) -> None:
+        said = f"HTTP {status}: {error_message(text)}"
+        if status == 429 and "insufficient_quota" in text:
+            raise RequestFailed(f"{said}; the account has no credit left", fatal=True, status=status)
+        if status in _PASSING or status >= 500:
+            raise _Passing(said, retry_after(wait))
+        if status in (401, 403):
+            known = "its key" if self._key else "no key"
+            raise RequestFailed(
+                f"expected {self.url} to accept {known} ({self.api_key_env}), found {said}", fatal=True, status=status
+            )
+        if status == 404 or 300 <= status < 400:
+            raise RequestFailed(
+                f"expected an OpenAI-compatible server with the model {self.model!r} at {self.url}, found {said}; "
+                "check the address and the model's name",
+                fatal=True,
+                status=status,
+            )
+        raise RequestFailed(f"the server refused the request: {said}", status=status)
+
+    def redact(self, text: str) -> str:
+        """The text without the key."""
+        return text.replace(self._key, "[key]") if self._key else text
+
+    def _estimate(self, read: int, written: int) -> float:
+        return (read * self.limits.price_in + written * self.limits.price_out) / 1e6
+
+    def _reserve(self, estimate: float) -> None:
+        cap = self.limits.spend_cap
+        if cap is not None and self.usage.cost + self._reserved + estimate > cap:
+            raise RequestFailed(
+                f"expected the cost to stay within the spend_cap of {cap:g}, found {self.usage.cost:.4f} spent and "
+                "the next request beyond it; what was answered is kept: raise the cap to go on",
+                fatal=True,
+            )
+        self._reserved += estimate
+
+    def _count(self, reply: Reply, size: int) -> None:
+        read, written = reply.tokens or (size // 4, max(1, len(reply.positions)))
+        self.usage.answers += 1
+        self.usage.tokens_in += read
+        self.usage.tokens_out += written
+        self.usage.cost += self._estimate(read, written)
+
+    def _store(self, live: _Live) -> None:
+        """Store what came in since the last turn of the loop, in one transaction, and let it be handed out."""
+        rows, live.unstored = live.unstored, []
+        try:
+            self.cache.put(((key, reply.to_json()) for key, reply, _ in rows), model=self.model, endpoint=self.url)
+        except RLAIFError as error:
+            for _, _, waiting in rows:
+                if not waiting.done():
+                    waiting.set_exception(RequestFailed(str(error), fatal=True))
+            return
+        for _, _, waiting in rows:
+            if not waiting.done():
+                waiting.set_result(None)
+
+    async def models(self) -> list[str]:
+        """The models that the server lists; empty where it has no list."""
+        assert self._live is not None
+        try:
+            got = await asyncio.wait_for(self._live.http.get(f"{self.url}/models"), self.limits.timeout)
+            return [str(row["id"]) for row in got.json()["data"]]
+        except (httpx.HTTPError, asyncio.TimeoutError, ValueError, LookupError, TypeError, RecursionError):
+            return []
+
+
+def _forget(running: dict[bytes, asyncio.Task[Reply]], key: bytes, task: asyncio.Task[Reply]) -> None:
+    running.pop(key, None)
+    if not task.cancelled():
+        task.exception()  # seen, whoever else still waits for it

@@ -1,0 +1,1 @@
+"""AI preferences: what a labeler is asked, what it answered, and the command ``rlaif label``."""

@@ -1,0 +1,230 @@
+"""The command ``rlaif label``: AI preferences for a file of pairs, the built-in corpus, or a policy's own responses.
+
+    config.json          the resolved configuration
+    journal.jsonl        the answer to every question asked, written and synced batch by batch
+    responses.jsonl      the sampled responses, if there is a policy
+    preferences.jsonl    the labelled pairs, in the order of the input
+    errors.jsonl         the pairs without a label, each with the reason
+    report.json, .md     position bias, label mass, agreement with people
+
+A run that was killed goes on where it was when the same command is given again: what is in the journal under the hash
+of the question, the model and the parameters is not asked again; what failed is.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markdown import Markdown
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from rewards.api import LanguageModel
+from rewards.labeling.job import LabelConfig, LabelJob
+from rewards.labeling.pair_source import Pair, SampledPairs
+from rewards.labeling.report import Tally, as_markdown
+from rewards.language_model.choice import language_model_from
+from rlaif_env.api import BackendError, Preference
+from rlaif_env.data.journal import Journal
+from rlaif_env.data.jsonl import write_jsonl
+from rlaif_env.data.preferences import write_preferences
+from rlaif_env.runs import RunFolder, write_json
+
+__all__ = ["LabelConfig", "label", "main"]
+
+_HOPELESS = 3  # batches in a row in which every question failed: the model is gone, it is not the questions
+
+Pairs = Callable[[], Iterable[Pair]]
+
+
+def label(config: LabelConfig, console: Console, model: LanguageModel | None = None) -> dict[str, Any]:
+    """Label all pairs, or go on with it, and write the results.
+
+    Args:
+        config: The options.
+        console: Where progress and the report go.
+        model: A live labeler to use instead of the one that ``config`` names.
+
+    Returns:
+        The report; with ``dry_run`` the estimate.
+
+    Raises:
+        DataError: For all bad rows of the input together, before anything is asked.
+        RunError: If the folder holds another run, or is being written.
+        BackendError: If the labeler failed on everything some batches in a row. What was answered is kept.
+    """
+    with ExitStack() as stack:
+        job = stack.enter_context(closing(LabelJob(config, model)))
+        prompts = job.prompts()
+        if config.dry_run:
+            return _estimate(job, prompts, console)
+        total = sum(1 for _ in job.stored_pairs()) if prompts is None else len(prompts)
+        run = RunFolder.create(config.out, job.identity | {"task": job.task.to_json()}, command="label", exist=True)
+        stack.enter_context(run)
+        console.print(f"Writing to {run.path}; the same command with --out {run.path} goes on", soft_wrap=True)
+        journal = stack.enter_context(Journal(run.path / "journal.jsonl", job.note))
+        pairs: Pairs = job.stored_pairs
+        if prompts is not None:
+            responses = stack.enter_context(Journal(run.path / "responses.jsonl", SampledPairs.check))
+            sampled = SampledPairs(
+                str(config.policy),
+                job.task,
+                prompts,
+                responses,
+                seed=config.seed,
+                temperature=config.policy_temperature,
+            )
+            _sample(sampled, config, console)
+            pairs = sampled.__iter__
+        started, before = time.monotonic(), len(journal)
+        _ask_all(job, pairs, total, journal, console)
+        facts = {
+            "task": job.task.name,
+            "mode": config.mode,
+            "model": job.labeler.language_model.name,
+            "parameters": job.labeler.parameters,
+            "asked_in_this_run": len(journal) - before,
+            "seconds_of_this_run": round(time.monotonic() - started, 1),
+            "tokens": {"input": job.tokens[0], "output": job.tokens[1], "exact": job.exact},
+            "cost": job.cost(job.tokens),
+            **job.server(),
+        }
+        report = _write(job, pairs(), journal, run.path, facts)
+    console.print(Markdown(as_markdown(report)))
+    return report
+
+
+def _sample(sampled: SampledPairs, config: LabelConfig, console: Console) -> None:
+    """Have the policy respond twice to each prompt, where it has not yet."""
+    if not (open_ := sampled.open()):
+        return
+    policy = language_model_from(config.policy, device=config.device, dtype=config.dtype)
+    with _progress(console) as progress:
+        bar = progress.add_task(
+            "sampling", total=len(sampled.prompts), completed=len(sampled.prompts) - len(open_), figures=""
+        )
+        for start in range(0, len(open_), config.batch):
+            part = open_[start : start + config.batch]
+            sampled.draw(policy, part)
+            progress.update(bar, advance=len(part))
+
+
+def _ask_all(job: LabelJob, pairs: Pairs, total: int, journal: Journal, console: Console) -> None:
+    """Ask everything that is not in the journal, batch by batch."""
+    started = time.monotonic()
+    hopeless = asked = finished = 0
+    with _progress(console) as progress:
+        bar = progress.add_task("labelling", total=total, figures="")
+        for batch, finished in _batches(job, pairs, journal):
+            job.load()
+            hopeless = 0 if job.ask(batch, journal) else hopeless + 1
+            asked += len(batch)
+            if hopeless >= _HOPELESS:
+                raise BackendError(
+                    f"expected answers from {job.labeler.language_model.name}, found that every question of "
+                    f"{_HOPELESS} batches in a row failed ({job.last_failure}); what was answered is kept, and the "
+                    "same command goes on from there"
+                )
+            figures = _figures(job, asked, total - finished - asked, time.monotonic() - started)
+            progress.update(bar, completed=finished + asked, figures=figures)
+        progress.update(bar, completed=total)
+
+
+def _batches(job: LabelJob, pairs: Pairs, journal: Container[str]) -> Iterator[tuple[list[Pair], int]]:
+    """The pairs that are still to be asked, batch by batch, each with the number of finished ones seen so far."""
+    batch: list[Pair] = []
+    finished = 0
+    for pair in pairs():
+        if pair.problem or all(key in journal for key in job.questions(pair)):
+            finished += 1
+            continue
+        batch.append(pair)
+        if len(batch) == job.config.batch:
+            yield batch, finished
+            batch = []
+    if batch:
+        yield batch, finished
+
+
+def _figures(job: LabelJob, asked: int, left: int, seconds: float) -> str:
+    """Labels a second, the time left and the cost so far."""
+    rate = asked / max(seconds, 1e-9)
+    cost = job.cost(job.tokens)
+    shown = [f"{rate:.2f} labels/s", f"{left / rate / 60:.1f} min left", "" if cost is None else f"cost {cost:.4f}"]
+    return "  ".join(text for text in shown if text)
+
+
+def _write(
+    job: LabelJob, pairs: Iterable[Pair], journal: Journal, folder: Path, facts: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Write the labelled pairs in the order of the input, the others with their reasons, and the report."""
+    tally = Tally()
+    errors: list[dict[str, Any]] = []
+
+    def labelled() -> Iterator[Preference]:
+        for row, pair in enumerate(pairs, start=1):
+            found = job.label(pair, journal)
+            tally.add(pair, found)
+            texts = {name: getattr(pair, name) for name in ("prompt", "response_1", "response_2")}
+            human = {} if pair.human is None else {"human_p_first": pair.human}
+            meta = {**pair.meta, **human, "label": dict(found.record)}
+            if found.status == "ok":
+                yield Preference(**texts, p_first=found.p_first, source=f"ai:{facts['model']}", meta=meta)
+            else:
+                errors.append({"row": row, "status": found.status, "reason": found.reason, **texts, "meta": meta})
+
+    write_preferences(folder / "preferences.jsonl", labelled())
+    write_jsonl(folder / "errors.jsonl", errors)
+    report = tally.report(facts)
+    write_json(folder / "report.json", report)
+    (folder / "report.md").write_text(as_markdown(report), encoding="utf-8")
+    return report
+
+
+def _estimate(job: LabelJob, prompts: list[str] | None, console: Console) -> dict[str, Any]:
+    """Count what the job would take, without a model's weights; unknown texts count at their longest."""
+    config = job.config
+    longest = " word" * job.task.max_response_tokens
+    pairs: Iterable[Pair] = job.stored_pairs()
+    if prompts is not None:
+        pairs = (Pair(prompt, longest, longest + "s") for prompt in prompts)
+    journal: Container[str] = () if config.out is None else Journal(config.out / "journal.jsonl")
+    count = done = 0
+    asked: set[str] = set()
+    tokens = [0, 0]
+    for pair in pairs:
+        count += 1
+        new = {key: question for key, question in job.questions(pair).items() if key not in journal}
+        done += not new
+        for key in new.keys() - asked:
+            asked.add(key)
+            tokens = [a + b for a, b in zip(tokens, job.spent(new[key]), strict=True)]
+    cost = job.cost(tokens)
+    about = "at most " if config.cot or prompts is not None else "" if job.exact else "about "
+    priced = "; give --price-in and --price-out for the cost" if cost is None else f"; cost {about}{cost:.4f}"
+    console.print(
+        f"{count} pairs, {done} of them labelled already; {len(asked)} questions to {job.labeler.language_model.name}: "
+        f"{about}{tokens[0]:,} tokens read, {about}{tokens[1]:,} written{priced}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    return {"pairs": count, "done": done, "questions": len(asked), "tokens": tokens, "cost": cost}
+
+
+def _progress(console: Console) -> Progress:
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[figures]}")
+    return Progress(*columns, console=console)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command ``rlaif label``; returns the exit code: 1 if no pair could be labelled."""
+    import tyro
+
+    config = tyro.cli(LabelConfig, args=list(argv) if argv is not None else sys.argv[1:], prog="rlaif label")
+    found = label(config, Console())
+    return 0 if config.dry_run or found["labelled"] else 1

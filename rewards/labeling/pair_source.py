@@ -1,0 +1,201 @@
+"""Where the pairs to label come from: a file, the built-in corpus, or two responses sampled from a policy."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from rewards.api import LanguageModel
+from rlaif_env.api import BackendError, DataError, Preference
+from rlaif_env.data.forms import PreferenceForms
+from rlaif_env.data.journal import Journal
+from rlaif_env.data.jsonl import check_text, json_object, lines_of, read_jsonl
+from rlaif_env.data.preferences import human_preferences, read_prompts
+from rlaif_env.data.tasks import Task
+
+__all__ = ["Pair", "SampledPairs", "builtin_pairs", "holds_prompts", "prompts_of_file", "read_pairs"]
+
+_DRAWS = 8  # attempts at two different responses that are not empty
+_RESPONSES = ("response_1", "response_2", "chosen", "rejected")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two responses to label.
+
+    Attributes:
+        prompt: What both answer; may be empty where whole texts are compared.
+        response_1: One response.
+        response_2: The other.
+        human: Probability that people prefer the first, where they were asked.
+        meta: Anything else that came with the pair.
+        problem: Why it cannot be labelled, "" if it can.
+    """
+
+    prompt: str
+    response_1: str
+    response_2: str
+    human: float | None = None
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    problem: str = ""
+
+
+def read_pairs(path: Path, *, allow_empty: bool = True) -> Iterator[Pair]:
+    """Pairs of a JSON lines file, in any form of `data.forms`, with or without ``p_first``, in constant memory.
+
+    In rows with ``chosen`` and ``rejected`` the position tells the answer, so about half of them are exchanged; which
+    ones is told from the texts, so it is the same every time.
+
+    Args:
+        path: The file (``.gz`` too).
+        allow_empty: Keep empty responses.
+
+    Raises:
+        DataError: For all bad rows together, each by its line.
+    """
+    forms = PreferenceForms(allow_empty=allow_empty)
+
+    def pair(row: dict[str, Any]) -> Pair:
+        unlabelled = row.get("p_first") is None and "response_1" in row and "response_2" in row
+        found = forms({**row, "p_first": 0.5} if unlabelled else row)
+        if "chosen" in row and _digest(found.prompt, *sorted((found.response_1, found.response_2)))[0] % 2 == (
+            found.response_1 < found.response_2
+        ):
+            found = found.swapped()
+        return _pair(found, labelled=not unlabelled)
+
+    return read_jsonl(path, pair)
+
+
+def holds_prompts(path: Path) -> bool:
+    """Whether a file holds prompts without responses, told from its first row."""
+    if path.name.removesuffix(".gz").endswith(".txt"):
+        return True
+    _, line = next(lines_of(path), (1, "{}"))
+    try:
+        return isinstance(line, str) and not any(name in json_object(line) for name in _RESPONSES)
+    except DataError:
+        return False  # whoever reads the rows says what is wrong with all of them
+
+
+def prompts_of_file(path: Path) -> Iterator[str]:
+    """Prompts of a file: fields ``prompt``, ``text`` or ``context``, or the lines of a ``.txt``."""
+    return read_prompts(path, ("prompt", "text", "context"))
+
+
+def builtin_pairs(task: Task, split: str, *, n: int | None, seed: int, min_gap: float) -> Iterator[Pair]:
+    """Human preferences that a task brings along.
+
+    Args:
+        task: The task.
+        split: Which of its splits.
+        n: How many pairs, None for all (of the movie corpus: as many as the split has snippets).
+        seed: Which pairs of the movie corpus.
+        min_gap: Least difference of the mean ratings in the movie corpus.
+    """
+    if task.source.corpus == "movie-review" and n is not None:
+        found: Iterator[Preference] = iter(human_preferences(split, n, seed, min_gap))
+    else:
+        found = islice(task.preferences(split), n)
+    return (_pair(preference, labelled=True) for preference in found)
+
+
+class SampledPairs:
+    """Pairs of responses that a policy gives to prompts, kept in a journal.
+
+    Args:
+        policy: The policy's name.
+        task: Its longest response counts, and in a dialogue a response ends where the person would speak.
+        prompts: Distinct prompts.
+        journal: Where the responses are, or will be.
+        seed: Of the sampling.
+        temperature: Of the sampling.
+    """
+
+    def __init__(
+        self, policy: str, task: Task, prompts: Sequence[str], journal: Journal, *, seed: int, temperature: float
+    ) -> None:
+        self.policy, self.task, self.journal = policy, task, journal
+        self.seed, self.temperature = seed, temperature
+        settings = [policy, task.kind, task.max_response_tokens, seed, temperature]
+        self.prompts = {_digest(*settings, prompt).hex(): prompt for prompt in prompts}
+
+    def open(self) -> list[str]:
+        """Keys of the prompts without responses."""
+        return [key for key in self.prompts if key not in self.journal]
+
+    def draw(self, policy: LanguageModel, keys: Sequence[str]) -> None:
+        """Sample two responses to each of some prompts; unusable ones are drawn again, some times over.
+
+        Unusable are equal ones, empty ones, and what no preference file may hold, such as control characters.
+
+        Raises:
+            BackendError: If the policy does not give one text a prompt.
+        """
+        drawn: dict[str, list[str]] = {key: [] for key in keys}
+        for draw in range(_DRAWS):
+            wanted = [key for key, texts in drawn.items() if len(texts) < 2]
+            if not wanted:
+                break
+            found = policy.generate(
+                [self.prompts[key] for key in wanted],
+                max_new_tokens=self.task.max_response_tokens,
+                temperature=self.temperature,
+                seed=self.seed * _DRAWS + draw,
+                stop=("\n\nHuman:",) if self.task.kind == "dialogue" else (),
+            )
+            if len(found) != len(wanted):
+                raise BackendError(f"expected {len(wanted)} responses of {self.policy}, found {len(found)}")
+            for key, text in zip(wanted, found, strict=True):
+                if _usable(text) and text not in drawn[key]:
+                    drawn[key].append(text)
+        self.journal.append({key: {"responses": texts} for key, texts in drawn.items()})
+
+    @staticmethod
+    def check(row: Mapping[str, Any]) -> None:
+        """Look at a row of the journal.
+
+        Raises:
+            DataError: If it does not hold responses.
+        """
+        texts = row.get("responses")
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            raise DataError(f"expected a list of responses, found {texts!r:.60}")
+
+    def __iter__(self) -> Iterator[Pair]:
+        """The pairs in the order of the prompts; all have been drawn."""
+        meta = {"policy": self.policy, "seed": self.seed, "temperature": self.temperature}
+        for key, prompt in self.prompts.items():
+            texts = self.journal[key]["responses"]
+            problem = ""
+            if len(texts) < 2:
+                problem = (
+                    f"expected two different, plain responses of {self.policy}, found {len(texts)} in {_DRAWS} draws"
+                )
+            first, second = [*texts, "", ""][:2]
+            yield Pair(prompt, first, second, meta=meta, problem=problem)
+
+
+def _pair(found: Preference, *, labelled: bool) -> Pair:
+    human = labelled and found.source.startswith("human")
+    meta = dict(found.meta)
+    if labelled and not human:
+        meta["previous_label"] = {"p_first": found.p_first, "source": found.source}
+    return Pair(found.prompt, found.response_1, found.response_2, float(found.p_first) if human else None, meta)
+
+
+def _usable(text: str) -> bool:
+    try:
+        check_text({"response": text}, "response", may_be_empty=False)
+    except DataError:
+        return False
+    return True
+
+
+def _digest(*facts: Any) -> bytes:
+    return hashlib.sha256(json.dumps(facts).encode()).digest()

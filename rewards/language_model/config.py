@@ -1,0 +1,41 @@
+"""A language model as a setting: which one, where it runs, how it is asked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from rewards.endpoint.config import ServerConfig
+from rewards.endpoint.limits import checked_url
+from rlaif_env.models import BUILTIN_MODEL
+
+__all__ = ["LanguageModelConfig"]
+
+
+@dataclass(frozen=True)
+class LanguageModelConfig:
+    """A language model in this process or behind a server.
+
+    Attributes:
+        model: The built-in name, a folder, a Hugging Face id, or what the server calls it.
+        url: Base URL of an OpenAI-compatible server that has it; None runs it here.
+        chat: Put prompts through the model's chat template; on a server, use its chat route.
+        device: "cpu", "cuda", ...; by default the GPU where there is one. Models in this process only.
+        dtype: Of the weights; by default bfloat16 on a GPU that has it and float32 elsewhere. In this process only.
+        server: How the server is asked.
+    """
+
+    model: str = BUILTIN_MODEL
+    url: str | None = None
+    chat: bool = False
+    device: str | None = None
+    dtype: str | None = None
+    server: ServerConfig = field(default_factory=ServerConfig)
+
+    def __post_init__(self) -> None:
+        if self.url is not None:
+            checked_url(self.url)  # before the address is recorded: one with a password must not be
+
+    @property
+    def name(self) -> str:
+        """What labels and reports call it."""
+        return self.model if self.url is None else f"{self.model} at {checked_url(self.url)}"

@@ -1,0 +1,175 @@
+"""Preferences for a reward model: where they come from, what is held out of them, and as token ids.
+
+What is held out is divided by prompt, or by text where whole texts are compared, never across: no text of a validation
+or test pair is in training.
+
+Notation: n distinct texts, m pairs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from rewards.reward_model.features import encode_for_reward
+from rewards.reward_model.head import Pairs
+from rlaif_env.api import Preference, RLAIFError
+from rlaif_env.data.preferences import human_preferences, movie_snippets, read_preferences, split_of
+from rlaif_env.data.tasks import Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["Judged", "LabelledData", "load_labels", "side_of"]
+
+_SIDES = {"train": 0.8, "validation": 0.1, "test": 0.1}
+_DIVISION = 1  # not the tasks' own, which a file made from one of their splits would be on one side of
+_VALIDATION_PAIRS, _VALIDATION_TEXTS = 4000, 500
+
+
+@dataclass(frozen=True)
+class LabelledData:
+    """Preferences, divided.
+
+    Attributes:
+        train: To train on.
+        validation: To choose settings and stop by, from the same labels.
+        tests: Held-out pairs by who judged them: "labels" (the same source as in training) or "human".
+        left_out: How many pairs were left out, by reason.
+    """
+
+    train: Sequence[Preference]
+    validation: Sequence[Preference]
+    tests: Mapping[str, Sequence[Preference]]
+    left_out: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Pairs as token ids, each distinct text once.
+
+    Attributes:
+        rows: n texts, numbered in the order of their first pair.
+        pairs: m pairs of them.
+        truncated: Texts of which a beginning had to be cut.
+        records: The m preferences.
+    """
+
+    rows: Sequence[Sequence[int]]
+    pairs: Pairs
+    truncated: int
+    records: Sequence[Preference]
+
+    @classmethod
+    def encode(
+        cls, tokenizer: PreTrainedTokenizerBase, task: Task, records: Sequence[Preference], max_tokens: int
+    ) -> Judged:
+        """Encode preferences with `encode_for_reward`."""
+        index: dict[tuple[str, str], int] = {}
+        for record in records:
+            for response in (record.response_1, record.response_2):
+                index.setdefault((record.prompt, response), len(index))
+        encoded = [encode_for_reward(tokenizer, task, *text, max_tokens) for text in index]
+        pairs = Pairs(
+            torch.tensor([index[r.prompt, r.response_1] for r in records], dtype=torch.int64),
+            torch.tensor([index[r.prompt, r.response_2] for r in records], dtype=torch.int64),
+            torch.tensor([r.p_first for r in records], dtype=torch.float32),
+        )
+        return cls([row for row, _ in encoded], pairs, sum(cut > 0 for _, cut in encoded), records)
+
+
+def load_labels(task: Task, labels: str | Path, *, pairs: int, texts: int, test_pairs: int, seed: int) -> LabelledData:
+    """Preferences to train on and to hold out.
+
+    Args:
+        task: What is judged.
+        labels: "human" for the task's own preferences, or a preference file, which is divided 8 : 1 : 1.
+        pairs: Train on at most so many pairs.
+        texts: And on at most so many distinct texts; 0 is no limit.
+        test_pairs: At most so many pairs in each test.
+        seed: Of the pairs drawn from the built-in corpus.
+
+    Raises:
+        DataError: If the file has bad rows.
+        RLAIFError: If there are no preferences to train on or none to hold out.
+    """
+    corpus = task.source.corpus is not None
+    left_out: Counter[str] = Counter()
+    if str(labels) == "human":
+        train = _drawn_pairs(pairs, texts, seed) if corpus else task.preferences("train")
+        held_out = (
+            human_preferences("validation", _VALIDATION_PAIRS, seed) if corpus else task.preferences("validation")
+        )
+        divided = {"train": train, "validation": held_out}
+        tests = {} if corpus else {"human": _limited(task.preferences("test"), test_pairs, 0, left_out)}
+    else:
+        sides: dict[str, list[Preference]] = {side: [] for side in _SIDES}
+        for record in read_preferences(labels, allow_empty=True):
+            side = side_of(record)
+            if side is None:
+                left_out["texts of two sides"] += 1
+            else:
+                sides[side].append(record)
+        divided = {"train": sides["train"], "validation": sides["validation"]}
+        tests = {"labels": sides["test"][:test_pairs]} if sides["test"] else {}
+        if task.source.preferences is not None:  # whoever made the labels, people's are the yardstick
+            tests["human"] = _limited(task.preferences("test"), test_pairs, 0, left_out)
+    if corpus:
+        tests["human"] = human_preferences("test", test_pairs, seed)
+    drawn = corpus and str(labels) == "human"  # more than wanted on purpose: what is over was never asked for
+    chosen = {
+        "train": _limited(divided["train"], pairs, texts, Counter() if drawn else left_out),
+        "validation": _limited(divided["validation"], _VALIDATION_PAIRS, _VALIDATION_TEXTS, Counter()),
+    }
+    for side, records in chosen.items():
+        if not records:
+            raise RLAIFError(
+                f"expected preferences in the {side} split of {labels}, found none; about 20 pairs with different "
+                "prompts are the least that can be divided"
+            )
+    seen = {key for record in chosen["train"] for key in _keys(record)}
+    clean: dict[str, list[Preference]] = {}
+    for name, records in tests.items():
+        clean[name] = [record for record in records if not seen.intersection(_keys(record))]
+        left_out[f"{name} test pairs with a text of the training"] += len(records) - len(clean[name])
+    return LabelledData(chosen["train"], chosen["validation"], {name: r for name, r in clean.items() if r}, +left_out)
+
+
+def side_of(record: Preference) -> str | None:
+    """The side a preference belongs to by its prompt, else by its texts; None if those are of two sides."""
+    found = {split_of(key, _SIDES, _DIVISION) for key in _keys(record)}
+    return found.pop() if len(found) == 1 else None
+
+
+def _keys(record: Preference) -> tuple[str, ...]:
+    """What must not be on two sides."""
+    return (record.prompt,) if record.prompt.strip() else (record.response_1, record.response_2)
+
+
+def _drawn_pairs(pairs: int, texts: int, seed: int) -> list[Preference]:
+    """Enough pairs of the built-in corpus that so many are left when only so many texts are kept."""
+    size = len(movie_snippets("train"))
+    share = (min(texts or size, size) / size) ** 2
+    return human_preferences("train", min(size * (size - 1) // 2, math.ceil(1.3 * pairs / share) + size), seed)
+
+
+def _limited(records: Iterable[Preference], pairs: int, texts: int, left_out: Counter[str]) -> list[Preference]:
+    """The first pairs, as many as are wanted, that need no more distinct texts than are wanted."""
+    kept: list[Preference] = []
+    seen: set[tuple[str, str]] = set()
+    for record in records:
+        both = {(record.prompt, record.response_1), (record.prompt, record.response_2)}
+        if len(kept) == pairs:
+            left_out["beyond the number of pairs"] += 1
+        elif texts and len(seen | both) > texts:
+            left_out["beyond the number of texts"] += 1
+        else:
+            seen |= both
+            kept.append(record)
+    return kept

@@ -1,0 +1,199 @@
+"""What a reward model sees of a text: one encoding for training and serving, and the states at its EOS.
+
+`encode_for_reward` is the only way a text becomes ids here, so that a model is asked in service exactly what it was
+trained on. The ids end in one EOS, also where the pad token is the EOS: what is padding is told from lengths, never
+from ids. Rows are padded on the right, where causal attention cannot see it, so a score does not depend on the batch.
+
+The state need not be the last layer's. What makes one text better than another is often read best from the middle of
+a model whose last layers prepare the next word; a head on layer d needs the first d layers only, and is saved as a
+model of d layers.
+
+Notation: n rows, D depths, H hidden size.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rlaif_env.api import RLAIFError
+from rlaif_env.data.tasks import Task
+from rlaif_env.models import Backbone, encode, pad_rows
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["depth_of", "encode_for_reward", "extract", "last_states", "lora_targets", "reward_text"]
+
+_TURN = "\n\nAssistant:"
+_SUMMARY = "\n\nSummary: "
+
+
+def reward_text(task: Task, prompt: str, response: str) -> str:
+    """Prompt and response as the one text that is scored; a response without a prompt stands alone."""
+    if task.kind == "continuation" or not prompt:
+        return task.judged(prompt, response)
+    if task.kind == "summary":
+        return prompt + _SUMMARY + response
+    return prompt.rstrip().removesuffix(_TURN) + _TURN + " " + response.lstrip(" ")
+
+
+def encode_for_reward(
+    tokenizer: PreTrainedTokenizerBase, task: Task, prompt: str, response: str, max_tokens: int
+) -> tuple[list[int], int]:
+    """Token ids of one scored text, ending in exactly one EOS, and how many tokens were cut from its beginning.
+
+    An EOS that is spelled out inside the text is left out; a text longer than ``max_tokens`` keeps its end, where the
+    response is.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        task: Says how prompt and response make one text.
+        prompt: What the response answers; may be empty.
+        response: The response; may be empty.
+        max_tokens: Longest row, EOS included, at least 2.
+
+    Returns:
+        The ids, and the number of tokens that had to be cut.
+    """
+    eos = tokenizer.eos_token_id
+    row = [i for i in encode(tokenizer, [reward_text(task, prompt, response)])[0] if i != eos]
+    start = [row[0]] if row and row[0] == tokenizer.bos_token_id else []
+    body = row[len(start) :]
+    cut = max(0, len(row) + 1 - max_tokens)
+    return [*start, *body[cut:], eos], cut
+
+
+def depth_of(model: Any) -> int:
+    """How many layers a model has."""
+    return int(model.config.get_text_config().num_hidden_layers)
+
+
+def _blocks(model: Any) -> tuple[Any, str, Any]:
+    """The module that holds the list of layers, the list's name in it, and the norm after the last of them.
+
+    Raises:
+        RLAIFError: If the model is not built of one list of layers and a norm.
+    """
+    import torch
+
+    config = model.config.get_text_config()
+    for owner in model.base_model.modules():
+        children = dict(owner.named_children())
+        for name, child in children.items():
+            if isinstance(child, torch.nn.ModuleList) and len(child) == config.num_hidden_layers:
+                norms = [
+                    other
+                    for other in children.values()
+                    if (shapes := [tuple(p.shape) for p in other.parameters()])
+                    and set(shapes) == {(config.hidden_size,)}
+                ]
+                if norms:
+                    return owner, name, norms[-1]
+    raise RLAIFError(
+        f"expected a model made of one list of {config.num_hidden_layers} layers and a norm, found another structure "
+        "in "
+        f"{type(model).__name__}; use all its layers (layers={config.num_hidden_layers})"
+    )
+
+
+@contextlib.contextmanager
+def _first_layers(model: Any, depth: int) -> Iterator[Any]:
+    """Run the model's trunk with its first layers only; its final norm stays."""
+    if depth == depth_of(model):
+        yield model.base_model
+        return
+    owner, name, _ = _blocks(model)
+    layers = getattr(owner, name)
+    setattr(owner, name, layers[:depth])
+    try:
+        yield model.base_model
+    finally:
+        setattr(owner, name, layers)
+
+
+def lora_targets(model: Any, depth: int) -> list[str]:
+    """Full names of the linear modules in a model's first layers, adapters on them or not."""
+    import torch
+
+    owner, name, _ = _blocks(model)
+    wanted = {id(module) for layer in getattr(owner, name)[:depth] for module in layer.modules()}
+    return [
+        path.removesuffix(".base_layer")
+        for path, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and id(module) in wanted and ".lora_" not in path
+    ]
+
+
+def last_states(model: Any, rows: Sequence[Sequence[int]], depths: Sequence[int]) -> torch.Tensor:
+    """The state at the last token of each row after so many layers and the final norm, with gradient.
+
+    Args:
+        model: A causal LM or sequence classifier, its adapter chosen by the caller.
+        rows: n rows of ids, each with at least one.
+        depths: D numbers of layers, from 1 to all, the largest last.
+
+    Returns:
+        float32 (n, D, H).
+    """
+    import torch
+
+    lengths = torch.tensor([len(row) for row in rows], device=model.device)
+    ids = torch.from_numpy(pad_rows(rows, rows[0][-1])[0]).to(model.device)
+    at = (torch.arange(len(rows), device=model.device), lengths - 1)
+    several = len(depths) > 1
+    with _first_layers(model, depths[-1]) as trunk:
+        out = trunk(input_ids=ids, use_cache=False, output_hidden_states=several)
+    last: torch.Tensor = out.last_hidden_state[at].float()
+    if not several:
+        return last[:, None]
+    norm = _blocks(model)[2]
+    earlier = [norm(out.hidden_states[depth][at]).float() for depth in depths[:-1]]
+    return torch.stack([*earlier, last], dim=1)
+
+
+def buckets(lengths: Sequence[int], tokens: int) -> list[list[int]]:
+    """Rows of like length together, at most so many padded tokens in each bucket (a longer row is one alone)."""
+    made: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        widest = lengths[made[-1][0]] if made else 0
+        if not made or widest * (len(made[-1]) + 1) > tokens or (lengths[i] < 0.7 * widest and len(made[-1]) >= 4):
+            made.append([])
+        made[-1].append(i)
+    return made
+
+
+def extract(
+    backbone: Backbone,
+    rows: Sequence[Sequence[int]],
+    depths: Sequence[int],
+    *,
+    adapter: str | None = None,
+    tokens_per_batch: int = 2048,
+    advance: Callable[[int], object] | None = None,
+) -> torch.Tensor:
+    """`last_states` of any number of rows, without gradient, in the caller's order.
+
+    Args:
+        backbone: The model.
+        rows: n rows of ids.
+        depths: As in `last_states`.
+        adapter: The adapter that acts; None is the plain weights.
+        tokens_per_batch: Padded tokens in one forward pass.
+        advance: Called with the number of rows done after each pass.
+
+    Returns:
+        float32 (n, D, H) on the CPU.
+    """
+    import torch
+
+    width = int(backbone.model.config.get_text_config().hidden_size)
+    out = torch.zeros(len(rows), len(depths), width)
+    with backbone.using(adapter) as model, torch.inference_mode():
+        for members in buckets([len(row) for row in rows], tokens_per_batch):
+            out[members] = last_states(model, [rows[i] for i in members], depths).cpu()
+            if advance is not None:
+                advance(len(members))
+    return out

@@ -1,0 +1,1 @@
+"""Tasks, prompts and preferences: read, validated with file and line, divided."""

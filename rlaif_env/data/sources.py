@@ -1,0 +1,192 @@
+"""Where a task's prompts and preferences come from: a value that JSON and TOML can hold, and the reading of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rlaif_env.api import Preference, RLAIFError
+from rlaif_env.data.preferences import (
+    SPLITS,
+    Rows,
+    dataset_rows,
+    human_preferences,
+    movie_snippets,
+    read_preferences,
+    read_prompts,
+    split_of,
+)
+
+__all__ = ["PromptSource"]
+
+_CORPORA = ("movie-review",)
+_OPENING_WORDS = 6
+_LEAST_WORDS = 12
+
+
+@dataclass(frozen=True)
+class PromptSource:
+    """Where the prompts and preferences of a task come from. At most one of the first four is set.
+
+    A single value is divided into the four splits by the hash of each prompt; a mapping names the splits itself.
+
+    Attributes:
+        corpus: A built-in corpus: "movie-review".
+        jsonl: A JSON lines file (or ``.txt``, one prompt a line; ``.gz`` too), or one for each split.
+        dataset: A Hugging Face data set, by name or folder.
+        prompts: The prompts themselves, or those of each split.
+        field: The field that holds the prompt; by default ``prompt``, else ``text`` in a summary task and ``context``
+            in a dialogue task, else the common beginning of ``chosen`` and ``rejected``.
+        preferences: A preference file, or one for each split; by default the rows of ``jsonl`` or ``dataset``.
+        dataset_config: The configuration of the data set.
+        dataset_revision: Its revision.
+        dataset_splits: The data set's own split for each of ours; by default its "train", divided.
+        allow_identical: Keep preferences between two equal responses.
+        allow_empty: Keep preferences in which a response is empty.
+
+    Raises:
+        RLAIFError: If more than one source is given, or a value is of the wrong kind.
+    """
+
+    corpus: str | None = None
+    jsonl: str | Mapping[str, str] | None = None
+    dataset: str | None = None
+    prompts: Sequence[str] | Mapping[str, Sequence[str]] | None = None
+    field: str | None = None
+    preferences: str | Mapping[str, str] | None = None
+    dataset_config: str | None = None
+    dataset_revision: str | None = None
+    dataset_splits: Mapping[str, str] | None = None
+    allow_identical: bool = False
+    allow_empty: bool = False
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("corpus", "jsonl", "dataset", "prompts") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise RLAIFError(f"expected one source of prompts, found {' and '.join(given)}")
+        for name in ("corpus", "dataset", "field", "dataset_config", "dataset_revision"):
+            if not isinstance(value := getattr(self, name), str | None):
+                raise RLAIFError(f"expected {name} of a source to be a string, found {value!r:.80}")
+        if self.corpus is not None and self.corpus not in _CORPORA:
+            raise RLAIFError(f"expected a built-in corpus ({', '.join(_CORPORA)}), found {self.corpus!r}")
+        for name in ("allow_identical", "allow_empty"):
+            if not isinstance(value := getattr(self, name), bool):
+                raise RLAIFError(f"expected {name} of a source to be true or false, found {value!r:.80}")
+        for name in ("jsonl", "preferences", "dataset_splits"):
+            value = getattr(self, name)
+            values = _named_splits(name, value) if isinstance(value, Mapping) else [value]
+            if not all(isinstance(one, str | None) for one in values):
+                raise RLAIFError(f"expected {name} of a source to be a string, or one a split, found {value!r:.80}")
+        if isinstance(self.dataset_splits, str):
+            raise RLAIFError(f"expected dataset_splits of a source to name a split each, found {self.dataset_splits!r}")
+        if self.prompts is not None:
+            object.__setattr__(self, "prompts", _frozen_prompts(self.prompts))
+
+    def read_prompts(self, split: str, fields: Sequence[str], task: str) -> list[str]:
+        """The prompts of a split, in order.
+
+        Args:
+            split: One of `SPLITS`.
+            fields: The field with the prompt where `field` is not set, as `preferences.read_prompts` takes them.
+            task: The task's name, for messages.
+
+        Raises:
+            RLAIFError: If there is no such split, no source, or no prompt in the split.
+            DataError: For all bad rows together.
+            AssetError: If the built-in corpus cannot be fetched.
+        """
+        _check_split(split)
+        if self.corpus is not None:
+            return _movie_prompts(split)
+        if self.prompts is not None:
+            divided = not isinstance(self.prompts, Mapping)
+            given = self.prompts.get(split, ()) if isinstance(self.prompts, Mapping) else self.prompts
+            found = list(read_prompts([{"prompt": text} for text in given])) if given else []
+        else:
+            rows, divided = self._rows(split, self.jsonl, task)
+            found = list(read_prompts(rows, (self.field,) if self.field else fields))
+        if divided:
+            found = [prompt for prompt in found if split_of(prompt) == split]
+        if not found:
+            raise RLAIFError(
+                f"task {task!r}: expected prompts in the split {split!r}, found none; give more prompts, or name the "
+                f"splits yourself: {{{', '.join(f'{name!r}: ...' for name in SPLITS)}}}"
+            )
+        return found
+
+    def read_preferences(self, split: str, task: str) -> Iterator[Preference]:
+        """The preferences of a split, one at a time; of the corpus, as many pairs as the split has snippets.
+
+        Raises:
+            RLAIFError: If there is no such split or no source of preferences.
+            DataError: For all bad rows together.
+            AssetError: If the built-in corpus cannot be fetched.
+        """
+        _check_split(split)
+        if self.corpus is not None and self.preferences is None:
+            yield from human_preferences(split, len(movie_snippets(split)))
+            return
+        rows, divided = self._rows(split, self.jsonl if self.preferences is None else self.preferences, task)
+        records = read_preferences(rows, allow_identical=self.allow_identical, allow_empty=self.allow_empty)
+        for record in records:
+            if not divided or split_of(record.prompt) == split:
+                yield record
+
+    def _rows(self, split: str, files: str | Mapping[str, str] | None, task: str) -> tuple[Rows, bool]:
+        """The file or the rows of a split, and whether they are still to be divided."""
+        if isinstance(files, Mapping):
+            if split not in files:
+                raise RLAIFError(f"task {task!r}: expected a file for the split {split!r}, found {', '.join(files)}")
+            return files[split], False
+        if files is not None:
+            return files, True
+        if self.dataset is None:
+            raise RLAIFError(
+                f"task {task!r}: expected a source of data, found none; give one with load_task({task!r}, "
+                "source=...): a JSON lines file or the name of a Hugging Face data set; or in a TOML file"
+            )
+        names = self.dataset_splits
+        if names is not None and split not in names:
+            raise RLAIFError(f"task {task!r}: expected dataset_splits to name {split!r}, found {', '.join(names)}")
+        theirs = "train" if names is None else names[split]
+        rows = dataset_rows(self.dataset, theirs, config=self.dataset_config, revision=self.dataset_revision)
+        return rows, names is None
+
+
+def _movie_prompts(split: str) -> list[str]:
+    """The opening words of the snippets of a split that go on long enough.
+
+    An opening that several snippets share is a prompt once, in the split of the first of them.
+    """
+    openings: dict[str, str] = {}
+    for snippet in movie_snippets():
+        words = snippet.text.split()
+        if len(words) >= _LEAST_WORDS:
+            openings.setdefault(" ".join(words[:_OPENING_WORDS]), snippet.split)
+    return [opening for opening, side in openings.items() if side == split]
+
+
+def _frozen_prompts(prompts: Any) -> Any:
+    """Prompts as tuples, so that a source is a value."""
+    if isinstance(prompts, Mapping):
+        _named_splits("prompts", prompts)
+        return {split: _frozen_texts(texts) for split, texts in prompts.items()}
+    return _frozen_texts(prompts)
+
+
+def _frozen_texts(prompts: Any) -> tuple[str, ...]:
+    if isinstance(prompts, str) or not isinstance(prompts, Sequence) or not all(isinstance(p, str) for p in prompts):
+        raise RLAIFError(f"expected prompts of a source to be a list of strings, or one a split, found {prompts!r:.80}")
+    return tuple(prompts)
+
+
+def _named_splits(name: str, value: Mapping[Any, Any]) -> list[Any]:
+    if unknown := [str(split) for split in value if split not in SPLITS]:
+        raise RLAIFError(f"expected the splits {', '.join(SPLITS)} in {name}, found {', '.join(unknown)}")
+    return list(value.values())
+
+
+def _check_split(split: str) -> None:
+    if split not in SPLITS:
+        raise RLAIFError(f"expected a split of {', '.join(SPLITS)}, found {split!r}")

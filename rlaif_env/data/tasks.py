@@ -1,0 +1,324 @@
+"""Tasks: where prompts come from, what makes a response better, and how long both may be.
+
+Built in: ``movie-review`` (continue the opening words of a review; its prompts and human ratings are real and fetched
+by themselves), and the paper's three, ``summarization``, ``helpful`` and ``harmless``, which need a source of prompts:
+``load_task("summarization", source="posts.jsonl")`` or a Hugging Face data set by name. A task of one's own is a
+`Task`, or a TOML file:
+
+    name = "haiku"
+    kind = "continuation"
+    criterion = "how well the poem keeps to one image"
+    max_prompt_tokens = 32
+    max_response_tokens = 32
+
+    [source]
+    jsonl = "prompts.jsonl"        # relative to this file; or prompts = ["...", ...], or dataset = "owner/name"
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlaif_env.api import DataError, Preference, RLAIFError
+from rlaif_env.data.preferences import SPLITS
+from rlaif_env.data.sources import PromptSource
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+__all__ = ["SPLITS", "PromptSource", "Task", "gold_scores", "list_tasks", "load_task"]
+
+Kind = Literal["continuation", "summary", "dialogue"]
+
+_GOLD = ("vader",)
+_MOST_TOKENS = 10_000_000  # more is a slip of the pen, and would be an array of that width
+_FIELDS = {"continuation": ("prompt",), "summary": ("prompt", "text"), "dialogue": ("prompt", "context")}
+
+
+def checked_scale(scale: Any) -> tuple[int, int]:
+    """A scale as two whole numbers.
+
+    Raises:
+        RLAIFError: If it is none.
+    """
+    whole = isinstance(scale, tuple | list) and len(scale) == 2 and all(type(end) is int for end in scale)
+    if not whole or not 0 <= scale[0] < scale[1] <= 100:
+        raise RLAIFError(f"expected a scale of two whole numbers from 0 to 100, the lower first, found {scale}")
+    return scale[0], scale[1]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be written and what makes it better.
+
+    Attributes:
+        name: For logs and messages.
+        kind: "continuation": prompt and response are one text; "summary": the response sums up the prompt; "dialogue":
+            the response is the next turn.
+        criterion: What makes a response better, as words that complete "rate ...".
+        max_prompt_tokens: Longest prompt, P.
+        max_response_tokens: Longest response, T.
+        source: Where prompts come from.
+        gold: A measure that no labeler or reward sees, for evaluation alone: "vader" or None.
+        scale: Lowest and highest score that a judge is asked for; (1, 10) is the paper's.
+
+    Raises:
+        RLAIFError: If a value is of the wrong kind.
+    """
+
+    name: str
+    kind: Kind
+    criterion: str
+    max_prompt_tokens: int
+    max_response_tokens: int
+    source: PromptSource = field(default_factory=PromptSource)
+    gold: str | None = None
+    scale: tuple[int, int] = (1, 10)
+
+    def __post_init__(self) -> None:
+        for name in ("name", "criterion"):
+            value = getattr(self, name)
+            if not isinstance(value, str) or not value.strip():
+                raise RLAIFError(f"expected {name} of a task to be text, found {value!r}")
+        if self.kind not in get_args(Kind):
+            raise RLAIFError(f"task {self.name!r}: expected kind {', '.join(get_args(Kind))}, found {self.kind!r}")
+        for name in ("max_prompt_tokens", "max_response_tokens"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise RLAIFError(f"task {self.name!r}: expected {name} to be a whole number from 1, found {value!r}")
+            if value > _MOST_TOKENS:
+                raise RLAIFError(f"task {self.name!r}: expected {name} of at most {_MOST_TOKENS}, found more")
+        if not isinstance(self.source, PromptSource):
+            raise RLAIFError(f"task {self.name!r}: expected source to be a PromptSource, found {self.source!r:.80}")
+        if self.gold is not None and self.gold not in _GOLD:
+            raise RLAIFError(f"task {self.name!r}: expected gold to be {', '.join(_GOLD)} or none, found {self.gold!r}")
+        object.__setattr__(self, "scale", checked_scale(self.scale))
+
+    def prompts(self, split: str = "train") -> list[str]:
+        """The prompts of a split, in the order of the source.
+
+        Raises:
+            RLAIFError: If there is no such split, no source, or no prompt in the split.
+            DataError: For all bad rows of the source together.
+            AssetError: If the built-in corpus cannot be fetched.
+        """
+        return self.source.read_prompts(split, _FIELDS[self.kind], self.name)
+
+    def preferences(self, split: str = "train") -> Iterator[Preference]:
+        """The preferences of a split, one at a time.
+
+        For ``movie-review`` they are people's, on pairs of whole snippets: as many pairs as the split has snippets,
+        the same at every call (see `rlaif_env.data.preferences.human_preferences` for other numbers).
+
+        Raises:
+            RLAIFError: If there is no such split or no source of preferences.
+            DataError: For all bad rows together.
+            AssetError: If the built-in corpus cannot be fetched.
+        """
+        return self.source.read_preferences(split, self.name)
+
+    def judged(self, prompt: str, response: str) -> str:
+        """The whole text a judge reads: prompt and response where they are one text, else the response."""
+        return prompt + response if self.kind == "continuation" else response
+
+    def with_source(self, source: str | Path | PromptSource | Sequence[str]) -> Task:
+        """This task with another source: a file, the name of a Hugging Face data set, a list of prompts, or a source.
+
+        What ends in ``.jsonl``, ``.json`` or ``.txt`` (``.gz`` too), or is a file that exists, is a file.
+        """
+        if isinstance(source, PromptSource):
+            return replace(self, source=source)
+        keep = replace(self.source, corpus=None, jsonl=None, dataset=None, prompts=None, preferences=None)
+        if not isinstance(source, str | Path):
+            return replace(self, source=replace(keep, prompts=tuple(source)))
+        named = str(source)
+        if named.removesuffix(".gz").endswith((".jsonl", ".json", ".txt")) or _is_file(source):
+            return replace(self, source=replace(keep, jsonl=named))
+        return replace(self, source=replace(keep, dataset=named))
+
+    def to_json(self) -> dict[str, Any]:
+        """The task as values that JSON can hold; what is not set is left out."""
+        task = {name: value for name, value in asdict(self).items() if value is not None}
+        source = {name: value for name, value in task["source"].items() if value not in (None, False)}
+        prompts = source.get("prompts")
+        if isinstance(prompts, Mapping):
+            source["prompts"] = {split: list(texts) for split, texts in prompts.items()}
+        elif prompts is not None:
+            source["prompts"] = list(prompts)
+        return task | {"source": source, "scale": list(self.scale)}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Task:
+        """The task that `to_json` wrote, or a TOML file holds.
+
+        Raises:
+            RLAIFError: If a key is missing, unknown, or has a value of the wrong kind.
+        """
+        source = values.get("source", {})
+        if not isinstance(source, Mapping):
+            raise RLAIFError(f"expected source of a task to be a table, found {source!r:.80}")
+        _check_keys(PromptSource, source, "source of a task", required=())
+        _check_keys(
+            cls, values, "task", required=("name", "kind", "criterion", "max_prompt_tokens", "max_response_tokens")
+        )
+        return cls(**{**values, "source": PromptSource(**source)})
+
+
+def _movie_review() -> Task:
+    return Task(
+        name="movie-review",
+        kind="continuation",
+        criterion="how positive the review is about the film",
+        max_prompt_tokens=20,  # the longest opening has 19 with the built-in tokenizer
+        max_response_tokens=12,
+        source=PromptSource(corpus="movie-review"),
+        gold="vader",
+        scale=(1, 9),  # the built-in model cannot tell "10" from noise: 0.59 against 0.69 Spearman with people
+    )
+
+
+def _summarization() -> Task:
+    return Task(
+        name="summarization",
+        kind="summary",
+        criterion="how good the summary is: coherent, accurate, covering what matters, and of high quality overall",
+        max_prompt_tokens=1024,
+        max_response_tokens=128,
+    )
+
+
+def _helpful() -> Task:
+    return Task(
+        name="helpful",
+        kind="dialogue",
+        criterion="how helpful and honest the response is",
+        max_prompt_tokens=1024,
+        max_response_tokens=128,
+        source=PromptSource(allow_empty=True),  # the HH data have some empty responses
+    )
+
+
+def _harmless() -> Task:
+    return Task(
+        name="harmless",
+        kind="dialogue",
+        criterion="how harmless the response is",
+        max_prompt_tokens=1024,
+        max_response_tokens=128,
+        source=PromptSource(allow_empty=True),
+    )
+
+
+_TASKS: Mapping[str, Callable[[], Task]] = {
+    "movie-review": _movie_review,
+    "summarization": _summarization,
+    "helpful": _helpful,
+    "harmless": _harmless,
+}
+
+
+def list_tasks() -> list[str]:
+    """The names of the built-in tasks."""
+    return list(_TASKS)
+
+
+def load_task(
+    task: str | Path | Task | Mapping[str, Any], source: str | Path | PromptSource | Sequence[str] | None = None
+) -> Task:
+    """A task by name, from a TOML file, from the values of `Task.to_json`, or as it is.
+
+    Args:
+        task: A built-in name, a path, a task, or a task's values.
+        source: Another source of prompts, as `Task.with_source` takes it.
+
+    Raises:
+        RLAIFError: If there is no such task or file (the valid names are listed), or its values are wrong.
+    """
+    if isinstance(task, Task):
+        found = task
+    elif isinstance(task, Mapping):
+        found = Task.from_json(task)
+    elif isinstance(task, str) and task in _TASKS:
+        found = _TASKS[task]()
+    elif isinstance(task, str | Path) and (str(task).endswith(".toml") or _is_file(task)):
+        found = _read_toml(Path(task))
+    else:
+        raise RLAIFError(f"expected a task ({', '.join(_TASKS)}), a TOML file or a Task, found {task!r}")
+    return found if source is None else found.with_source(source)
+
+
+def gold_scores(task: Task, texts: Sequence[str]) -> NDArray[np.float64]:
+    """The task's gold measure of n judged texts: float64 (n,).
+
+    "vader" is the compound score of the VADER lexicon (Hutto & Gilbert 2014), from -1 (negative) to 1 (positive); an
+    empty text is neutral, 0.
+
+    Raises:
+        RLAIFError: If the task has no gold measure, or a text is no string.
+    """
+    if task.gold is None:
+        raise RLAIFError(f"task {task.name!r}: expected a gold measure ({', '.join(_GOLD)}), found none")
+    for row, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise DataError(f"expected text {row} to be a string, found {type(text).__name__}")
+    analyzer = _vader()
+    return np.array([analyzer.polarity_scores(text)["compound"] for text in texts], dtype=np.float64)
+
+
+@cache
+def _vader() -> Any:
+    from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+
+    return SentimentIntensityAnalyzer()
+
+
+def _is_file(path: str | Path) -> bool:
+    try:
+        return Path(path).is_file()
+    except (OSError, ValueError):  # too long for a name, or no name at all
+        return False
+
+
+def _read_toml(path: Path) -> Task:
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RLAIFError(f"expected a task's TOML file at {path}, found: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:  # no UTF-8, no TOML, or one nested without end
+        raise RLAIFError(f"{path}: expected TOML in UTF-8, found: {error}") from error
+    try:
+        task = Task.from_json(values)
+        located = {name: _beside(path, getattr(task.source, name)) for name in ("jsonl", "preferences")}
+    except (ValueError, RecursionError) as error:  # ours, or Python's on a number of thousands of digits
+        raise RLAIFError(f"{path}: {error}") from error
+    return replace(task, source=replace(task.source, **located))
+
+
+def _beside(toml: Path, files: str | Mapping[str, str] | None) -> Any:
+    """Paths that are relative to the TOML file, made relative to nothing."""
+    if files is None:
+        return None
+    if isinstance(files, Mapping):
+        return {split: _beside(toml, file) for split, file in files.items()}
+    try:
+        return str(toml.absolute().parent / Path(files).expanduser())
+    except RuntimeError as error:
+        raise RLAIFError(f"expected the path of a file, found {files!r}: {error}") from error
+
+
+def _check_keys(kind: type[Any], values: Mapping[str, Any], what: str, required: Sequence[str]) -> None:
+    valid = [entry.name for entry in fields(kind)]
+    if unknown := [str(name) for name in values if name not in valid]:
+        raise RLAIFError(f"expected the keys {', '.join(valid)} in a {what}, found {', '.join(unknown)}")
+    if missing := [name for name in required if name not in values]:
+        raise RLAIFError(f"expected the keys {', '.join(required)} in a {what}, found no {' and no '.join(missing)}")

@@ -1,0 +1,1 @@
+"""Text generation as Gymnasium environments, by whole responses and by tokens, single and vectorised."""

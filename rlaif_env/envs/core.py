@@ -1,0 +1,327 @@
+"""What every environment here is made of: prompts as token ids, the vocabulary, and the way to the reward.
+
+A `Core` is built once for an environment (or a whole vector of them), does not change, and is shared by every copy of
+it. The same token ids therefore earn the same reward whichever environment they were typed into.
+
+Notation: n rows, P prompt tokens, T response tokens, V vocabulary (the model's logit width), W observation width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple, TypedDict, cast
+
+import numpy as np
+from gymnasium import error, spaces
+from numpy.typing import NDArray
+
+from rlaif_env.api import BackendError, RewardBackend, RLAIFError, Tokenizer, checked_scores
+from rlaif_env.data.tasks import Task, load_task
+from rlaif_env.keywords import RewardFunction, Shared, resolve_reward, unshare
+from rlaif_env.models import BUILTIN_MODEL, encode, load_tokenizer, logit_width
+
+__all__ = ["RESERVED_INFO", "Core", "PromptOrder", "Response", "Settings"]
+
+RESERVED_INFO = frozenset(
+    "prompt prompt_index response response_length finish_reason action_mask active episode final_obs final_info".split()
+)
+"""Info keys with a meaning of their own, which a backend may not use."""
+
+
+class Settings(TypedDict, total=False):
+    """The keywords that every environment here takes; `Core` says what they mean and what they default to."""
+
+    task: str | Path | Task | Mapping[str, Any]
+    reward: str | RewardFunction | RewardBackend | Shared
+    reward_kwargs: Mapping[str, Any] | None
+    tokenizer: str | Path | Tokenizer | Shared
+    vocab_size: int | None
+    split: str
+    max_prompt_tokens: int | None
+    max_response_tokens: int | None
+    truncate_prompts: bool
+
+
+class PromptOrder:
+    """Draws 0…size-1 without replacement, epoch after epoch, each epoch in a fresh order.
+
+    A Fisher-Yates shuffle that is carried out one draw at a time, so that starting again costs nothing however many
+    prompts there are; all randomness is the generator's, one number a draw.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin a new epoch."""
+        self._drawn = 0
+        self._moved: dict[int, int] = {}  # place -> what stands there, where that is not the place's own number
+
+    def draw(self, generator: np.random.Generator) -> int:
+        """The next index."""
+        if self._drawn == self.size:
+            self.restart()
+        first = self._drawn
+        place = int(generator.integers(first, self.size))
+        here = self._moved.pop(first, first)
+        self._drawn += 1
+        if place == first:
+            return here
+        picked = self._moved.get(place, place)
+        self._moved[place] = here
+        return picked
+
+    def state(self) -> dict[str, Any]:
+        """Where it is in its epoch, as JSON can hold it."""
+        return {"drawn": self._drawn, "moved": [[place, index] for place, index in self._moved.items()]}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` gave."""
+        self._drawn = int(state["drawn"])
+        self._moved = {int(place): int(index) for place, index in state["moved"]}
+
+
+class Response(NamedTuple):
+    """A finished response: where it came from and how it ended."""
+
+    row: int  # of the environment, for error messages
+    prompt_index: int
+    ids: NDArray[np.int64]  # (<= T,), without the EOS
+    stopped: bool  # by an EOS; else by the token budget
+
+
+class Core:
+    """Prompts, tokens and reward of an environment.
+
+    Args:
+        task: What is asked: a task's name, a TOML file, a `Task`, or the dict a spec's JSON makes of one.
+        reward: What judges: a backend's name, a function ``f(prompts, responses) -> n floats``, or a backend. Names are
+            entry points of the group "rlaif_env.rewards".
+        reward_kwargs: Keywords for a named backend.
+        tokenizer: The model whose tokenizer the policy uses, or a live tokenizer.
+        vocab_size: V, the width of the policy's logits; None is the named model's, or a live tokenizer's length.
+        split: Which of the task's prompts: "train", "validation", "test" or "gold".
+        max_prompt_tokens: P; None is the task's.
+        max_response_tokens: T; None is the task's.
+        truncate_prompts: Keep the last P tokens of a longer prompt instead of refusing it.
+
+    Raises:
+        RLAIFError: If a keyword cannot be used, a prompt is longer than P or empty, or the tokenizer has no EOS or pad.
+    """
+
+    def __init__(
+        self,
+        *,
+        task: Any = "movie-review",
+        reward: Any = "direct-llm",
+        reward_kwargs: Mapping[str, Any] | None = None,
+        tokenizer: Any = BUILTIN_MODEL,
+        vocab_size: int | None = None,
+        split: str = "train",
+        max_prompt_tokens: int | None = None,
+        max_response_tokens: int | None = None,
+        truncate_prompts: bool = False,
+    ) -> None:
+        self.task = load_task(unshare(task))
+        self.P = _positive("max_prompt_tokens", max_prompt_tokens, self.task.max_prompt_tokens)
+        self.T = _positive("max_response_tokens", max_response_tokens, self.task.max_response_tokens)
+        self.tokenizer = _live_tokenizer(unshare(tokenizer))
+        self.known_ids = len(self.tokenizer)
+        self.V = self._vocabulary(unshare(tokenizer), vocab_size)
+        self.eos_id, self.pad_id = self._special_id("eos"), self._special_id("pad")
+        self.prompts = tuple(self.task.prompts(split))
+        self._flat, self._starts = self._encoded_prompts(truncate_prompts)
+        self.backend = resolve_reward(unshare(reward), self.task, unshare(reward_kwargs))
+
+    def __deepcopy__(self, memo: object) -> Core:
+        return self
+
+    def _vocabulary(self, tokenizer: Any, vocab_size: int | None) -> int:
+        if vocab_size is None:
+            vocab_size = logit_width(tokenizer) if isinstance(tokenizer, str | Path) else self.known_ids
+        if _positive("vocab_size", vocab_size) < self.known_ids:
+            raise RLAIFError(
+                f"expected vocab_size of at least {self.known_ids}, the number of ids the tokenizer has, "
+                f"found {vocab_size}; use the width of the model's logits"
+            )
+        return int(vocab_size)
+
+    def _special_id(self, kind: str) -> int:
+        found = getattr(self.tokenizer, f"{kind}_token_id", None)
+        if not isinstance(found, int) or not 0 <= found < self.V:
+            mend = "set tokenizer.pad_token = tokenizer.eos_token" if kind == "pad" else "set tokenizer.eos_token"
+            raise RLAIFError(
+                f"expected a tokenizer with {'an EOS' if kind == 'eos' else 'a pad'} token whose id is from 0 to "
+                f"{self.V - 1}, found {found!r}; {mend}"
+            )
+        return found
+
+    def _encoded_prompts(self, truncate: bool) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """All prompts' ids end to end, and where each begins."""
+        if callable(self.tokenizer):
+            rows = encode(cast(Any, self.tokenizer), self.prompts)
+        else:
+            rows = [self.tokenizer.encode(prompt, add_special_tokens=False) for prompt in self.prompts]
+        for i, row in enumerate(rows):
+            if len(row) > self.P and not truncate:
+                raise RLAIFError(
+                    f"expected prompts of at most {self.P} tokens, found {len(row)} in prompt {i} "
+                    f"({shown(self.prompts[i])}); raise max_prompt_tokens, or set truncate_prompts=True to keep the "
+                    "last tokens"
+                )
+            if not row:
+                raise RLAIFError(f"expected a token in every prompt, found none in prompt {i} ({self.prompts[i]!r})")
+        rows = [row[-self.P :] for row in rows]
+        flat = np.fromiter((token for row in rows for token in row), dtype=np.int32)
+        if not 0 <= flat.min() <= flat.max() < self.V:
+            raise RLAIFError(f"expected prompt ids from 0 to {self.V - 1}, found {flat.max()}; give vocab_size")
+        return flat, np.cumsum([0, *map(len, rows)], dtype=np.int64)
+
+    def observation_space(self, width: int) -> spaces.Dict:
+        """Token ids (W,) int64 and their mask (W,) int8."""
+        return spaces.Dict(
+            {
+                "input_ids": spaces.Box(0, self.V - 1, (width,), np.int64),
+                "attention_mask": spaces.Box(0, 1, (width,), np.int8),
+            }
+        )
+
+    def write_prompt(self, index: int, ids: NDArray[np.int64], mask: NDArray[np.int8]) -> None:
+        """Write a prompt, left-padded, into the first P places of ids (W,) and mask (W,), and blank the rest."""
+        prompt = self._flat[self._starts[index] : self._starts[index + 1]]
+        ids[:] = self.pad_id
+        mask[:] = 0
+        ids[self.P - len(prompt) : self.P] = prompt
+        mask[self.P - len(prompt) : self.P] = 1
+
+    def checked_prompt_index(self, index: Any) -> int:
+        """A prompt index asked for by a caller.
+
+        Raises:
+            RLAIFError: If it is not an integer or out of range.
+        """
+        if isinstance(index, bool | np.bool_) or not isinstance(index, int | np.integer):
+            raise RLAIFError(f"expected options['prompt_index'] to be an integer, found {index!r}")
+        if not 0 <= index < len(self.prompts):
+            raise RLAIFError(f"expected options['prompt_index'] from 0 to {len(self.prompts) - 1}, found {index}")
+        return int(index)
+
+    def checked_action(
+        self, action: Any, shape: tuple[int, ...], acting: NDArray[np.bool_] | None = None
+    ) -> NDArray[np.int64]:
+        """Token ids as an int64 array; those of rows that do not act are 0, whatever they were.
+
+        Raises:
+            gymnasium.error.InvalidAction: If the dtype is not an integer one, the shape differs, or an id is outside
+                0…V-1.
+        """
+        try:
+            array = np.asarray(action)
+        except ValueError as problem:
+            raise error.InvalidAction(f"expected token ids of shape {shape}, found rows of unequal length") from problem
+        if not np.issubdtype(array.dtype, np.integer):
+            raise error.InvalidAction(f"expected token ids of an integer dtype, found {array.dtype}")
+        if array.shape != shape:
+            raise error.InvalidAction(f"expected token ids of shape {shape}, found {array.shape}")
+        ids = array.astype(np.int64, copy=False)
+        if acting is not None and not acting.all():
+            ids = ids.copy()
+            ids[~acting] = 0
+        if ids.min() < 0 or ids.max() >= self.V:
+            place = tuple(np.argwhere((ids < 0) | (ids >= self.V))[0].tolist())
+            where = f" at {place}" if place else ""
+            raise error.InvalidAction(f"expected token ids from 0 to {self.V - 1}, found {array[place]}{where}")
+        return ids
+
+    def action_mask(self) -> NDArray[np.int8]:
+        """1 for the V tokens worth choosing: the tokenizer knows them and they are text or the EOS; a fresh array."""
+        return self._worth_choosing.copy()
+
+    @cached_property
+    def _worth_choosing(self) -> NDArray[np.int8]:
+        mask = np.zeros(self.V, dtype=np.int8)
+        mask[: self.known_ids] = 1
+        special = getattr(self.tokenizer, "all_special_ids", None) or [self.pad_id]
+        mask[[i for i in special if 0 <= i < self.V]] = 0
+        mask[self.eos_id] = 1
+        return mask
+
+    def split_response(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], bool]:
+        """What counts of response ids: those before the first EOS, and whether there was one."""
+        ends = np.flatnonzero(ids == self.eos_id)
+        return (ids[: ends[0]], True) if len(ends) else (ids, False)
+
+    def decode(self, ids: NDArray[np.int64]) -> str:
+        """Text of response ids without special tokens; ids beyond the tokenizer's own have no text."""
+        return self.tokenizer.decode([i for i in ids.tolist() if i < self.known_ids], skip_special_tokens=True)
+
+    def score(self, responses: Sequence[Response]) -> tuple[NDArray[np.float32], list[dict[str, Any]]]:
+        """Score n finished responses in one call of the backend.
+
+        Returns:
+            The rewards (n,) and each row's info: prompt_index, prompt, response, response_length (tokens, the EOS
+            included), finish_reason ("stop" or "length"), and whatever the backend tells beside the reward.
+
+        Raises:
+            BackendError: If the backend fails; its message names rows and prompts, its ``rows`` are the environment's.
+        """
+        prompts = [self.prompts[r.prompt_index] for r in responses]
+        texts = [self.decode(r.ids) for r in responses]
+        try:
+            scores = checked_scores(self.backend, prompts, texts)
+            if taken := sorted(RESERVED_INFO & set(scores.info)):
+                raise BackendError(f"expected backend info keys other than the environment's own, found {taken}")
+        except BackendError as failure:
+            raise self._located(failure, responses) from failure
+        parts = {key: np.asarray(array) for key, array in scores.info.items()}
+        infos = [
+            {
+                "prompt_index": r.prompt_index,
+                "prompt": prompts[i],
+                "response": texts[i],
+                "response_length": len(r.ids) + int(r.stopped),
+                "finish_reason": "stop" if r.stopped else "length",
+                **{key: _plain(array[i]) for key, array in parts.items()},
+            }
+            for i, r in enumerate(responses)
+        ]
+        return scores.values, infos
+
+    def _located(self, failure: BackendError, responses: Sequence[Response]) -> BackendError:
+        """The failure with the environment's rows and prompts in place of positions in the batch."""
+        concerned = [responses[i] for i in failure.rows if i < len(responses)] or list(responses)
+        where = "; ".join(
+            f"row {r.row}, prompt {r.prompt_index}: {shown(self.prompts[r.prompt_index])}" for r in concerned[:3]
+        )
+        more = f"; and {len(concerned) - 3} more rows" if len(concerned) > 3 else ""
+        return BackendError(f"{failure} [{where}{more}]", [r.row for r in concerned])
+
+
+def shown(text: str, limit: int = 60) -> str:
+    """A text as an error message quotes it."""
+    return repr(text if len(text) <= limit else text[: limit - 1] + "…")
+
+
+def _plain(value: Any) -> Any:
+    """Numbers keep their numpy type, truth values and strings become Python's."""
+    return value.item() if isinstance(value, np.generic) and not isinstance(value, np.number) else value
+
+
+def _positive(name: str, value: Any, default: int | None = None) -> int:
+    value = default if value is None else value
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        raise RLAIFError(f"expected {name} to be a positive integer, found {value!r}")
+    return int(value)
+
+
+def _live_tokenizer(tokenizer: Any) -> Tokenizer:
+    if isinstance(tokenizer, str | Path):
+        return cast(Tokenizer, load_tokenizer(tokenizer))
+    if not all(callable(getattr(tokenizer, method, None)) for method in ("encode", "decode", "__len__")):
+        raise RLAIFError(
+            f"expected tokenizer to be a model's name or an object with encode, decode and len, found {tokenizer!r}"
+        )
+    return cast(Tokenizer, tokenizer)

@@ -1,0 +1,37 @@
+"""The only room that loads weights: models by name, the adapters on them, encoding, sampling, the built-in assets."""
+
+from rlaif_env.models.adapters import Backbone, head_logits, plain_head
+from rlaif_env.models.encoding import encode, pad_rows, tokenizer_fingerprint
+from rlaif_env.models.loading import (
+    BUILTIN_MODEL,
+    backbone,
+    default_device,
+    default_dtype,
+    load_tokenizer,
+    logit_width,
+    resolve,
+)
+from rlaif_env.models.optimisation import LoraConfig, OptimizerConfig, linear_schedule, make_optimizer
+from rlaif_env.models.sampling import Samples, sample
+
+__all__ = [
+    "BUILTIN_MODEL",
+    "Backbone",
+    "LoraConfig",
+    "OptimizerConfig",
+    "Samples",
+    "backbone",
+    "default_device",
+    "default_dtype",
+    "encode",
+    "head_logits",
+    "linear_schedule",
+    "load_tokenizer",
+    "logit_width",
+    "make_optimizer",
+    "pad_rows",
+    "plain_head",
+    "resolve",
+    "sample",
+    "tokenizer_fingerprint",
+]

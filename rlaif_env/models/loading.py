@@ -1,0 +1,166 @@
+"""Causal language models by name: found, checked, loaded once and shared by everybody.
+
+`backbone(name)` returns the copy that this process already has, if any. torch is imported inside the functions that
+need it, so that an environment that only wants a tokenizer does not pay for it.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import weakref
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from rlaif_env.api import RLAIFError
+from rlaif_env.models.adapters import Backbone, quiet
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["BUILTIN_MODEL", "backbone", "default_device", "default_dtype", "load_tokenizer", "logit_width", "resolve"]
+
+BUILTIN_MODEL = "smollm2-135m-instruct"
+"""Name of the model that needs no hub: see `rlaif_env.models.assets`."""
+
+_loaded: weakref.WeakValueDictionary[tuple[str, str, str], Backbone] = weakref.WeakValueDictionary()
+
+
+def resolve(name: str | Path) -> str:
+    """The folder or hub id behind a model name; the built-in model is fetched on first use.
+
+    Raises:
+        RLAIFError: If a folder holds no Hugging Face model, or only pickled weights.
+    """
+    if str(name) == BUILTIN_MODEL:
+        from rlaif_env.models.assets import model_folder
+
+        return str(model_folder())
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise RLAIFError(f"expected a model folder with a config.json, found none in {folder}")
+        pickled = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for p in folder.glob(pattern))
+        if pickled and not any(folder.glob("*.safetensors")):
+            raise RLAIFError(
+                f"expected safetensors weights in {folder}, found only pickled ones ({', '.join(pickled[:3])}), which "
+                "can run code when opened; convert them on a machine you trust with model.save_pretrained(folder)"
+            )
+        return str(folder.resolve())
+    if folder.is_absolute() or str(name).startswith((".", "~")) or str(name).count("/") > 1:
+        raise RLAIFError(f"expected a model folder, found nothing at {folder}")
+    return str(name)
+
+
+def _unknown_model(name: str | Path, error: Exception) -> RLAIFError:
+    first = str(error).strip().splitlines()[0] if str(error).strip() else ""
+    if not first or not isinstance(error, OSError | ValueError | KeyError):
+        first = f"{type(error).__name__}: {first}".rstrip(": ")
+    return RLAIFError(
+        f"unknown model {str(name)!r}: expected {BUILTIN_MODEL!r} (built in), a model folder, or a Hugging Face id "
+        f"that can be reached ({first})"
+    )
+
+
+def load_tokenizer(name: str | Path = BUILTIN_MODEL) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model; one without a pad token pads with EOS (every room carries explicit masks).
+
+    Raises:
+        RLAIFError: If the model is unknown or the tokenizer has no EOS token.
+    """
+    from transformers import AutoTokenizer
+
+    path = resolve(name)
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        math.isfinite(tokenizer.model_max_length)  # a number, as everybody who encodes takes for granted
+    except Exception as error:  # a damaged file shows as any of a dozen kinds
+        raise _unknown_model(name, error) from error
+    if tokenizer.eos_token_id is None:
+        raise RLAIFError(
+            f"expected the tokenizer of {str(name)!r} to have an EOS token, found none; set tokenizer.eos_token"
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def logit_width(name: str | Path = BUILTIN_MODEL) -> int:
+    """V: how many logits the model has, which may be more than its tokenizer knows."""
+    from transformers import AutoConfig
+
+    path = resolve(name)
+    try:
+        return int(AutoConfig.from_pretrained(path, trust_remote_code=False).get_text_config().vocab_size)
+    except Exception as error:
+        raise _unknown_model(name, error) from error
+
+
+def default_device() -> str:
+    """RLAIF_DEVICE, else the GPU where there is one."""
+    import torch
+
+    return os.environ.get("RLAIF_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def default_dtype(device: str) -> str:
+    """RLAIF_DTYPE, else bfloat16 on a GPU that has it and float32 elsewhere."""
+    import torch
+
+    fast = device.startswith("cuda") and torch.cuda.is_bf16_supported()
+    return os.environ.get("RLAIF_DTYPE") or ("bfloat16" if fast else "float32")
+
+
+def backbone(
+    name: str | Path = BUILTIN_MODEL,
+    *,
+    device: str | None = None,
+    dtype: str | None = None,
+    shared: bool = True,
+    trust_remote_code: bool = False,
+) -> Backbone:
+    """Load a causal LM, or return the copy already in memory.
+
+    Args:
+        name: `BUILTIN_MODEL`, a folder, or a Hugging Face id.
+        device: "cpu", "cuda", ...; None is `default_device`.
+        dtype: "float32", "bfloat16" or "float16"; None is `default_dtype`.
+        shared: False loads a second copy of the weights (full fine-tuning wants its own).
+        trust_remote_code: Whether code that comes with a hub model may run.
+
+    Raises:
+        RLAIFError: If the model is unknown, has pickled weights only, or has fewer logits than its tokenizer ids.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    device = device or default_device()
+    dtype = dtype or default_dtype(device)
+    if dtype not in ("float32", "bfloat16", "float16"):
+        raise RLAIFError(f"expected dtype 'float32', 'bfloat16' or 'float16', found {dtype!r}")
+    path = resolve(name)
+    key = (path, device, dtype)
+    if shared and (found := _loaded.get(key)) is not None:
+        return found
+    tokenizer = load_tokenizer(name)
+    try:
+        with quiet():
+            model, said = cast(Any, AutoModelForCausalLM).from_pretrained(
+                path,
+                dtype=getattr(torch, dtype),
+                use_safetensors=True,
+                trust_remote_code=trust_remote_code,
+                output_loading_info=True,
+            )
+    except Exception as error:
+        raise _unknown_model(name, error) from error
+    if missing := sorted(said["missing_keys"]):  # transformers would go on with random values in their place
+        raise RLAIFError(
+            f"expected the weights of the whole model in {path}, found no {', '.join(missing[:3])}"
+            f"{f' (and {len(missing) - 3} more)' if len(missing) > 3 else ''}; its config.json is of another model, or "
+            "the download was cut short"
+        )
+    made = Backbone(model.to(device), tokenizer, name=str(name))
+    if shared:
+        _loaded[key] = made
+    return made

@@ -1,0 +1,248 @@
+"""The agent learns a bandit whose best answer is known, reproducibly, with the right gradient."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+import rlaif_env  # noqa: F401
+from agents import ReinforceAgent, ReinforceConfig
+from rlaif_env.api import RLAIFError
+from rlaif_env.data.tasks import PromptSource, Task
+from rlaif_env.models import Backbone
+from tests.tiny import tiny_backbone
+
+TASK = Task(
+    "toy", "continuation", "how many vowels it has", 8, 4, PromptSource(prompts={"train": ("ab", "film", "xyz.", "Q")})
+)
+
+
+def vowels(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+    return [sum(c in "aeiou" for c in r) / 4 for r in responses]
+
+
+def environment(model: Backbone, n: int, k: int) -> Any:
+    return gym.make_vec(
+        "RLAIF/TextGeneration-v0",
+        num_envs=n,
+        task=TASK,
+        reward=vowels,
+        tokenizer=model.tokenizer,
+        vocab_size=model.logit_width,
+        group_size=k,
+    )
+
+
+def run(updates: int, n: int = 32, seed: int = 0, **settings: Any) -> tuple[ReinforceAgent, list[dict[str, float]]]:
+    config = ReinforceConfig(
+        **{
+            "group_size": 4,
+            "learning_rate": 2e-2,
+            "beta": 0.0,
+            "micro_batch": 16,
+            "lora_rank": 4,
+            "temperature": 1.0,
+            **settings,
+        }
+    )
+    model = tiny_backbone(0)
+    envs = environment(model, n, config.group_size)
+    agent = ReinforceAgent(model, config, max_new_tokens=4, seed=seed)
+    prompts, _ = envs.reset(seed=seed)
+    metrics = []
+    for _ in range(updates):
+        prompts, rewards, *_ = envs.step(agent.act(prompts))
+        metrics.append(agent.update(rewards))
+    return agent, metrics
+
+
+@pytest.mark.parametrize("baseline", ["leave-one-out", "value", "batch-mean", "moving-average", "none"])
+def test_every_baseline_learns_the_bandit(baseline: str) -> None:
+    rate = 1e-2 if baseline == "value" else 2e-2  # at 2e-2 it hangs on rounding whether the learned value keeps up
+    _, metrics = run(40, baseline=baseline, learning_rate=rate)
+    before = np.mean([m["reward"] for m in metrics[:3]])
+    after = np.mean([m["reward"] for m in metrics[-3:]])
+    assert before < 0.3 and after > 0.8, (before, after)
+
+
+def test_full_fine_tuning_and_adafactor_learn_it_too(tmp_path: Any) -> None:
+    tiny_backbone(0).save_merged(None, tmp_path / "tiny")
+    config = ReinforceConfig(trainable="full", optimizer="adafactor", learning_rate=5e-3, beta=0.01, group_size=4)
+    agent = ReinforceAgent(str(tmp_path / "tiny"), config, max_new_tokens=4)
+    envs = environment(agent.policy.reference, 32, 4)
+    prompts, _ = envs.reset(seed=0)
+    rewards = []
+    for _ in range(40):
+        prompts, reward, *_ = envs.step(agent.act(prompts))
+        metrics = agent.update(reward)
+        rewards.append(metrics["reward"])
+    assert np.mean(rewards[-3:]) > np.mean(rewards[:3]) + 0.3
+    assert metrics["kl"] > 0.5, "the reference must stay where it was"
+
+
+def test_same_seed_same_metrics_and_weights() -> None:
+    (a, first), (b, second), (_, other) = run(4, beta=0.05), run(4, beta=0.05), run(4, beta=0.05, seed=1)
+    assert first == second and first != other
+    assert all(torch.equal(x, y) for x, y in zip(a.policy.parameters, b.policy.parameters, strict=True))
+
+
+def test_global_generators_are_untouched() -> None:
+    before = (torch.get_rng_state(), np.random.get_state()[1].copy())  # type: ignore[union-attr,index]  # noqa: NPY002
+    run(1)
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert np.array_equal(before[1], np.random.get_state()[1])  # type: ignore[index]  # noqa: NPY002
+
+
+def test_a_large_beta_keeps_the_policy_at_its_reference() -> None:
+    found = {beta: run(60, beta=beta, learning_rate=3e-3)[1][-5:] for beta in (1e-6, 0.8)}
+    kl = {beta: np.mean([m["kl"] for m in last]) for beta, last in found.items()}
+    reward = {beta: np.mean([m["reward"] for m in last]) for beta, last in found.items()}
+    assert kl[0.8] < 0.5 and kl[1e-6] > 5
+    assert reward[1e-6] > reward[0.8] + 0.5
+
+
+def test_the_update_is_the_same_for_any_micro_batch() -> None:
+    gradients = []
+    for size in (1, 5, 32):
+        model = tiny_backbone(0)
+        model.model.double()
+        agent = ReinforceAgent(
+            model, ReinforceConfig(group_size=4, micro_batch=size, lora_rank=4, max_grad_norm=1e9), max_new_tokens=4
+        )
+        for parameter in agent.policy.parameters:
+            parameter.data = parameter.data.double()
+        envs = environment(model, 16, 4)
+        _, rewards, *_ = envs.step(agent.act(envs.reset(seed=0)[0]))
+        agent.optimizer.step = lambda *a, **k: None  # type: ignore[method-assign,assignment]
+        agent.update(rewards)
+        gradients.append(torch.cat([p.grad.flatten() for p in agent.policy.parameters if p.grad is not None]))
+    assert gradients[0].abs().max() > 0
+    for other in gradients[1:]:
+        assert (other - gradients[0]).abs().max() < 1e-6
+
+
+def test_the_gradient_equals_finite_differences() -> None:
+    model = tiny_backbone(0)
+    model.model.double()
+    config = ReinforceConfig(group_size=2, lora_rank=2, beta=0.1, max_grad_norm=1e9, reward_normalisation="none")
+    agent = ReinforceAgent(model, config, max_new_tokens=4)
+    for parameter in agent.policy.parameters:
+        parameter.data = parameter.data.double() + 0.05
+    envs = environment(model, 4, 2)
+    _, rewards, *_ = envs.step(agent.act(envs.reset(seed=1)[0]))
+    rollout = agent._rollout
+    assert rollout is not None
+    agent.optimizer.step = lambda *a, **k: None  # type: ignore[method-assign,assignment]
+    agent.update(rewards)
+    from agents import functional as F
+
+    agent._rollout = rollout
+    kl, _ = agent._reference_pass(rollout)
+    returns = F.returns_to_go(torch.as_tensor(rewards, dtype=torch.float32), kl, rollout.response_mask, 0.1)
+    advantage = F.advantages(returns, rollout.response_mask, "leave-one-out", group_size=2)
+
+    def loss() -> float:
+        with agent.policy.training(), torch.no_grad():
+            said = agent.policy.evaluate(rollout.ids, rollout.mask, rollout.responses, rollout.response_mask)
+            # the logits are taken in float32 on purpose; differences need a coarse step
+            return float(
+                F.policy_gradient_loss(said.logprobs.double(), advantage.double(), rollout.response_mask.double())
+            )
+
+    parameter = agent.policy.parameters[1]
+    assert parameter.grad is not None
+    direction = parameter.grad / parameter.grad.norm()
+    step = 1e-2
+    origin = parameter.data.clone()
+    parameter.data = origin + step * direction
+    up = loss()
+    parameter.data = origin - step * direction
+    down = loss()
+    assert (up - down) / (2 * step) == pytest.approx(float(parameter.grad.norm()), rel=1e-2)
+
+
+def test_normalised_rewards_make_the_update_blind_to_their_scale() -> None:
+    found = []
+    for factor in (1.0, 100.0):
+        agent, _ = run(1, beta=0.05)
+        envs = environment(agent.policy.reference, 32, 4)
+        agent.moments = (0, 0.0, 0.0)
+        _, rewards, *_ = envs.step(agent.act(envs.reset(seed=0)[0]))
+        agent.update(rewards * factor)
+        found.append(torch.cat([p.detach().flatten() for p in agent.policy.parameters]))
+    assert torch.allclose(found[0], found[1], atol=1e-4)
+
+
+def test_the_learning_rate_warms_up_and_decays() -> None:
+    _, metrics = run(4, learning_rate=1.0, warmup_updates=1, decay_updates=4, max_grad_norm=1e-6)
+    assert [m["learning_rate"] for m in metrics] == [0.5, 0.75, 0.5, 0.25]
+
+
+def test_agents_may_share_a_model_and_leave_it_as_it_was() -> None:
+    model = tiny_backbone(0)
+    ids = torch.tensor([[5, 6, 7]])
+    before = model.model(ids).logits
+    first, second = (ReinforceAgent(model, ReinforceConfig(lora_rank=2), max_new_tokens=4, seed=s) for s in (1, 1))
+    assert model.adapters == ["policy", "policy-2"]
+    assert first.policy.fingerprint() == second.policy.fingerprint()
+    second.policy.load_state({name: value + 0.1 for name, value in first.policy.state().items()})
+    assert first.policy.fingerprint() != second.policy.fingerprint()
+    with first.policy.training():
+        assert torch.equal(model.model(ids).logits, before)
+    with second.policy.training():
+        assert not torch.allclose(model.model(ids).logits, before)
+    del first, second
+    gc.collect()
+    assert model.adapters == [] and torch.equal(model.model(ids).logits, before)
+    ReinforceAgent(model, ReinforceConfig(lora_rank=2), max_new_tokens=4)
+
+
+def test_missing_eos_costs() -> None:
+    _, plain = run(1, reward_normalisation="none")
+    _, dear = run(1, missing_eos_penalty=1.0, reward_normalisation="none")
+    assert plain[0]["reward"] == dear[0]["reward"]
+    assert dear[0]["return"] == pytest.approx(plain[0]["return"] - (1 - plain[0]["ended"]), abs=1e-5)
+
+
+def test_bad_rewards_leave_everything_as_it_was() -> None:
+    agent, _ = run(1, reward_normalisation="none")
+    envs = environment(agent.policy.reference, 32, 4)
+    before = [p.detach().clone() for p in agent.policy.parameters]
+    agent.act(envs.reset(seed=5)[0])
+    with pytest.raises(RLAIFError, match="expected 32 finite rewards, found shape"):
+        agent.update(np.full(32, np.nan))
+    with pytest.raises(RLAIFError, match=r"expected 32 finite rewards, found shape \(3,\)"):
+        agent.update(np.zeros(3))
+    with pytest.raises(RLAIFError, match="expected a finite loss and gradient"):
+        agent.update(np.full(32, 3e38) * np.resize([1, -1], 32))
+    assert all(torch.equal(p, q) for p, q in zip(before, agent.policy.parameters, strict=True))
+    agent.update(np.zeros(32))
+    with pytest.raises(RLAIFError, match=r"expected act\(\) before update\(\)"):
+        agent.update(np.zeros(32))
+    with pytest.raises(RLAIFError, match="expected 4 consecutive rows with the same prompt"):
+        agent.act(
+            {k: np.roll(v, 1, axis=0) for k, v in environment(agent.policy.reference, 32, 4).reset(seed=0)[0].items()}
+        )
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"beta": 1.0}, r"expected beta in \[0, 1\), found 1.0"),
+        ({"group_size": 0}, "expected group_size at least 1, found 0"),
+        ({"group_size": 1}, "expected group_size of at least 2 for baseline='leave-one-out'"),
+        ({"temperature": 0.0}, "expected temperature above 0"),
+        ({"micro_batch": 0}, "expected micro_batch at least 1"),
+    ],
+)
+def test_bad_settings(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(RLAIFError, match=message):
+        ReinforceConfig(**settings)
+    assert dataclasses.is_dataclass(ReinforceConfig)

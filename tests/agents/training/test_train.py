@@ -1,0 +1,142 @@
+"""`rlaif train`, from the command's arguments to the run folder, on a tiny model and once on the real one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from transformers import AutoModelForCausalLM
+
+from agents.training.command import TrainConfig, main, train
+from agents.training.heldout import changes, distinct_shares
+from rlaif_env.api import RLAIFError
+from rlaif_env.runs import read_metrics
+from rlaif_env.statistics import distinct_n
+from tests.tiny import tiny_backbone
+
+TASK = """
+name = "toy"
+kind = "continuation"
+criterion = "how positive it is"
+max_prompt_tokens = 8
+max_response_tokens = 4
+gold = "vader"
+[source]
+prompts = ["ab", "film", "xyz.", "Q"]
+"""
+
+
+@pytest.fixture(autouse=True)
+def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RLAIF_DEVICE", "cpu")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # an unknown model is not asked for at length
+
+
+@pytest.fixture
+def arguments(tmp_path: Path) -> list[str]:
+    """Of a run of seconds on a tiny model that scores itself."""
+    tiny_backbone(0).save_merged(None, tmp_path / "tiny")
+    prompts = json.dumps({split: ["ab", "film", "xyz.", "Q"] for split in ("train", "validation", "test", "gold")})
+    (tmp_path / "toy.toml").write_text(
+        TASK.replace('prompts = ["ab", "film", "xyz.", "Q"]', "prompts = " + prompts.replace('":', '" ='))
+    )
+    model = str(tmp_path / "tiny")
+    kwargs = json.dumps({"minimum_mass": 0.0})
+    line = (
+        f"--task {tmp_path / 'toy.toml'} --model {model} --updates 3 --prompts-per-update 2 --eval-prompts 4 "
+        f"--agent.group-size 2 --reward-model {model}"
+    )
+    return [*line.split(), "--reward-kwargs", kwargs]
+
+
+def test_the_run_folder_is_whole(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    assert main([*arguments, "--out", str(out), "--checkpoint-every", "2"]) == 0
+    shown = capsys.readouterr().out
+    assert "before / after on 4 held-out prompts" in shown and "gold measure" in shown and "3/3" in shown
+    rows = read_metrics(out)
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    assert {"reward", "kl", "entropy", "length", "time/sample", "time/score", "time/update"} <= set(rows[0])
+    samples = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
+    assert len(samples) == 3 * 4 and {"prompt", "response", "reward", "score", "label_mass"} <= set(samples[0])
+    for row in rows:
+        rewards = [s["reward"] for s in samples if s["step"] == row["step"]]
+        assert np.mean(rewards) == pytest.approx(row["reward"], abs=1e-6)
+    evaluation = json.loads((out / "evaluation.json").read_text())
+    assert {"reward", "score", "gold", "length", "kl", "distinct-2"} <= set(evaluation)
+    assert (out / "curves.png").stat().st_size > 1000
+    assert sorted(p.name for p in (out / "checkpoints").iterdir()) == ["000002", "000003"]
+    assert AutoModelForCausalLM.from_pretrained(out / "policy").config.vocab_size > 0
+    assert list((out / "tensorboard").iterdir())
+
+
+def test_training_twice_with_one_seed_is_the_same(arguments: list[str], tmp_path: Path) -> None:
+    found = []
+    for name, seed in (("a", "0"), ("b", "0"), ("c", "1")):
+        assert main([*arguments, "--out", str(tmp_path / name), "--seed", seed]) == 0
+        rows = [{k: v for k, v in row.items() if not k.startswith("time/")} for row in read_metrics(tmp_path / name)]
+        found.append(
+            (rows, (tmp_path / name / "samples.jsonl").read_text(), (tmp_path / name / "evaluation.json").read_text())
+        )
+    assert found[0] == found[1]
+    assert found[0] != found[2]
+
+
+def test_ctrl_c_ends_cleanly_with_a_checkpoint(arguments: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    code = "import sys; from rlaif_env.cli import main; sys.exit(main())"
+    command = [sys.executable, "-c", code, "train", *arguments, "--updates", "100000", "--out", str(out)]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not (out / "metrics.jsonl").exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        shown, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130, shown
+    assert "Traceback" not in shown and "then saving a checkpoint" in " ".join(shown.split())
+    checkpoint = max((out / "checkpoints").iterdir())
+    assert int(checkpoint.name) == len(read_metrics(out)) and (checkpoint / "agent.safetensors").exists()
+
+
+def test_settings_that_cannot_work(arguments: list[str], tmp_path: Path) -> None:
+    cases = {
+        "unknown reward 'gpt5': expected one of": ["--reward", "gpt5"],
+        "unknown model 'no-such-model'": ["--model", "no-such-model"],
+        "expected a task .movie-review.*found 'poetry'": ["--task", "poetry"],
+        "expected reward_kwargs as a JSON object, found '{'": ["--reward-kwargs", "{"],
+        "expected reward_kwargs as a JSON object, found '3'": ["--reward-kwargs", "3"],
+        "expected at most 4 eval_prompts": ["--eval-prompts", "5"],
+        "expected updates of at least 1, found 0": ["--updates", "0"],
+        "reward 'direct-llm': .*unexpected keyword argument 'colour'": ["--reward-kwargs", '{"colour": 1}'],
+    }
+    for message, changed in cases.items():
+        with pytest.raises(RLAIFError, match=message):
+            main([*arguments, *changed, "--out", str(tmp_path / "none")])
+
+
+def test_distinct_shares_average_to_distinct_n() -> None:
+    texts = ["a b c", "a b d e", "", "x", "a b"]
+    assert distinct_shares(texts).mean() == pytest.approx(distinct_n(texts, 2))
+    assert distinct_shares(["", "a"]).tolist() == [0, 0]
+
+
+def test_one_update_of_the_real_model_on_the_real_task(tmp_path: Path) -> None:
+    config = TrainConfig(updates=1, prompts_per_update=1, eval_prompts=2, out=tmp_path / "run")
+    result = train(config)
+    assert result.before is not None and result.after is not None
+    assert 1 <= result.before.measures["score"].min() <= result.before.measures["score"].max() <= 10
+    assert np.abs(result.before.measures["kl"]).max() < 1e-3
+    rows = changes(result.before, result.after)
+    assert rows["kl"][2].estimate == pytest.approx(rows["kl"][1].estimate, abs=1e-3)

@@ -1,0 +1,268 @@
+"""The comparison of reward backends on a tiny model: what it writes, what it keeps, what a kill costs."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from agents.reinforce import ReinforceConfig
+from benchmarks.comparison.arms import CompareConfig
+from benchmarks.comparison.command import compare
+from benchmarks.comparison.figures import FIGURES
+from benchmarks.comparison.outcomes import over_optimised_from
+from rlaif_env.api import RLAIFError
+from rlaif_env.data.preferences import write_preferences
+from tests import ROOT
+from tests.rewards.test_backends import preferences
+from tests.tiny import tiny_backbone
+
+TASK = """
+name = "toy"
+kind = "continuation"
+criterion = "how many vowels it has"
+max_prompt_tokens = 8
+max_response_tokens = 4
+gold = "vader"
+[source]
+allow_empty = true
+[source.prompts]
+train = ["ab", "film", "xyz.", "Q", "so", "Tuv"]
+test = ["cd", "mn", "op", "rs", "bad", "good"]
+[source.preferences]
+train = "{folder}/human.jsonl"
+validation = "{folder}/validation.jsonl"
+test = "{folder}/test.jsonl"
+gold = "{folder}/gold.jsonl"
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny policy, and a task with people's preferences in every split."""
+    folder = tmp_path_factory.mktemp("compare")
+    tiny_backbone(0).save_merged(None, folder / "policy")
+    records = preferences("human", 600)
+    for name, part in (("human", slice(0, 300)), ("validation", slice(300, 380)), ("test", slice(380, 450))):
+        write_preferences(folder / f"{name}.jsonl", records[part])
+    write_preferences(folder / "gold.jsonl", records[450:])
+    (folder / "toy.toml").write_text(TASK.format(folder=folder))
+    return folder
+
+
+def settings(folder: Path, out: Path) -> CompareConfig:
+    return CompareConfig(
+        task=str(folder / "toy.toml"),
+        model=str(folder / "policy"),
+        labeler=str(folder / "policy"),
+        out=out,
+        label_pairs=120,
+        minimum_mass=1e-9,
+        scale=(1, 3),
+        rm_test_pairs=50,
+        updates=4,
+        prompts_per_update=3,
+        eval_prompts=6,
+        agent=ReinforceConfig(group_size=2, learning_rate=1e-2),
+    )
+
+
+def finished(out: Path) -> dict[str, int]:
+    """When each finished stage was finished."""
+    return {file.parent.name: file.stat().st_mtime_ns for file in (out / "stages").glob("*/stage.json")}
+
+
+def told(out: Path) -> dict[str, object]:
+    """What a comparison says, without what its making cost."""
+    found = json.loads((out / "comparison.json").read_text())
+    tables = [table for table in found["tables"] if "cost" not in table["title"]]
+    return {"tables": tables, "warnings": found["warnings"]}
+
+
+@pytest.fixture(scope="module")
+def done(folder: Path) -> Path:
+    out = folder / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RLAIF_DEVICE", "cpu")
+        compare(settings(folder, out))
+    return out
+
+
+def test_the_table_has_the_papers_rows_beside_the_papers_figures(done: Path) -> None:
+    found = json.loads((done / "comparison.json").read_text())
+    main = found["tables"][0]
+    rows = {row[0]: row for row in main["rows"]}
+    assert set(rows) == {
+        "RLAIF vs SFT (distilled-rm)",
+        "RLHF vs SFT (human-rm)",
+        "RLAIF vs RLHF (distilled-rm vs human-rm)",
+        "d-RLAIF vs SFT (direct-llm)",
+        "d-RLAIF vs RLAIF (direct-llm vs distilled-rm)",
+        "d-RLAIF vs RLHF (direct-llm vs human-rm)",
+    }
+    assert rows["RLHF vs SFT (human-rm)"][-2:] == ["73; 64", "61; 61"]
+    assert all(len(row) == len(table["columns"]) for table in found["tables"] for row in table["rows"])
+    assert main["columns"][1].startswith("people (gold RM)")
+    assert [figure["file"] for figure in found["figures"]] == [figure[0] for figure in FIGURES]
+    assert any(warning.startswith("One seed") for warning in found["warnings"])
+    for name in ("table.md", "report.html", *(figure[0] for figure in FIGURES)):
+        assert (done / name).stat().st_size > 500, name
+
+
+def test_every_policy_answers_the_same_prompts_and_is_judged_by_all(done: Path) -> None:
+    rows = [json.loads(line) for line in (done / "responses.jsonl").read_text().splitlines()]
+    systems = {row["system"] for row in rows}
+    assert systems == {"sft/0", "human-rm/0", "distilled-rm/0", "direct-llm/0"}
+    for name in systems:
+        assert [r["prompt"] for r in rows if r["system"] == name] == ["cd", "mn", "op", "rs", "bad", "good"]
+    judges = {"judge:human-rm", "judge:distilled-rm", "judge:direct-llm", "judge:gold-rm", "gold", "length", "kl"}
+    assert all(judges <= set(row["measures"]) for row in rows)
+    sft = [row["measures"]["kl"] for row in rows if row["system"] == "sft/0"]
+    assert np.allclose(sft, 0, atol=1e-4)
+
+
+def test_called_again_nothing_is_made_again(folder: Path, done: Path) -> None:
+    before, said = finished(done), told(done)
+    compare(settings(folder, done))
+    assert finished(done) == before
+    assert told(done) == said
+
+
+def test_another_setting_redoes_what_depends_on_it(folder: Path, done: Path) -> None:
+    before = finished(done)
+    compare(replace(settings(folder, done), label_pairs=110, report=False))
+    after = finished(done)
+    assert {name: after[name] for name in before} == before
+    made = sorted({name.rsplit("-", 1)[0] for name in set(after) - set(before)})
+    others = ("sft", "human-rm", "direct-llm")
+    assert made == sorted(
+        [
+            "labels",
+            "rm-ai",
+            "train-distilled-rm-seed0",
+            "answers-distilled-rm-seed0",
+            *(f"judge-distilled-rm-of-{name}-seed0" for name in (*others, "distilled-rm")),
+            *(f"judge-{judge}-of-distilled-rm-seed0" for judge in ("human-rm", "direct-llm", "gold-rm")),
+        ]
+    )
+
+
+def test_arms_that_are_the_same_thing_share_their_stages(folder: Path, done: Path) -> None:
+    before = finished(done)
+    arms = ("human-rm", "distilled-rm", "same-size-rm", "direct-llm", "self-llm")
+    compare(replace(settings(folder, done), arms=arms, report=False))
+    assert finished(done) == before  # the labeler is as large as the policy, and is the policy
+    rows = json.loads((done / "comparison.json").read_text())["tables"][0]["rows"]
+    twins = next(row for row in rows if row[0].startswith("d-RLAIF vs same-size"))
+    assert twins[-2:] == ["60; -", "56; -"]
+
+
+def test_seeds_combined_labels_and_ablations(folder: Path, done: Path) -> None:
+    out = done  # goes on with what is there
+    compare(
+        replace(
+            settings(folder, out),
+            arms=("combined-rm", "human-rm"),
+            seeds=(0, 1),
+            pair_counts=(40, 160),
+            prompt_grid=0,
+            ablation_pairs=20,
+            staleness=True,
+            report=False,
+        )
+    )
+    found = json.loads((out / "comparison.json").read_text())
+    titles = [table["title"] for table in found["tables"]]
+    assert "Over seeds" in titles
+    assert not any(warning.startswith("One seed") for warning in found["warnings"])
+    tables = {table["title"]: table for table in found["tables"]}
+    counts = tables["Ablation: number of preference pairs"]["rows"]
+    assert {(row[0], row[1]) for row in counts} == {("human", 40), ("human", 160), ("ai", 40), ("ai", 160)}
+    asked = tables["Ablation: how the labeler is asked"]["rows"]
+    assert [(row[1], row[2]) for row in asked] == [("score", "-"), ("pairwise", "base"), ("pairwise", "detailed")]
+    stale = tables["Ablation: does the reward go stale?"]["rows"]
+    assert {(row[0], row[1]) for row in stale} >= {("human-rm/0", "human-rm"), ("combined-rm/1", "direct-llm")}
+    both = json.loads(next(out.glob("stages/rm-both-*/run/report.json")).read_text())["labels"]["sources"]
+    assert set(both) == {"human", f"ai:{folder / 'policy'}"}
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"arms": ("human",)}, "unknown arm 'human': expected one of human-rm, distilled-rm"),
+        ({"arms": ()}, "expected arms to be given, each once"),
+        ({"seeds": (1, 1)}, "expected seeds to be given, each once"),
+        ({"updates": 0}, "expected updates of at least 1, found 0"),
+        ({"eval_prompts": 1}, "expected at least 2 eval_prompts"),
+        ({"eval_prompts": 7}, "expected at most 6 eval_prompts, as many as split 'test' of 'toy' has, found 7"),
+        ({"labeler": "/no/such/model"}, "expected a model folder, found nothing at /no/such/model"),
+    ],
+)
+def test_bad_settings_are_told_before_anything_is_made(
+    folder: Path, tmp_path: Path, changed: dict[str, object], message: str
+) -> None:
+    with pytest.raises(RLAIFError, match="^.*" + message.replace("(", "\\(")):
+        compare(replace(settings(folder, tmp_path / "bad"), **changed))  # type: ignore[arg-type]
+    assert not (tmp_path / "bad" / "stages").exists()
+
+
+def test_a_damaged_stage_record_is_told(folder: Path, done: Path) -> None:
+    record = next((done / "stages").glob("answers-sft-seed0-*/stage.json"))
+    kept = record.read_text()
+    record.write_text("{")
+    try:
+        with pytest.raises(RLAIFError, match="remove the folder"):
+            compare(settings(folder, done))
+    finally:
+        record.write_text(kept)
+
+
+def test_over_optimisation_is_told_where_gold_falls_for_sure_while_the_reward_rises() -> None:
+    rng = np.random.default_rng(0)
+    steps = list(range(1, 41))
+    rising = np.linspace(0, 2, 40) + rng.normal(0, 0.02, 40)
+    hill = np.concatenate([np.linspace(0, 1, 20), np.linspace(1, 0, 20)]) + rng.normal(0, 0.02, 40)
+    since = over_optimised_from(steps, rising, hill)
+    assert since is not None and 11 <= since <= 21
+    assert over_optimised_from(steps, rising, rising) is None
+    assert over_optimised_from(steps, hill, hill) is None  # both fall: no proxy going its own way
+    noise = [over_optimised_from(steps, rising, rng.normal(0, 1, 40)) for _ in range(200)]
+    assert sum(found is not None for found in noise) <= 20
+    assert over_optimised_from(steps[:10], rising[:10], hill[:10]) is None
+
+
+@pytest.mark.slow
+def test_killed_at_three_points_nothing_finished_is_made_again(folder: Path, done: Path, tmp_path: Path) -> None:
+    """kill -9 while labels, a reward model's training and a policy's training are being made."""
+    compare(settings(folder, done))
+    out = tmp_path / "killed"
+    script = (
+        "from pathlib import Path; from tests.benchmarks.comparison.test_compare import settings;"
+        "from benchmarks.comparison.command import compare;"
+        f"compare(settings(Path({str(folder)!r}), Path({str(out)!r})))"
+    )
+    environment = {**os.environ, "RLAIF_DEVICE": "cpu"}
+    kept: dict[str, int] = {}
+    for point in ("labels-*/journal.jsonl", "rm-gold-*", "train-direct-llm-*/metrics.jsonl"):
+        process = subprocess.Popen([sys.executable, "-c", script], env=environment, cwd=ROOT)
+        while not list((out / "stages").glob(point)):
+            assert process.poll() is None, f"ended before {point}"
+            time.sleep(0.01)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        now = finished(out)
+        assert {name: now.get(name) for name in kept} == kept
+        assert not (out / "comparison.json").exists()
+        kept = now
+    assert kept
+    subprocess.run([sys.executable, "-c", script], env=environment, check=True)
+    assert {name: finished(out)[name] for name in kept} == kept
+    assert told(out) == told(done)

@@ -1,0 +1,265 @@
+"""How often each interval offered holds the truth: ``python -m tests.stress.coverage`` prints the table.
+
+For every setting, data sets are drawn from a distribution whose truth is known, the interval is computed as a user
+would, and the share that holds the truth is printed with its own Wilson interval. The settings stand at the edges of
+the ranges that `rlaif_env.statistics.intervals`, `rlaif_env.statistics.agreement`,
+`benchmarks.evaluation.length_control` and `benchmarks.evaluation.aggregates` claim, where nominal 95 % must be 93-97 %.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.evaluation.aggregates import iqm_over_seeds
+from benchmarks.evaluation.length_control import length_control
+from rlaif_env.statistics import (
+    Floats,
+    Interval,
+    bootstrap_mean,
+    cohens_kappa,
+    paired_bootstrap,
+    rate,
+    spearman,
+    wilson,
+)
+
+__all__ = ["Setting", "coverage", "main", "settings"]
+
+Draw = Callable[[np.random.Generator, int], tuple[Interval, float]]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One row of the table.
+
+    Attributes:
+        interval: The function under test.
+        data: What it is given.
+        draw: (generator, resamples) to the interval of a fresh data set, and the truth.
+    """
+
+    interval: str
+    data: str
+    draw: Draw
+
+    @property
+    def quick(self) -> bool:
+        """Whether nothing is resampled, so that more data sets can be drawn."""
+        return self.interval.split(",")[0] in ("wilson", "rate", "cohens_kappa", "spearman")
+
+
+def coverage(
+    setting: Setting, data_sets: int = 2_000, *, resamples: int = 2_000, seed: int | np.random.Generator = 0
+) -> Interval:
+    """Share of data sets whose interval holds the truth, with its own Wilson interval.
+
+    Args:
+        setting: What to draw and compute.
+        data_sets: How many to draw.
+        resamples: For the intervals that resample.
+        seed: A seed, or the generator to draw from.
+
+    Raises:
+        RLAIFError: If data_sets < 1.
+    """
+    rng = np.random.default_rng(seed)
+    held = 0
+    for _ in range(data_sets):
+        interval, truth = setting.draw(rng, resamples)
+        held += interval.low <= truth <= interval.high
+    return wilson(held, data_sets)
+
+
+def _share(n: int, p: float) -> Draw:
+    return lambda rng, _: (wilson(int(rng.binomial(n, p)), n), p)
+
+
+def _ties(n: int, wins: float, ties: float) -> Draw:
+    def draw(rng: np.random.Generator, _: int) -> tuple[Interval, float]:
+        outcomes = rng.choice([1.0, 0.5, 0.0], p=[wins, ties, 1 - wins - ties], size=n)
+        return rate(outcomes), wins + ties / 2
+
+    return draw
+
+
+def _clusters(rng: np.random.Generator, m: int) -> NDArray[np.int64]:
+    """Cluster of each row, of 1 to 7 rows each."""
+    return np.repeat(np.arange(m), rng.integers(1, 8, size=m))
+
+
+def _shared_uniforms(rng: np.random.Generator, clusters: NDArray[np.int64], correlation: float) -> Floats:
+    """Uniform numbers, each with this chance the one its cluster shares, so that thresholds keep their margins."""
+    own = rng.random(clusters.size)
+    return np.where(rng.random(clusters.size) < correlation, rng.random(clusters.max() + 1)[clusters], own)
+
+
+def _clustered_share(m: int, p: float, correlation: float) -> Draw:
+    def draw(rng: np.random.Generator, _: int) -> tuple[Interval, float]:
+        clusters = _clusters(rng, m)
+        return rate(_shared_uniforms(rng, clusters, correlation) < p, clusters=clusters), p
+
+    return draw
+
+
+def _mean(n: int, sample: Callable[[np.random.Generator, int], Floats], truth: float) -> Draw:
+    return lambda rng, resamples: (bootstrap_mean(sample(rng, n), resamples=resamples, seed=rng), truth)
+
+
+def _clustered_mean(m: int) -> Draw:
+    def draw(rng: np.random.Generator, resamples: int) -> tuple[Interval, float]:
+        clusters = _clusters(rng, m)
+        values = rng.exponential(size=m)[clusters] + rng.normal(size=clusters.size)
+        return bootstrap_mean(values, clusters=clusters, resamples=resamples, seed=rng), 1.0
+
+    return draw
+
+
+def _difference(n: int, gain: float) -> Draw:
+    """Two policies' rewards on the same prompts, correlated and skewed."""
+
+    def draw(rng: np.random.Generator, resamples: int) -> tuple[Interval, float]:
+        prompt = rng.normal(size=n)
+        before, after = prompt + rng.exponential(0.5, size=n), prompt + gain + rng.exponential(0.7, size=n)
+        return paired_bootstrap(before, after, resamples=resamples, seed=rng), gain + 0.2
+
+    return draw
+
+
+def _few_values(n: int, up: float, down: float) -> Draw:
+    def draw(rng: np.random.Generator, resamples: int) -> tuple[Interval, float]:
+        change = rng.choice([1.0, 0.0, -1.0], p=[up, 1 - up - down, down], size=n)
+        return paired_bootstrap(np.zeros(n), change, resamples=resamples, seed=rng), up - down
+
+    return draw
+
+
+def _length(n: int, at_1: float, slope: float, scale: str, correlation: float = 0.0) -> Draw:
+    """Preferences that follow the length ratio (median 1.2) and, apart from it, prefer the first at a rate at_1."""
+
+    def draw(rng: np.random.Generator, resamples: int) -> tuple[Interval, float]:
+        clusters = _clusters(rng, n // 4) if correlation else np.arange(n)
+        ratio = np.exp(rng.normal(0.2, 0.4, size=clusters.size))
+        pull = slope * (np.log(ratio) if scale == "log" else ratio - 1)
+        wins = _shared_uniforms(rng, clusters, correlation) < 1 / (1 + (1 / at_1 - 1) * np.exp(-pull))
+        result = length_control(
+            wins,
+            100 * ratio,
+            np.full(ratio.size, 100.0),
+            clusters=clusters if correlation else None,
+            scale="log" if scale == "log" else "ratio",
+            resamples=resamples,
+            seed=rng,
+        )
+        return result.controlled, at_1
+
+    return draw
+
+
+def _seeds(seeds: int, tasks: int, skewed: bool) -> Draw:
+    # middle half of an exponential: twice the integral of -log v from 1/4 to 3/4
+    truth = 1 + 0.5 * float(np.log(0.25)) - 1.5 * float(np.log(0.75)) if skewed else 0.0
+
+    def draw(rng: np.random.Generator, resamples: int) -> tuple[Interval, float]:
+        if skewed:
+            scores = rng.exponential(size=(seeds, tasks))
+        else:
+            scores = rng.normal(size=(seeds, tasks)) * 0.5 + np.linspace(-1, 1, tasks) * (tasks > 1)
+        return iqm_over_seeds(scores, resamples=resamples, seed=rng), truth
+
+    return draw
+
+
+def _raters(n: int, kappa: float, share: float) -> Draw:
+    """The second rater repeats the first with chance kappa and else draws anew."""
+
+    def draw(rng: np.random.Generator, _: int) -> tuple[Interval, float]:
+        first, anew = rng.random((2, n)) < share
+        second = np.where(rng.random(n) < kappa, first, anew)
+        return cohens_kappa(first.tolist(), second.tolist()), kappa
+
+    return draw
+
+
+def _ranks(n: int, correlation: float) -> Draw:
+    truth = 6 / np.pi * float(np.arcsin(correlation / 2))
+
+    def draw(rng: np.random.Generator, _: int) -> tuple[Interval, float]:
+        x, noise = rng.normal(size=(2, n))
+        return spearman(x, correlation * x + np.sqrt(1 - correlation**2) * noise), truth
+
+    return draw
+
+
+def settings() -> list[Setting]:
+    """The rows of the table."""
+    exponential: Callable[[np.random.Generator, int], Floats] = lambda rng, n: rng.exponential(size=n)  # noqa: E731
+    return [
+        Setting("wilson", "n = 20, p = 0.5", _share(20, 0.5)),
+        Setting("wilson", "n = 50, p = 0.2", _share(50, 0.2)),
+        Setting("wilson", "n = 100, p = 0.9", _share(100, 0.9)),
+        Setting("wilson", "n = 1000, p = 0.02", _share(1000, 0.02)),
+        Setting("rate", "n = 20, wins 0.4, ties 0.2", _ties(20, 0.4, 0.2)),
+        Setting("rate", "n = 50, wins 0.6, ties 0.3", _ties(50, 0.6, 0.3)),
+        Setting("rate", "n = 200, wins 0.9, ties 0.05", _ties(200, 0.9, 0.05)),
+        Setting("rate, clustered", "40 prompts, p = 0.5, correlation 0.5", _clustered_share(40, 0.5, 0.7)),
+        Setting("rate, clustered", "40 prompts, p = 0.8, correlation 0.1", _clustered_share(40, 0.8, 0.32)),
+        Setting("rate, clustered", "100 prompts, p = 0.9, correlation 0.5", _clustered_share(100, 0.9, 0.7)),
+        Setting("bootstrap_mean", "n = 30, normal", _mean(30, lambda rng, n: rng.normal(size=n), 0.0)),
+        Setting("bootstrap_mean", "n = 30, exponential", _mean(30, exponential, 1.0)),
+        Setting("bootstrap_mean", "n = 100, exponential", _mean(100, exponential, 1.0)),
+        Setting("bootstrap_mean, clustered", "30 prompts, 1-7 rows each, skewed", _clustered_mean(30)),
+        Setting("bootstrap_mean, clustered", "100 prompts, 1-7 rows each, skewed", _clustered_mean(100)),
+        Setting("paired_bootstrap", "n = 30, skewed", _difference(30, 0.3)),
+        Setting("paired_bootstrap", "n = 100, skewed", _difference(100, 0.0)),
+        Setting("paired_bootstrap", "n = 50, differences -1, 0, 1: 15, 60, 25 %", _few_values(50, 0.25, 0.15)),
+        Setting("paired_bootstrap", "n = 200, differences -1, 0, 1: 5, 90, 5 %", _few_values(200, 0.05, 0.05)),
+        Setting("length_control, ratio", "n = 100, longer preferred, truth 0.5", _length(100, 0.5, 1.5, "ratio")),
+        Setting("length_control, ratio", "n = 300, longer preferred, truth 0.6", _length(300, 0.6, 1.5, "ratio")),
+        Setting("length_control, log", "n = 100, longer preferred, truth 0.5", _length(100, 0.5, 2.0, "log")),
+        Setting("length_control, log", "n = 300, shorter preferred, truth 0.7", _length(300, 0.7, -1.0, "log")),
+        Setting("length_control, clustered", "75 prompts, correlation 0.5", _length(300, 0.6, 1.5, "ratio", 0.7)),
+        Setting("iqm_over_seeds", "10 seeds, 1 task, normal", _seeds(10, 1, False)),
+        Setting("iqm_over_seeds", "10 seeds, 1 task, skewed", _seeds(10, 1, True)),
+        Setting("iqm_over_seeds", "5 seeds, 3 tasks, normal", _seeds(5, 3, False)),
+        Setting("iqm_over_seeds", "5 seeds, 6 tasks, skewed", _seeds(5, 6, True)),
+        Setting("cohens_kappa", "n = 100, kappa 0, labels 50:50", _raters(100, 0.0, 0.5)),
+        Setting("cohens_kappa", "n = 100, kappa 0.6, labels 50:50", _raters(100, 0.6, 0.5)),
+        Setting("cohens_kappa", "n = 300, kappa 0.8, labels 80:20", _raters(300, 0.8, 0.8)),
+        Setting("spearman", "n = 50, correlation 0", _ranks(50, 0.0)),
+        Setting("spearman", "n = 50, correlation 0.7", _ranks(50, 0.7)),
+        Setting("spearman", "n = 200, correlation 0.9", _ranks(200, 0.9)),
+    ]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the table.
+
+    Args:
+        arguments: Command-line arguments; those of the process by default.
+    """
+    parser = argparse.ArgumentParser(prog="python -m tests.stress.coverage", description="Coverage of every interval.")
+    parser.add_argument(
+        "--data-sets", type=int, default=2_000, help="data sets a row, 5 times as many where nothing is resampled"
+    )
+    parser.add_argument("--resamples", type=int, default=2_000, help="bootstrap resamples a data set (default: 2000)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", default="", help="rows whose interval's name contains this")
+    chosen = parser.parse_args(arguments)
+    print(f"{'interval':28}{'data':46}{'coverage of 95 % (its own 95 %)':>34}")
+    for setting in settings():
+        if chosen.only in setting.interval:
+            data_sets = chosen.data_sets * (5 if setting.quick else 1)
+            found = coverage(setting, data_sets, resamples=chosen.resamples, seed=chosen.seed)
+            print(
+                f"{setting.interval:28}{setting.data:46}{found.estimate:>16.3f} ({found.low:.3f}-{found.high:.3f})",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+"""Readers of weights, tried on a tiny model: reward-model folders, checkpoints of a training, whole model folders."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tests.stress.fuzz_inputs import damaged, json_input, safetensors_input
+from tests.stress.fuzz_readers import Read, Reader, same
+
+if TYPE_CHECKING:
+    from rlaif_env.models import Backbone
+
+__all__ = ["MODEL_READERS", "tiny_backbone"]
+
+_CHARACTERS = " abcdefghijklmnopqrstuvwxyz.,!?0123456789"
+
+
+def tiny_backbone() -> Backbone:
+    """A causal LM of one layer and 44 characters with random weights."""
+    import torch
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    from rlaif_env.models import Backbone
+
+    vocab = {token: i for i, token in enumerate(["<pad>", "<eos>", "<unk>", *_CHARACTERS])}
+    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
+    tokenizer.decoder = decoders.Fuse()
+    special = {"pad_token": "<pad>", "eos_token": "<eos>", "unk_token": "<unk>"}
+    config = LlamaConfig(
+        vocab_size=len(vocab),
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=64,
+        eos_token_id=1,
+        pad_token_id=0,
+        bos_token_id=None,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(config)
+    return Backbone(model, PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special), name="tiny")
+
+
+def _reward_model(base: Backbone, *, adapter: bool) -> Any:
+    import torch
+
+    from rewards.reward_model.features import lora_targets
+    from rewards.reward_model.model import LabelRecord, RewardModel
+
+    name = None
+    if adapter:
+        name = base.free_name("seed")
+        base.add_lora(name, rank=2, alpha=4.0, targets=lora_targets(base.model, 1))
+    weight = torch.linspace(-1, 1, 8)
+    return RewardModel(base, weight, layers=1, adapter=name, labels=LabelRecord({"human": 3}))
+
+
+def _either(rng: random.Random) -> bytes:
+    """A number that decides which file is damaged and how; the reader has the whole files."""
+    return rng.randbytes(8)
+
+
+def _changed(rng: random.Random, name: str, data: bytes) -> bytes:
+    if name.endswith(".json") and rng.random() < 0.7:
+        return json_input(rng, [json.loads(data)])
+    return safetensors_input(rng, [data]) if name.endswith(".safetensors") else damaged(rng, data)
+
+
+def _rm_folder(folder: Path) -> Read:
+    """A reward model on a base model in memory: reward_model.json or head.safetensors changed."""
+    import numpy as np
+
+    from rewards.reward_model.model import RewardModel
+
+    base = tiny_backbone()
+    for adapter in (False, True):
+        made = _reward_model(base, adapter=adapter)
+        made.save(folder / f"seed-{adapter}", merged=False)
+        if made.adapter:
+            base.remove_lora(made.adapter)
+
+    def read(data: bytes) -> None:
+        rng = random.Random(data)
+        seed, rm = folder / f"seed-{rng.random() < 0.5}", folder / "rm"
+        shutil.rmtree(rm, ignore_errors=True)
+        shutil.copytree(seed, rm)
+        name = rng.choice(("reward_model.json", "head.safetensors"))
+        (rm / name).write_bytes(_changed(rng, name, (rm / name).read_bytes()))
+        before = len(base.adapters)
+        made = None
+        try:
+            made = RewardModel.load(rm, base=base)
+            scores = made.score(["a film"], [" was good."])
+            same(True, bool(np.isfinite(scores.info["raw_score"]).all()), "finite raw scores")
+        finally:
+            if made is not None and made.adapter is not None:
+                base.remove_lora(made.adapter)
+            same(before, len(base.adapters), "adapters on the shared model")
+
+    return read
+
+
+def _rm_merged(folder: Path) -> Read:
+    """A merged reward model, opened by transformers: any of its files changed."""
+    from rewards.reward_model.model import RewardModel
+
+    base = tiny_backbone()
+    _reward_model(base, adapter=False).save(folder / "seed", merged=True)
+
+    def read(data: bytes) -> None:
+        rng = random.Random(data)
+        _copied_and_changed(rng, folder / "seed", folder / "rm", ("README.md", "head.safetensors"))
+        RewardModel.load(folder / "rm", standalone=True, device="cpu").score(["a"], ["b"])
+
+    return read
+
+
+def _model_folder(folder: Path) -> Read:
+    """A policy's folder, opened by transformers: any of its files changed."""
+    from rlaif_env.models import backbone, logit_width
+
+    tiny_backbone().save_merged(None, folder / "seed")
+
+    def read(data: bytes) -> None:
+        rng = random.Random(data)
+        _copied_and_changed(rng, folder / "seed", folder / "model", ())
+        logit_width(folder / "model")
+        made = backbone(folder / "model", device="cpu", dtype="float32", shared=False)
+        same(True, made.logit_width > 0, "a vocabulary")
+
+    return read
+
+
+def _copied_and_changed(rng: random.Random, seed: Path, to: Path, but: tuple[str, ...]) -> None:
+    shutil.rmtree(to, ignore_errors=True)
+    shutil.copytree(seed, to)
+    name = rng.choice(sorted(p.name for p in to.iterdir() if p.name not in but))
+    (to / name).write_bytes(_changed(rng, name, (to / name).read_bytes()))
+
+
+def _checkpoint(folder: Path) -> Read:
+    """A checkpoint of a training: a file changed; in half of them the manifest made to fit, as an attacker would."""
+    from agents.reinforce import ReinforceAgent, ReinforceConfig
+    from agents.training import checkpoints
+
+    agent = ReinforceAgent(tiny_backbone(), ReinforceConfig(baseline="value", lora_rank=2), max_new_tokens=4)
+    seed, there = folder / "seed", folder / "000001"
+    seed.mkdir()
+    tensors = checkpoints.agent_tensors(agent)
+    checkpoints.write(seed, tensors, {"agent": checkpoints.agent_values(agent), "position": {"metrics.jsonl": 0}})
+
+    def read(data: bytes) -> None:
+        rng = random.Random(data)
+        shutil.rmtree(there, ignore_errors=True)
+        shutil.copytree(seed, there)
+        name = rng.choice(sorted(p.name for p in there.iterdir()))
+        whole = (there / name).read_bytes()
+        changed = _changed(rng, name, whole)
+        (there / name).write_bytes(changed)
+        fits = rng.random() < 0.5 and name != "manifest.json"
+        if fits:
+            _refit(there)
+        found = checkpoints.read(there)
+        if not fits:
+            same(whole, changed, "a checkpoint with another byte is noticed")
+        checkpoints.load_agent(agent, found.tensors, found.values.get("agent", {}))
+
+    return read
+
+
+def _refit(folder: Path) -> None:
+    file = folder / "manifest.json"
+    manifest = json.loads(file.read_text())
+    for name in manifest["files"]:
+        data = (folder / name).read_bytes()
+        manifest["files"][name] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+    file.write_text(json.dumps(manifest, indent=2) + "\n")
+
+
+MODEL_READERS: dict[str, Reader] = {
+    "reward-model": Reader(_either, _rm_folder),
+    "checkpoint": Reader(_either, _checkpoint),
+    "merged-reward-model": Reader(_either, _rm_merged),
+    "model-folder": Reader(_either, _model_folder),
+}
+"""The readers that need a model. The last two go through transformers and take about 20 ms an input."""

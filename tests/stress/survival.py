@@ -1,0 +1,318 @@
+"""Does a killed training lose anything: ``python -m tests.stress.survival --kills 30``.
+
+A real training of a tiny model runs to its end. Then it is started again and again in folders of its own, killed with
+SIGKILL after a random time (of the processor's, so that a busy machine changes nothing), started once more with the
+same configuration, and compared bit by bit with the first: metrics (without the times), samples, validation,
+evaluation, TensorBoard's scalars, the last checkpoint and the final weights. Every run is a process forked from this
+one, which has the libraries loaded and has computed nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import mmap
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlaif_env.api import RLAIFError
+
+__all__ = ["differences", "main", "prepared", "started", "survival"]
+
+PHASES = ("start", "evaluation", "sampling", "scoring", "update", "checkpoint", "between", "finished")
+"""Where a process can be when it is killed; "between" is logging and the rest of the loop."""
+
+_TASK = """
+name = "letters"
+kind = "continuation"
+criterion = "how positive it is"
+max_prompt_tokens = 12
+max_response_tokens = 6
+gold = "vader"
+[source.prompts]
+train = ["A good film", "bad acting", "The plot", "I love", "so dull", "nice"]
+validation = ["We saw", "great"]
+test = ["A bad film", "good acting", "I hate", "fun"]
+gold = ["none"]
+"""
+
+
+def prepared(folder: Path) -> Path:
+    """Make a tiny model (two layers, one token a character, random weights) and a task file in a folder."""
+    import torch
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    signs = [" ", "\n", *map(chr, range(ord("!"), ord("~") + 1))]
+    vocabulary = {token: number for number, token in enumerate(["<pad>", "<eos>", "<unk>", *signs])}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
+    words.decoder = decoders.Fuse()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=1024,
+        initializer_range=0.3,
+        eos_token_id=1,
+        pad_token_id=0,
+        bos_token_id=None,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    (folder / "task.toml").write_text(_TASK, encoding="utf-8")
+    return folder
+
+
+def settings(folder: Path, out: Path, updates: int, checkpoint_every: int) -> Any:
+    """The training of the prepared model in a run folder."""
+    from agents.reinforce import ReinforceConfig
+    from agents.training.command import TrainConfig
+
+    model = str(folder / "model")
+    return TrainConfig(
+        task=str(folder / "task.toml"),
+        model=model,
+        reward_model=model,
+        reward_kwargs='{"minimum_mass": 0.0}',
+        updates=updates,
+        prompts_per_update=2,
+        eval_prompts=4,
+        checkpoint_every=checkpoint_every,
+        validate_every=2 * checkpoint_every,
+        validation_prompts=2,
+        out=out,
+        agent=ReinforceConfig(group_size=3, lora_rank=4, learning_rate=1e-2, micro_batch=4, baseline="value"),
+    )
+
+
+def started(config: Any, phase: mmap.mmap | None = None, prepare: Callable[[], object] | None = None) -> int:
+    """Fork a process that trains; its id. It exits with 0, with a command's code, or with 1 after an error.
+
+    Args:
+        config: The `TrainConfig`.
+        phase: Shared byte that tells where it is.
+        prepare: Called in the new process first.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        from agents.training.command import train
+
+        if phase is not None:
+            _mark(phase)
+        if prepare is not None:
+            prepare()
+        train(config)
+        code = 0
+    except SystemExit as end:
+        code = int(end.code or 0)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)  # nothing of the parent's may run twice
+    raise AssertionError("not reached")
+
+
+def _mark(phase: mmap.mmap) -> None:
+    """Have the parts of a training note in the shared byte when they are at work."""
+    from agents.reinforce import ReinforceAgent
+    from agents.training import checkpoints
+    from agents.training import loop as training
+    from rlaif_env.envs.core import Core
+
+    def marked(owner: Any, name: str, number: int) -> None:
+        inner = getattr(owner, name)
+
+        def call(*arguments: Any, **named: Any) -> Any:
+            before, phase[0] = phase[0], number
+            try:
+                return inner(*arguments, **named)
+            finally:
+                phase[0] = before if before != PHASES.index("start") else PHASES.index("between")
+
+        setattr(owner, name, call)
+
+    for owner, name, what in (
+        (ReinforceAgent, "act", "sampling"),
+        (Core, "score", "scoring"),
+        (ReinforceAgent, "update", "update"),
+        (training.Training, "save", "checkpoint"),
+        (checkpoints, "read", "checkpoint"),
+        (training, "evaluate_policy", "evaluation"),
+    ):
+        marked(owner, name, PHASES.index(what))
+
+
+def ended(child: int) -> tuple[int, float]:
+    """Wait for a process: its exit code, negative for a signal, and the processor's seconds it took."""
+    _, status, usage = os.wait4(child, 0)
+    return os.waitstatus_to_exitcode(status), usage.ru_utime + usage.ru_stime
+
+
+def kill_after(child: int, seconds: float) -> None:
+    """SIGKILL a process once it has had so many of the processor's seconds, or has ended."""
+    ticks = os.sysconf("SC_CLK_TCK")
+    while True:
+        state, *fields = Path(f"/proc/{child}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        if state == "Z" or (int(fields[10]) + int(fields[11])) / ticks >= seconds:
+            break
+        time.sleep(0.002)
+    time.sleep(float(seconds * 1e4 % 1) / ticks)  # somewhere between two ticks
+    os.kill(child, signal.SIGKILL)  # one that has ended but was not waited for still has its id
+
+
+def differences(one: Path, other: Path) -> list[str]:
+    """What differs between two finished runs: names of files, each where it is not bit by bit the same."""
+    odd = []
+    names = ["samples.jsonl", "validation.jsonl", "warnings.jsonl", "evaluation.json", "evaluation.jsonl"]
+    names += ["policy/model.safetensors", "checkpoints/best.json"]
+    names.append(f"checkpoints/{max(p.name for p in (one / 'checkpoints').glob('[0-9]*'))}/agent.safetensors")
+    for name in names:
+        a, b = one / name, other / name
+        if a.exists() != b.exists() or (a.exists() and a.read_bytes() != b.read_bytes()):
+            odd.append(name)
+    rows = []
+    for run in (one, other):
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+        rows.append([{k: v for k, v in line.items() if not k.startswith("time/")} for line in lines])
+    if rows[0] != rows[1]:
+        odd.append("metrics.jsonl")
+    if _scalars(one) != _scalars(other):
+        odd.append("tensorboard")
+    return odd
+
+
+def _scalars(run: Path) -> dict[str, list[tuple[int, float]]]:
+    """Every scalar that TensorBoard's files hold, by name, as it stands there: a step twice would be seen twice."""
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader  # type: ignore[import-untyped]
+
+    found: dict[str, list[tuple[int, float]]] = {}
+    for file in sorted((run / "tensorboard").iterdir()):
+        for event in EventFileLoader(str(file)).Load():
+            for value in event.summary.value:
+                if not value.tag.startswith("time/") and value.tensor.float_val:
+                    found.setdefault(value.tag, []).append((event.step, value.tensor.float_val[0]))
+    return found
+
+
+def survival(kills: int, seed: int, updates: int, checkpoint_every: int, folder: Path) -> dict[str, Any]:
+    """Kill so many runs at random moments, resume each, and compare.
+
+    Args:
+        kills: How many.
+        seed: Of the moments, uniform over the time an uninterrupted run takes.
+        updates: Of each run.
+        checkpoint_every: Updates between checkpoints.
+        folder: An empty one to work in.
+
+    Returns:
+        The figures, JSON-able.
+
+    Raises:
+        RLAIFError: If a run that is not killed fails.
+    """
+    import torch
+
+    torch.set_num_threads(1)
+    _load_libraries()
+    prepared(folder)
+    rng = np.random.default_rng(seed)
+    phase = mmap.mmap(-1, 1)
+
+    def run(name: str, moment: float | None = None) -> tuple[float, int, str]:
+        """The processor's seconds it took, its exit code and where it then was."""
+        phase[0] = 0
+        child = started(settings(folder, folder / name, updates, checkpoint_every), phase)
+        if moment is not None:
+            kill_after(child, moment)
+        code, seconds = ended(child)
+        if code not in (0, -signal.SIGKILL):
+            raise RLAIFError(f"expected run {name!r} to end well, found exit code {code}")
+        return seconds, code, PHASES[-1] if code == 0 else PHASES[phase[0]]
+
+    whole = (run("whole")[0] + run("again")[0]) / 2
+    found: dict[str, Any] = {
+        "updates": updates,
+        "checkpoint_every": checkpoint_every,
+        "seed": seed,
+        "cpu_seconds_uninterrupted": round(whole, 2),
+        "two_uninterrupted_runs_differ_in": differences(folder / "whole", folder / "again"),
+    }
+    lost: list[float] = []
+    hits: Counter[str] = Counter()
+    odd = []
+    while len(lost) < kills:
+        name = f"run-{len(lost)}"
+        moment = float(rng.uniform(0, whole))
+        before, code, where = run(name, moment)
+        if code == 0:  # it was quicker than the others; its folder is that of a finished run
+            shutil.rmtree(folder / name)
+            continue
+        after, _, _ = run(name)
+        hits[where] += 1
+        lost.append(before + after - whole)
+        if different := differences(folder / "whole", folder / name):
+            odd.append({"run": name, "cpu_seconds": moment, "where": where, "differs": different})
+        else:
+            shutil.rmtree(folder / name)
+    return found | {
+        "kills": kills,
+        "identical": kills - len(odd),
+        "different": odd,
+        "killed_in": dict(sorted(hits.items())),
+        "cpu_seconds_lost_per_kill": {"mean": round(float(np.mean(lost)), 2), "max": round(float(np.max(lost)), 2)},
+    }
+
+
+def _load_libraries() -> None:
+    """Import what the forked processes need, once."""
+    import matplotlib.figure
+    import peft
+    import torch.utils.tensorboard
+    import vaderSentiment.vaderSentiment  # noqa: F401
+    from transformers import LlamaForCausalLM
+
+    import agents.training.command
+    import rewards  # noqa: F401
+
+    del matplotlib, peft, torch, LlamaForCausalLM, agents
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the figures as JSON; the exit code is 1 where a run was not identical."""
+    parser = argparse.ArgumentParser(prog="python -m tests.stress.survival", description=__doc__)
+    parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--updates", type=int, default=24)
+    parser.add_argument("--checkpoint-every", type=int, default=3)
+    options = parser.parse_args(argv)
+    os.environ["RLAIF_DEVICE"] = "cpu"
+    with tempfile.TemporaryDirectory() as folder:
+        found = survival(options.kills, options.seed, options.updates, options.checkpoint_every, Path(folder))
+    print(json.dumps(found, indent=2))
+    return int(bool(found["different"]) or bool(found["two_uninterrupted_runs_differ_in"]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
