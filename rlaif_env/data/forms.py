@@ -19,7 +19,7 @@ from functools import partial
 from typing import Any
 
 from rlaif_env.api import DataError, Preference
-from rlaif_env.data.jsonl import MAX_CHARACTERS, check_text, fields_of
+from rlaif_env.data.jsonl import MAX_CHARACTERS, check_text, listing
 
 __all__ = ["PreferenceForms", "dialogue", "messages_of", "own_row", "prompt_of", "trl_row"]
 
@@ -183,7 +183,7 @@ def _form(row: Mapping[str, Any]) -> str:
     if len(trl) == 1:
         raise DataError(f"expected both chosen and rejected, found only {trl[0]}")
     if not trl:
-        raise DataError(f"expected response_1, response_2 and p_first, or chosen and rejected; found {fields_of(row)}")
+        raise DataError(f"expected response_1, response_2 and p_first, or chosen and rejected; found {listing(row)}")
     fields = ("prompt", "chosen", "rejected") if "prompt" in row else ("chosen", "rejected")
     kinds = {"messages" if isinstance(row[name], list) else "strings" for name in fields}
     if len(kinds) > 1:
@@ -203,20 +203,14 @@ def _source_and_meta(row: Mapping[str, Any], known: Sequence[str]) -> tuple[str,
     if source is not None and not isinstance(source, str):
         raise DataError(f"expected source to be a string, found {type(source).__name__}")
     meta = {**meta, **further}
-    if meta or source:
-        _check_writable([source, meta])
-    return "human" if source is None else source, meta
-
-
-def _check_writable(values: Any) -> None:
-    """JSON can escape half a surrogate pair, so it can be read; no file can hold it, so it could not be written."""
-    try:
-        json.dumps(values, ensure_ascii=False, default=str).encode("utf-8")
+    try:  # JSON can escape half a surrogate pair, so it can be read; no file can hold it, so it could not be written
+        json.dumps([source, meta], ensure_ascii=False, default=str).encode("utf-8")
     except UnicodeEncodeError as error:
         half = f"U+{ord(error.object[error.start]):04X}"
         raise DataError(f"expected whole characters in source and meta, found half a surrogate pair, {half}") from None
     except (TypeError, ValueError, RecursionError):  # values that are no JSON; whoever writes them says so
         pass
+    return "human" if source is None else source, meta
 
 
 def _messages(row: Mapping[str, Any], name: str, max_characters: int) -> list[Message]:

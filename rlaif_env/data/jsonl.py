@@ -24,16 +24,8 @@ from typing import IO, Any, TypeVar, cast
 from rlaif_env.api import DataError
 from rlaif_env.files import replacing
 
-__all__ = [
-    "MAX_CHARACTERS",
-    "check_text",
-    "checked",
-    "fields_of",
-    "json_object",
-    "lines_of",
-    "read_jsonl",
-    "write_jsonl",
-]
+__all__ = ["MAX_CHARACTERS", "check_text", "checked", "json_object", "lines_of", "listing", "read_jsonl", "write_jsonl"]
+
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -175,7 +167,7 @@ def check_text(row: Mapping[str, Any], name: str, *, may_be_empty: bool, max_cha
             surrogate pair.
     """
     if row.get(name) is None:
-        actual = "null" if name in row else fields_of(row)
+        actual = "null" if name in row else listing(row)
         raise DataError(f"expected a field {name!r}, found {actual}")
     text = row[name]
     if not isinstance(text, str):
@@ -189,7 +181,7 @@ def check_text(row: Mapping[str, Any], name: str, *, may_be_empty: bool, max_cha
     return text
 
 
-def fields_of(row: Mapping[str, Any]) -> str:
+def listing(row: Mapping[str, Any]) -> str:
     """The fields a row has, for a message."""
     return "the fields " + (", ".join(sorted(map(str, row))[:8]) or "(none)")
 

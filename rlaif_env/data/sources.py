@@ -71,7 +71,7 @@ class PromptSource:
         """Hold fields, or what they hold for each split, to a kind."""
         for name in names:
             value = getattr(self, name)
-            divided = isinstance(value, Mapping)
+            divided = isinstance(value, Mapping) and what.endswith("one a split")
             if divided and (unknown := [str(split) for split in value if split not in SPLITS]):
                 raise RLAIFError(f"expected the splits {', '.join(SPLITS)} in {name}, found {', '.join(unknown)}")
             if not all(isinstance(one, kind) for one in (value.values() if divided else [value])):
@@ -151,8 +151,8 @@ def each_split(function: Callable[[Any], Any], value: Any) -> Any:
     return None if value is None else function(value)
 
 
-def _frozen_texts(prompts: Sequence[str]) -> tuple[str, ...]:
+def _frozen_texts(prompts: Sequence[str] | None) -> tuple[str, ...]:
     """Prompts as a tuple, so that a source is a value."""
-    if isinstance(prompts, str) or not all(isinstance(prompt, str) for prompt in prompts):
+    if prompts is None or isinstance(prompts, str) or not all(isinstance(prompt, str) for prompt in prompts):
         raise RLAIFError(f"expected prompts of a source to be a list of strings, or one a split, found {prompts!r:.80}")
     return tuple(prompts)

@@ -20,7 +20,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -138,13 +138,14 @@ class Task:
         """
         if isinstance(source, PromptSource):
             return replace(self, source=source)
-        keep = replace(self.source, corpus=None, jsonl=None, dataset=None, prompts=None, preferences=None)
+        given: dict[str, Any] = dict.fromkeys(("corpus", "jsonl", "dataset", "prompts", "preferences"))
         if not isinstance(source, str | Path):
-            return replace(self, source=replace(keep, prompts=tuple(source)))
-        named = str(source)
-        if named.removesuffix(".gz").endswith((".jsonl", ".json", ".txt")) or _is_file(source):
-            return replace(self, source=replace(keep, jsonl=named))
-        return replace(self, source=replace(keep, dataset=named))
+            given["prompts"] = tuple(source)
+        elif str(source).removesuffix(".gz").endswith((".jsonl", ".json", ".txt")) or _is_file(source):
+            given["jsonl"] = str(source)
+        else:
+            given["dataset"] = str(source)
+        return replace(self, source=replace(self.source, **given))
 
     def to_json(self) -> dict[str, Any]:
         """The task as values that JSON can hold; what is not set is left out."""
@@ -264,10 +265,8 @@ def _read_toml(path: Path) -> Task:
         raise RLAIFError(f"{path}: expected TOML in UTF-8, found: {error}") from error
     try:
         task = Task.from_json(values)
-        located = {
-            name: each_split(lambda file: _beside(path, file), getattr(task.source, name))
-            for name in ("jsonl", "preferences")
-        }
+        beside = partial(_beside, path)
+        located = {name: each_split(beside, getattr(task.source, name)) for name in ("jsonl", "preferences")}
     except (ValueError, RecursionError) as error:  # ours, or Python's on a number of thousands of digits
         raise RLAIFError(f"{path}: {error}") from error
     return replace(task, source=replace(task.source, **located))
