@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from gymnasium import error, spaces
@@ -22,26 +22,12 @@ from rlaif_env.data.tasks import Task, load_task
 from rlaif_env.keywords import RewardFunction, Shared, resolve_reward, unshare
 from rlaif_env.models import BUILTIN_MODEL, encode, load_tokenizer, logit_width
 
-__all__ = ["RESERVED_INFO", "Core", "PromptOrder", "Response", "Settings"]
+__all__ = ["RESERVED_INFO", "Core", "PromptOrder", "Response"]
 
 RESERVED_INFO = frozenset(
     "prompt prompt_index response response_length finish_reason action_mask active episode final_obs final_info".split()
 )
 """Info keys with a meaning of their own, which a backend may not use."""
-
-
-class Settings(TypedDict, total=False):
-    """The keywords that every environment here takes; `Core` says what they mean and what they default to."""
-
-    task: str | Path | Task | Mapping[str, Any]
-    reward: str | RewardFunction | RewardBackend | Shared
-    reward_kwargs: Mapping[str, Any] | None
-    tokenizer: str | Path | Tokenizer | Shared
-    vocab_size: int | None
-    split: str
-    max_prompt_tokens: int | None
-    max_response_tokens: int | None
-    truncate_prompts: bool
 
 
 class PromptOrder:
@@ -115,10 +101,10 @@ class Core:
     def __init__(
         self,
         *,
-        task: Any = "movie-review",
-        reward: Any = "direct-llm",
+        task: str | Path | Task | Mapping[str, Any] | Shared = "movie-review",
+        reward: str | RewardFunction | RewardBackend | Shared = "direct-llm",
         reward_kwargs: Mapping[str, Any] | None = None,
-        tokenizer: Any = BUILTIN_MODEL,
+        tokenizer: str | Path | Tokenizer | Shared = BUILTIN_MODEL,
         vocab_size: int | None = None,
         split: str = "train",
         max_prompt_tokens: int | None = None,
@@ -150,14 +136,14 @@ class Core:
         return int(vocab_size)
 
     def _special_id(self, kind: str) -> int:
-        found = getattr(self.tokenizer, f"{kind}_token_id", None)
-        if not isinstance(found, int) or not 0 <= found < self.V:
+        special = getattr(self.tokenizer, f"{kind}_token_id", None)
+        if not isinstance(special, int) or not 0 <= special < self.V:
             mend = "set tokenizer.pad_token = tokenizer.eos_token" if kind == "pad" else "set tokenizer.eos_token"
             raise RLAIFError(
                 f"expected a tokenizer with {'an EOS' if kind == 'eos' else 'a pad'} token whose id is from 0 to "
-                f"{self.V - 1}, found {found!r}; {mend}"
+                f"{self.V - 1}, found {special!r}; {mend}"
             )
-        return found
+        return special
 
     def _encoded_prompts(self, truncate: bool) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         """All prompts' ids end to end, and where each begins."""

@@ -51,16 +51,17 @@ class Scene:
 def ansi(scene: Scene, *, colour: bool = True) -> str:
     """The episode as text: prompt dimmed, response, and at its end the finish reason, the reward and its parts."""
     prompt, response = printable(scene.prompt), printable(scene.response)
-    gap = "" if not response or prompt[-1:].isspace() or response[0].isspace() else " "
-    text = (f"{DIM}{prompt}{PLAIN}" if colour else prompt) + gap + response
-    end = _end_line(scene, colour)
-    return f"{text}\n{end}" if end else text
+    text = (f"{DIM}{prompt}{PLAIN}" if colour else prompt) + _gap(prompt, response) + response
+    return text if scene.finish_reason is None else f"{text}\n{_end_line(scene, colour)}"
+
+
+def _gap(prompt: str, response: str) -> str:
+    """What keeps a response from its prompt where neither has a space."""
+    return "" if not response or prompt[-1:].isspace() or response[0].isspace() else " "
 
 
 def _end_line(scene: Scene, colour: bool) -> str:
-    if scene.finish_reason is None:
-        return ""
-    facts = [scene.finish_reason]
+    facts = [str(scene.finish_reason)]
     if scene.reward is not None:
         reward = f"reward {scene.reward:+.3f}"
         facts.append(f"{GREEN if scene.reward >= 0 else RED}{reward}{PLAIN}" if colour else reward)
@@ -103,8 +104,8 @@ class Terminal:
         if self._prompt != prompt or not response.startswith(self._written):
             self._write(stream, ("\n" if self._prompt is not None else "") + ansi(Scene("", prompt, ""), colour=colour))
             self._prompt, self._written = prompt, ""
-        if not self._written and response and not prompt[-1:].isspace() and not response[0].isspace():
-            self._write(stream, " ")
+        if not self._written:
+            self._write(stream, _gap(prompt, response))
         self._write(stream, response[len(self._written) :])
         self._written = response
         if scene.finish_reason is not None:
