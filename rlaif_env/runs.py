@@ -29,29 +29,20 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import fields, is_dataclass
 from enum import Enum
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import filelock
 import numpy as np
 from numpy.typing import ArrayLike
 
 from rlaif_env.api import DataError, RLAIFError
+from rlaif_env.curves import draw
 from rlaif_env.files import replacing, sync
 from rlaif_env.tables import is_number
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-__all__ = ["PANELS", "RunError", "RunFolder", "read_metrics", "write_json", "writing"]
-
-PANELS: Mapping[str, str] = {
-    "reward": "reward (mean of the update)",
-    "kl": "KL to the reference (nats per response)",
-    "length": "response length (tokens)",
-    "entropy": "policy entropy (nats per token)",
-}
-"""The metrics that `RunFolder.curves` draws, each with the label of its axis."""
+__all__ = ["RunError", "RunFolder", "read_metrics", "write_json", "writing"]
 
 
 class RunError(RLAIFError):
@@ -197,14 +188,11 @@ class RunFolder:
             shutil.rmtree(unfinished, ignore_errors=True)
 
     def curves(self) -> Path | None:
-        """Draw the metrics of `PANELS` by update into curves.png; None where none of them has been logged."""
+        """Draw the metrics by update into curves.png; None where none of `rlaif_env.curves.PANELS` has been logged."""
         rows = read_metrics(self.path) if (self.path / "metrics.jsonl").exists() else []
-        series = {name: [(row["step"], row[name]) for row in rows if name in row] for name in PANELS}
-        series = {name: points for name, points in series.items() if points}
-        if not series:
+        figure, file = draw(rows, title=self.path.resolve().name), self.path / "curves.png"
+        if figure is None:
             return None
-        file = self.path / "curves.png"
-        figure = _draw(series, title=self.path.resolve().name)
         with writing(file):
             figure.savefig(file, dpi=120)
         return file
@@ -390,39 +378,12 @@ def _provenance() -> dict[str, Any]:
 
 def _git_commit() -> str | None:
     """The commit of this code, "+changes" added where files differ from it; None outside a checkout of it."""
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(Path(__file__).parent), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-
+    here = Path(__file__)
+    git = partial(subprocess.run, cwd=here.parent, capture_output=True, text=True, check=True, timeout=10)
     try:
         # A copy installed inside somebody else's checkout is not part of it: the first call fails there.
-        git("ls-files", "--error-unmatch", Path(__file__).name)
-        return git("describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes")
+        git(["git", "ls-files", "--error-unmatch", here.name])
+        commit = git(["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"])
+        return str(commit.stdout).strip()
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def _draw(series: Mapping[str, Sequence[tuple[float, float]]], title: str) -> Figure:
-    """One panel a metric: each update thin, the mean of the last updates thick."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    columns = min(2, len(series))
-    rows = -(-len(series) // columns)
-    figure = Figure(figsize=(5.2 * columns, 3.4 * rows), layout="constrained")
-    for i, (name, points) in enumerate(series.items()):
-        steps, values = np.array(points, dtype=float).T  # (updates,), (updates,)
-        window = max(1, len(values) // 10)
-        axes = figure.add_subplot(rows, columns, i + 1)
-        axes.plot(steps, values, color="tab:blue", alpha=0.35, linewidth=1, marker="." if len(values) < 60 else "")
-        if window > 1:
-            mean = np.convolve(values, np.full(window, 1 / window), "valid")
-            axes.plot(steps[window - 1 :], mean, color="tab:blue", linewidth=2, label=f"mean of the last {window}")
-            axes.legend(frameon=False, fontsize="small")
-        axes.set(xlabel="update", ylabel=PANELS[name])
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(title, parse_math=False)
-    return figure

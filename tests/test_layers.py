@@ -20,7 +20,7 @@ FORBIDDEN = {
 FLOORS: dict[str, list[set[str]]] = {
     "rlaif_env": [
         {"api", "files"},
-        {"batches", "tables", "statistics", "models"},
+        {"batches", "curves", "tables", "statistics", "models"},
         {"data", "runs"},
         {"keywords"},
         {"envs"},

@@ -184,11 +184,7 @@ class Core:
         mask[self.P - len(prompt) : self.P] = 1
 
     def checked_prompt_index(self, index: Any) -> int:
-        """A prompt index asked for by a caller.
-
-        Raises:
-            RLAIFError: If it is not an integer or out of range.
-        """
+        """A prompt index asked for by a caller; raises `RLAIFError` if it is no integer or out of range."""
         if isinstance(index, bool | np.bool_) or not isinstance(index, int | np.integer):
             raise RLAIFError(f"expected options['prompt_index'] to be an integer, found {index!r}")
         if not 0 <= index < len(self.prompts):
@@ -279,11 +275,9 @@ class Core:
     def _located(self, failure: BackendError, responses: Sequence[Response]) -> BackendError:
         """The failure with the environment's rows and prompts in place of positions in the batch."""
         concerned = [responses[i] for i in failure.rows if i < len(responses)] or list(responses)
-        where = "; ".join(
-            f"row {r.row}, prompt {r.prompt_index}: {shown(self.prompts[r.prompt_index])}" for r in concerned[:3]
-        )
+        places = (f"row {r.row}, prompt {r.prompt_index}: {shown(self.prompts[r.prompt_index])}" for r in concerned[:3])
         more = f"; and {len(concerned) - 3} more rows" if len(concerned) > 3 else ""
-        return BackendError(f"{failure} [{where}{more}]", [r.row for r in concerned])
+        return BackendError(f"{failure} [{'; '.join(places)}{more}]", [r.row for r in concerned])
 
 
 def shown(text: str, limit: int = 60) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -155,10 +156,9 @@ def _font(size: int, bold: bool = False) -> FreeTypeFont:
 
 
 def _draw_head(draw: ImageDraw, scene: Scene) -> None:
-    font = _font(14)
     draw.text((MARGIN, MARGIN - 6), printable(scene.task), font=_font(14, bold=True), fill=FAINT)
     state = {None: "writing", "stop": "ended by EOS", "length": "ended by token budget"}.get(scene.finish_reason, "")
-    draw.text((SIZE[0] - MARGIN, MARGIN - 6), state, font=font, fill=FAINT, anchor="ra")
+    draw.text((SIZE[0] - MARGIN, MARGIN - 6), state, font=_font(14), fill=FAINT, anchor="ra")
     draw.line((MARGIN, MARGIN + 20, SIZE[0] - MARGIN, MARGIN + 20), fill=LINE)
 
 
@@ -200,11 +200,7 @@ def _wrapped(text: str, font: FreeTypeFont, width: int) -> Iterator[str]:
 
 def _fitting(word: str, font: FreeTypeFont, width: int) -> int:
     """How many of a word's first characters fit, at least one."""
-    low, high = 1, len(word)
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if font.getlength(word[:middle]) <= width else (low, middle - 1)
-    return low
+    return max(1, bisect_right(range(1, len(word) + 1), float(width), key=lambda n: font.getlength(word[:n])))
 
 
 def _draw_reward(draw: ImageDraw, scene: Scene, top: int) -> None:
@@ -213,19 +209,15 @@ def _draw_reward(draw: ImageDraw, scene: Scene, top: int) -> None:
     draw.rounded_rectangle((left, top, right, top + BAR_HEIGHT), radius=4, fill="#efece5", outline=LINE)
     if scene.reward is not None:
         clipped = float(np.clip(scene.reward, -1.0, 1.0))
-        end = middle + round(clipped * (right - left) / 2)
-        draw.rectangle(
-            (min(middle, end), top + 1, max(middle, end), top + BAR_HEIGHT - 1), fill=GOOD if clipped >= 0 else BAD
-        )
-        draw.text(
-            (SIZE[0] - MARGIN, top + BAR_HEIGHT // 2), f"{scene.reward:+.3f}", font=_font(18), fill=INK, anchor="rm"
-        )
+        start, end = sorted((middle, middle + round(clipped * (right - left) / 2)))
+        colour, place = GOOD if clipped >= 0 else BAD, (SIZE[0] - MARGIN, top + BAR_HEIGHT // 2)
+        draw.rectangle((start, top + 1, end, top + BAR_HEIGHT - 1), fill=colour)
+        draw.text(place, f"{scene.reward:+.3f}", font=_font(18), fill=INK, anchor="rm")
     draw.line((middle, top - 3, middle, top + BAR_HEIGHT + 3), fill=FAINT)
     small = _font(11)
     for x, label, anchor in ((left, "-1", "la"), (middle, "0", "ma"), (right, "+1", "ra")):
         draw.text((x, top + BAR_HEIGHT + 4), label, font=small, fill=FAINT, anchor=anchor)
-    parts = " · ".join(_parts(scene))
-    if parts:
+    if parts := " · ".join(_parts(scene)):
         font = _font(12)
         line = next(_wrapped(parts, font, SIZE[0] - 2 * MARGIN))
         draw.text((left, top + BAR_HEIGHT + 22), line + (" …" if line != parts else ""), font=font, fill=FAINT)

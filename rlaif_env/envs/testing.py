@@ -44,9 +44,9 @@ class Case:
 
     id: str
     kwargs: Mapping[str, Any]
-    rows: int = 3
-    seed: int = 0
-    tolerance: float = 1e-5
+    rows: int
+    seed: int
+    tolerance: float
 
     def single(self, **more: Any) -> _Made:
         """The single environment, open for a block, and its core."""
@@ -99,14 +99,10 @@ def check_environment(
 def same(first: Any, second: Any, *, tolerance: float = 0.0, where: str = "") -> None:
     """Hold two returned structures (dicts, tuples, arrays, scalars) to equality of type, dtype, shape and value.
 
-    Args:
-        first: One structure.
-        second: The other.
-        tolerance: For floating-point values, absolute and relative; 0 asks for the same bits.
-        where: Path of the structure, for the message.
+    ``tolerance`` is of floating-point values, absolute and relative; 0 asks for the same bits.
 
     Raises:
-        AssertionError: With the path of the first difference.
+        AssertionError: With the path of the first difference, which begins with ``where``.
     """
     assert type(first) is type(second), f"{where}: expected {type(first).__name__}, found {type(second).__name__}"
     if isinstance(first, dict):
@@ -135,11 +131,7 @@ def same(first: Any, second: Any, *, tolerance: float = 0.0, where: str = "") ->
 
 @contextlib.contextmanager
 def untouched_generators() -> Iterator[None]:
-    """Hold what happens inside to leave the global generators of Python, numpy and (where loaded) torch alone.
-
-    Raises:
-        AssertionError: If one has moved.
-    """
+    """Assert that what happens inside leaves the global generators of Python, numpy and (where loaded) torch alone."""
 
     def states() -> dict[str, Any]:
         state: dict[str, Any] = {"random": random.getstate(), "numpy.random": str(np.random.get_state())}  # noqa: NPY002

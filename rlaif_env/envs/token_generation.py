@@ -47,13 +47,7 @@ class TokenGeneration(_SingleTokens, PromptEnv):
 
         Returns:
             The observation (P+T,), the reward (0 before the end), terminated, truncated (always False) and an info:
-            empty before the end, then as `TextGeneration.step` has it.
-
-        Raises:
-            gymnasium.error.InvalidAction: If the action is no integer or outside 0…V-1.
-            gymnasium.error.ResetNeeded: Before reset and after the end of the episode.
-            gymnasium.error.ClosedEnvironmentError: After `close`.
-            BackendError: If the reward fails; the step can be tried again.
+            empty before the end, then as `TextGeneration.step` has it. The errors are that one's, too.
         """
         self._check_running()
         token = self.core.checked_action(action, ())

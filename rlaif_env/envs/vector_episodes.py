@@ -9,6 +9,7 @@ Notation: n rows (``num_envs``), K rows a prompt (``group_size``), V vocabulary,
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
@@ -170,7 +171,9 @@ class PromptVectorEnv(Episodes, VectorEnv[Observation, Any, NDArray[Any]]):
         ending = self._ending(acting, over)
         rewards, row_infos = self._pay(np.flatnonzero(ending & finished).tolist(), elapsed)
         # From here on nothing can fail: commit.
-        beginning = np.flatnonzero(self._state == DONE).tolist() if self._mode_is(AutoresetMode.NEXT_STEP) else []
+        beginning = (
+            np.flatnonzero(self._state == DONE).tolist() if self.autoreset_mode == AutoresetMode.NEXT_STEP else []
+        )
         self._finished, self._cut, self._elapsed = finished, cut, elapsed
         self._state[over] = WAITING
         self._state[ending] = DONE
@@ -184,12 +187,7 @@ class PromptVectorEnv(Episodes, VectorEnv[Observation, Any, NDArray[Any]]):
         return self._observation(), rewards, terminated, truncated, self._with_active(infos)
 
     def render(self) -> Any:
-        """The rows' dialogues, one frame each; a row that ended in the last step shows that episode.
-
-        Raises:
-            gymnasium.error.ResetNeeded: Before the first reset.
-            gymnasium.error.ClosedEnvironmentError: After `close`.
-        """
+        """What `PromptEnv.render` gives, for each row; one that ended in the last step shows that episode."""
         self._check_started(self._state[0] != UNSTARTED, "render")
         if not self._draws():
             return None
@@ -253,13 +251,13 @@ class PromptVectorEnv(Episodes, VectorEnv[Observation, Any, NDArray[Any]]):
         acting: Bools = self._state == RUNNING
         if not acting.any():
             self._check_started(self._state[0] != UNSTARTED, "step")
-            if self._mode_is(AutoresetMode.DISABLED):
+            if self.autoreset_mode == AutoresetMode.DISABLED:
                 raise error.ResetNeeded("expected reset after the end of every episode, found a step; call reset()")
         return acting
 
     def _ending(self, acting: Bools, over: Bools) -> Bools:
         """The rows whose episode ends with this step; in mode DISABLED a whole wave at once."""
-        if not self._mode_is(AutoresetMode.DISABLED):
+        if self.autoreset_mode != AutoresetMode.DISABLED:
             return over
         return np.zeros_like(over) if (acting & ~over).any() else over | (self._state == WAITING)
 
@@ -288,7 +286,7 @@ class PromptVectorEnv(Episodes, VectorEnv[Observation, Any, NDArray[Any]]):
                 if self._terminal is not None:
                     self._terminal.show(scene)
             info = {**info, **self._mask_info()}
-            if self._mode_is(AutoresetMode.SAME_STEP):
+            if self.autoreset_mode == AutoresetMode.SAME_STEP:
                 final = {"input_ids": self._ids[row].copy(), "attention_mask": self._mask[row].copy()}
                 infos = self._add_info(infos, {"final_obs": final, "final_info": info}, row)
                 info = self._begin(row)
@@ -309,15 +307,12 @@ class PromptVectorEnv(Episodes, VectorEnv[Observation, Any, NDArray[Any]]):
         return self._reset_info(index)
 
     def _with_active(self, infos: dict[str, Any]) -> dict[str, Any]:
-        if self._mode_is(AutoresetMode.DISABLED):
+        if self.autoreset_mode == AutoresetMode.DISABLED:
             infos["active"], infos["_active"] = self._state == RUNNING, np.ones(self.num_envs, dtype=np.bool_)
         return infos
 
     def _scene(self, row: int, outcome: tuple[Mapping[str, Any], float] | None = None) -> Scene:
         return self._scene_of(int(self._prompt[row]), self._response_ids(row, int(self._elapsed[row])), outcome)
-
-    def _mode_is(self, mode: AutoresetMode) -> bool:
-        return self.autoreset_mode == mode
 
     def _rows_to_reset(self, mask: Any) -> list[int]:
         if mask is None:
@@ -356,13 +351,11 @@ class PromptVectorEnv(Episodes, VectorEnv[Observation, Any, NDArray[Any]]):
 
     def _reseed(self, rows: Sequence[int], seeds: Sequence[int | None]) -> None:
         """Seed the rows that were given a seed, and those that never had one: with a fresh one for each group."""
-        fresh: dict[int, int] = {}
+        fresh: dict[int, int] = defaultdict(lambda: seeding.np_random()[1])
         for row in rows:
-            seed, group = seeds[row], row // self.group_size
+            seed = seeds[row]
             if seed is None and self._generators[row] is None:
-                if group not in fresh:
-                    fresh[group] = seeding.np_random()[1]
-                seed = fresh[group]
+                seed = fresh[row // self.group_size]
             if seed is not None:
                 self._generators[row], self._seeds[row] = seeding.np_random(seed)
                 self._orders[row].restart()
