@@ -34,17 +34,21 @@ class PromptOrder:
     """Draws 0…size-1 without replacement, epoch after epoch, each epoch in a fresh order.
 
     A Fisher-Yates shuffle that is carried out one draw at a time, so that starting again costs nothing however many
-    prompts there are; all randomness is the generator's, one number a draw.
+    prompts there are; all randomness is the generator's, one number a draw. It goes on from what `state` gave.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, state: Mapping[str, Any] | None = None) -> None:
         self.size = size
-        self.restart()
+        self._drawn = 0
+        self._moved: dict[int, int] = {}  # place -> what stands there, where that is not the place's own number
+        if state is not None:
+            self._drawn = int(state["drawn"])
+            self._moved = {int(place): int(index) for place, index in state["moved"]}
 
     def restart(self) -> None:
         """Begin a new epoch."""
         self._drawn = 0
-        self._moved: dict[int, int] = {}  # place -> what stands there, where that is not the place's own number
+        self._moved = {}
 
     def draw(self, generator: np.random.Generator) -> int:
         """The next index."""
@@ -63,11 +67,6 @@ class PromptOrder:
     def state(self) -> dict[str, Any]:
         """Where it is in its epoch, as JSON can hold it."""
         return {"drawn": self._drawn, "moved": [[place, index] for place, index in self._moved.items()]}
-
-    def set_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state` gave."""
-        self._drawn = int(state["drawn"])
-        self._moved = {int(place): int(index) for place, index in state["moved"]}
 
 
 class Response(NamedTuple):

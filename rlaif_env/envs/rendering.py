@@ -30,23 +30,14 @@ DIM, BOLD, GREEN, RED, PLAIN = "\x1b[2m", "\x1b[1m", "\x1b[32m", "\x1b[31m", "\x
 
 @dataclass(frozen=True)
 class Scene:
-    """What there is to see of an episode.
+    """What there is to see of an episode."""
 
-    Attributes:
-        task: Name of the task.
-        prompt: What was asked.
-        response: The answer so far.
-        finish_reason: "stop" or "length"; None while the episode goes on.
-        reward: What was paid; None while the episode goes on.
-        parts: What the backend told beside the reward.
-    """
-
-    task: str
+    task: str  # its name
     prompt: str
-    response: str
-    finish_reason: str | None = None
-    reward: float | None = None
-    parts: Mapping[str, Any] = field(default_factory=dict)
+    response: str  # so far
+    finish_reason: str | None = None  # "stop" or "length"; None while the episode goes on
+    reward: float | None = None  # None while the episode goes on
+    parts: Mapping[str, Any] = field(default_factory=dict)  # what the backend gave beside the reward
 
 
 def ansi(scene: Scene, *, colour: bool = True) -> str:

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from unittest.mock import Mock
 
 import gymnasium as gym
 import numpy as np
@@ -27,7 +28,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.utils.env_checker import check_env
 from numpy.typing import NDArray
 
-from rlaif_env.api import BackendError, RLAIFError, Scores
+from rlaif_env.api import BackendError, RLAIFError
 from rlaif_env.envs.core import Core
 from rlaif_env.keywords import unshare
 
@@ -235,7 +236,7 @@ def _check_vector(case: Case) -> None:
 def _check_wave(case: Case) -> None:
     with case.vector(autoreset_mode="Disabled") as (envs, core), case.single() as (env, _):
         _, start = envs.reset(seed=case.seed)
-        calls = _count_calls(core)
+        score = _watched(core)
         wave = responses(core, case.seed, envs.num_envs)
         paid = np.zeros(envs.num_envs)
         for actions in _actions(envs.single_action_space, wave):
@@ -245,7 +246,7 @@ def _check_wave(case: Case) -> None:
                 break
         ended = terminated.all() and not info["active"].any()
         assert ended, "expected the whole wave to end at once, found rows going on"
-        assert calls[0] == 1, f"expected one reward call for a wave, found {calls[0]}"
+        assert score.call_count == 1, f"expected one reward call for a wave, found {score.call_count}"
         for row in range(envs.num_envs):
             env.reset(options={"prompt_index": int(start["prompt_index"][row])})
             alone = play(env, wave[row])[0]
@@ -256,11 +257,11 @@ def _check_calls(case: Case) -> None:
     for mode in ("SameStep", "NextStep"):
         with case.vector(autoreset_mode=mode) as (envs, core):
             envs.reset(seed=case.seed)
-            calls = _count_calls(core)
+            score = _watched(core)
             for actions in _vector_actions(envs, case.seed):
-                before = calls[0]
+                score.reset_mock()
                 envs.step(actions)
-                assert calls[0] - before <= 1, f"expected at most one reward call a step, found {calls[0] - before}"
+                assert score.call_count <= 1, f"expected at most one reward call a step, found {score.call_count}"
 
 
 def _check_errors(case: Case) -> None:
@@ -287,11 +288,7 @@ def _check_errors(case: Case) -> None:
 def _check_backend(case: Case) -> None:
     with case.vector() as (envs, core):
         envs.reset(seed=case.seed)
-
-        def fail(prompts: Sequence[str], texts: Sequence[str]) -> Scores:
-            raise BackendError("made to fail", rows=(len(texts) - 1,))
-
-        _replace_score(core, fail)
+        _watched(core).side_effect = BackendError("made to fail", rows=(envs.num_envs - 1,))
         try:
             envs.step(np.full(envs.action_space.shape, core.eos_id))
         except BackendError as failure:
@@ -338,22 +335,11 @@ def _vector_actions(envs: Any, seed: int) -> Iterator[NDArray[np.int64]]:
         yield from _actions(envs.single_action_space, ids)
 
 
-def _replace_score(core: Core, score: Callable[[Sequence[str], Sequence[str]], Scores]) -> None:
-    """Put another score function into this one environment."""
-    backend = core.backend
-    core.backend = type("Replaced", (), {"name": getattr(backend, "name", "reward"), "score": staticmethod(score)})()
-
-
-def _count_calls(core: Core) -> list[int]:
-    """A list whose one number is how often the backend has been called from now on."""
-    score, calls = core.backend.score, [0]
-
-    def counted(prompts: Sequence[str], texts: Sequence[str]) -> Scores:
-        calls[0] += 1
-        return score(prompts, texts)
-
-    _replace_score(core, counted)
-    return calls
+def _watched(core: Core) -> Any:
+    """The backend's ``score``, a mock that passes on what it is called with and counts the calls from now on."""
+    spy = Mock(wraps=core.backend)
+    spy.name, core.backend = getattr(core.backend, "name", "reward"), spy
+    return spy.score
 
 
 def _refuses(kind: type[Exception], call: Callable[[], Any], what: str) -> None:

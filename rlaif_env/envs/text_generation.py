@@ -42,10 +42,7 @@ class TextGeneration(_WholeResponses, PromptEnv):
         return self._action if self._outcome else self._action[:0]
 
     def step(self, action: Any) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """Give a response and be paid for it.
-
-        Args:
-            action: Token ids (T,).
+        """Give a response, token ids (T,), and be paid for it.
 
         Returns:
             The prompt once more, the reward, terminated (always True), truncated (always False), and an info of

@@ -40,10 +40,7 @@ class TokenGeneration(_SingleTokens, PromptEnv):
         return self._ids[self.core.P : self.core.P + self._length]
 
     def step(self, action: Any) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """Append a token.
-
-        Args:
-            action: A token id.
+        """Append a token, given by its id.
 
         Returns:
             The observation (P+T,), the reward (0 before the end), terminated, truncated (always False) and an info:

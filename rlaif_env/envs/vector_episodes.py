@@ -171,9 +171,8 @@ class PromptVectorEnv(Episodes, VectorEnv[Observation, Any, NDArray[Any]]):
         ending = self._ending(acting, over)
         rewards, row_infos = self._pay(np.flatnonzero(ending & finished).tolist(), elapsed)
         # From here on nothing can fail: commit.
-        beginning = (
-            np.flatnonzero(self._state == DONE).tolist() if self.autoreset_mode == AutoresetMode.NEXT_STEP else []
-        )
+        next_step = self.autoreset_mode == AutoresetMode.NEXT_STEP
+        beginning = np.flatnonzero(self._state == DONE).tolist() if next_step else []
         self._finished, self._cut, self._elapsed = finished, cut, elapsed
         self._state[over] = WAITING
         self._state[ending] = DONE
@@ -231,9 +230,7 @@ class PromptVectorEnv(Episodes, VectorEnv[Observation, Any, NDArray[Any]]):
                     f"{expected}, found {actual}; it was taken from other environments"
                 )
             generators = [_generator(streams[number]["generator"]) for number in of_row]
-            orders = [PromptOrder(len(self.core.prompts)) for _ in of_row]
-            for number, order in zip(of_row, orders, strict=True):
-                order.set_state(streams[number]["order"])
+            orders = [PromptOrder(len(self.core.prompts), streams[number]["order"]) for number in of_row]
             seeds = [int(streams[number]["seed"]) for number in of_row]
         except RLAIFError:
             raise

@@ -95,9 +95,8 @@ class VectorKLShaping(VectorWrapper):
 
     def reset(self, *, seed: Any = None, options: Any = None) -> tuple[Observation, dict[str, Any]]:
         """Begin episodes at potential 0."""
-        rows = (options or {}).get("reset_mask")
+        rows = (options or {}).get("reset_mask", slice(None))
         observations, info = self.env.reset(seed=seed, options=options)
-        rows = np.ones(self.num_envs, dtype=np.bool_) if rows is None else rows
         self._potential[rows], self._acts[rows] = 0.0, True
         self._observations = observations
         return observations, info
