@@ -216,12 +216,9 @@ class RunFolder:
     def __enter__(self) -> RunFolder:
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        try:
+    def __exit__(self, kind: object, *exception: object) -> None:
+        with suppress(*(() if kind is None else (RunError,))):  # the first error is the one to be raised
             self.close()
-        except RunError:
-            if exception[0] is None:  # the first error is the one to be told
-                raise
 
     @contextmanager
     def _tensorboard(self) -> Iterator[Any]:
