@@ -10,7 +10,7 @@ length, V vocabulary (the width of the model's logits).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -79,7 +79,6 @@ class RewardBackend(Protocol):
             prompts: n prompts, as the task gives them.
             responses: n responses, special tokens removed.
         """
-        ...
 
 
 class Tokenizer(Protocol):
@@ -90,15 +89,12 @@ class Tokenizer(Protocol):
 
     def __len__(self) -> int:
         """Number of token ids it knows."""
-        ...
 
     def encode(self, text: str, *, add_special_tokens: bool = ...) -> list[int]:
         """Token ids of a text."""
-        ...
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = ...) -> str:
         """Text of token ids."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -134,9 +130,7 @@ class Preference:
 
     def swapped(self) -> Preference:
         """The same judgement with the two responses exchanged."""
-        return Preference(
-            self.prompt, self.response_2, self.response_1, 1.0 - self.p_first, self.source, dict(self.meta)
-        )
+        return replace(self, response_1=self.response_2, response_2=self.response_1, p_first=1.0 - self.p_first)
 
 
 def checked_scores(backend: RewardBackend, prompts: Sequence[str], responses: Sequence[str]) -> Scores:
@@ -152,31 +146,25 @@ def checked_scores(backend: RewardBackend, prompts: Sequence[str], responses: Se
     n = len(responses)
     if len(prompts) != n:
         raise BackendError(f"expected as many prompts as responses, found {len(prompts)} and {n}")
-    name = getattr(backend, "name", type(backend).__name__)
+    who = f"reward backend {getattr(backend, 'name', type(backend).__name__)!r}"
     try:
         scores = backend.score(prompts, responses)
     except BackendError:
         raise
     except Exception as error:
-        raise BackendError(
-            f"reward backend {name!r} failed on a batch of {n}: {type(error).__name__}: {error}"
-        ) from error
+        raise BackendError(f"{who} failed on a batch of {n}: {type(error).__name__}: {error}") from error
     if not isinstance(scores, Scores):
-        raise BackendError(f"reward backend {name!r}: expected Scores, found {type(scores).__name__}")
+        raise BackendError(f"{who}: expected Scores, found {type(scores).__name__}")
     try:
         values = np.asarray(scores.values, dtype=np.float32)
     except (TypeError, ValueError) as error:
-        raise BackendError(f"reward backend {name!r}: expected {n} numbers, found {scores.values!r}") from error
+        raise BackendError(f"{who}: expected {n} numbers, found {scores.values!r}") from error
     if values.shape != (n,):
-        raise BackendError(f"reward backend {name!r}: expected values of shape ({n},), found {values.shape}")
+        raise BackendError(f"{who}: expected values of shape ({n},), found {values.shape}")
     if bad := [int(i) for i in np.flatnonzero(~np.isfinite(values))]:
         shown = ", ".join(f"row {i}: {values[i]} for response {responses[i][:60]!r}" for i in bad[:3])
-        raise BackendError(
-            f"reward backend {name!r}: expected finite rewards, found {len(bad)} that are not ({shown})", bad
-        )
+        raise BackendError(f"{who}: expected finite rewards, found {len(bad)} that are not ({shown})", bad)
     for key, array in scores.info.items():
         if np.shape(array) != (n,):
-            raise BackendError(
-                f"reward backend {name!r}: expected info {key!r} of shape ({n},), found {np.shape(array)}"
-            )
+            raise BackendError(f"{who}: expected info {key!r} of shape ({n},), found {np.shape(array)}")
     return Scores(values, scores.info)

@@ -4,7 +4,7 @@
     metrics.jsonl    one JSON object a line: the step and its finite figures
     samples.jsonl    one JSON object a line: every response with its step, prompt, reward and the reward's parts
     warnings.jsonl   one JSON object a line: what a command warned about, if anything
-    tensorboard/     the same scalars, text samples and figures
+    tensorboard/     the same scalars, and text samples
     checkpoints/     one folder a saved step, whole or not there
     curves.png       reward, KL, length and entropy by update
 
@@ -25,33 +25,24 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import fields, is_dataclass
 from enum import Enum
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, Literal
 
 import filelock
 import numpy as np
 from numpy.typing import ArrayLike
 
 from rlaif_env.api import DataError, RLAIFError
+from rlaif_env.curves import draw
+from rlaif_env.files import replacing, sync
+from rlaif_env.tables import is_number
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-__all__ = ["PANELS", "RunError", "RunFolder", "read_metrics", "write_json"]
-
-PANELS: Mapping[str, str] = {
-    "reward": "reward (mean of the update)",
-    "kl": "KL to the reference (nats per response)",
-    "length": "response length (tokens)",
-    "entropy": "policy entropy (nats per token)",
-}
-"""The metrics that `RunFolder.curves` draws, each with the label of its axis."""
-
-_RECORDED_VERSIONS = ("rlaif-env", "torch", "transformers", "peft", "gymnasium", "numpy")
+__all__ = ["RunError", "RunFolder", "read_metrics", "write_json", "writing"]
 
 
 class RunError(RLAIFError):
@@ -59,11 +50,7 @@ class RunError(RLAIFError):
 
 
 class RunFolder:
-    """A folder that one process writes a run to, from `create` to `close`.
-
-    Attributes:
-        path: The folder.
-    """
+    """A folder, ``path``, that one process writes a run to, from `create` to `close`."""
 
     def __init__(self, path: Path, lock: filelock.BaseFileLock) -> None:
         self.path = path
@@ -84,8 +71,8 @@ class RunFolder:
 
         Args:
             path: A new or empty folder; None names one ``runs/<command>-<task>-<timestamp>``.
-            config: The resolved configuration, seeds included. Data classes, paths, enums and arrays become JSON.
-            command: The command that runs, for the record and for the default name.
+            config: The resolved configuration, seeds included, as `write_json` takes it.
+            command: For the record and for the default name.
             exist: Go on with a folder that already holds a run of this same command and configuration; with "changed",
                 of this same command: the new configuration is then recorded in place of the old one.
             free: Settings that may differ from those of the run that is there ("agent.micro_batch" where nested).
@@ -96,55 +83,46 @@ class RunFolder:
         """
         resolved = json.loads(_json_text(config, "the configuration"))
         folder = _new_default_folder(command, resolved) if path is None else Path(path)
+        file = folder / "config.json"
         lock = _take_folder(folder)
         try:
-            run = cls(folder, lock)
-            run._record(command, resolved, exist, free)
+            for left in folder.glob(".*.json-*" if file.exists() else ".config.json-*"):
+                left.unlink(missing_ok=True)  # of a process killed while it wrote a JSON file
+            if known := file.exists():
+                _refuse_another_run(file, command, resolved, exist, free)
+                for name in ("metrics.jsonl", "samples.jsonl", "warnings.jsonl"):
+                    # What follows the last line end is a line whose writer was killed in the middle.
+                    with writing(folder / name), suppress(FileNotFoundError), (folder / name).open("rb+") as stream:
+                        stream.truncate(stream.read().rfind(b"\n") + 1)
+            elif others := sorted(p.name for p in folder.iterdir() if p.name != "run.lock"):
+                shown = ", ".join(others[:3]) + (" ..." if len(others) > 3 else "")
+                raise RunError(f"expected {folder} to be new or empty, found {shown}: name another folder for the run")
+            if not known or exist == "changed":
+                write_json(file, {"command": command, "config": resolved, **_provenance()})
         except BaseException:
-            if not (folder / "config.json").exists():  # not a run's folder: leave no lock file in it
+            if not file.exists():  # not a run's folder: leave no lock file in it
                 (folder / "run.lock").unlink(missing_ok=True)
             lock.release()
             raise
-        return run
-
-    def _record(
-        self, command: str, config: dict[str, Any], exist: bool | Literal["changed"], free: Collection[str]
-    ) -> None:
-        """Check what the folder holds, mend what a killed process left of a line, and write config.json."""
-        file = self.path / "config.json"
-        for left in self.path.glob(".*.json-*" if file.exists() else ".config.json-*"):
-            left.unlink(missing_ok=True)  # of a process killed while it wrote a JSON file
-        if file.exists():
-            _refuse_another_run(file, command, config, exist, free)
-            if exist == "changed":
-                write_json(file, {"command": command, "config": config, **_provenance()})
-            for name in ("metrics.jsonl", "samples.jsonl", "warnings.jsonl"):
-                _cut_torn_line(self.path / name)
-            return
-        if others := sorted(p.name for p in self.path.iterdir() if p.name != "run.lock"):
-            raise RunError(
-                f"expected {self.path} to be new or empty, found {', '.join(others[:3])}"
-                f"{' ...' if len(others) > 3 else ''}: name another folder for the run"
-            )
-        write_json(file, {"command": command, "config": config, **_provenance()})
+        return cls(folder, lock)
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Append one line to metrics.jsonl and write the same figures as TensorBoard scalars.
-
-        Args:
-            step: The update the figures belong to.
-            metrics: Finite numbers by name; NumPy scalars and one-element tensors are welcome.
+        """Append an update's figures (NumPy scalars and one-element tensors too) to metrics.jsonl and to TensorBoard.
 
         Raises:
             RunError: If a figure is not a finite number. Nothing is written then.
         """
-        figures = {name: _finite(name, value, step) for name, value in metrics.items()}
+        figures: dict[str, Any] = {}
+        for name, value in metrics.items():
+            figures[name] = number = value.item() if math.prod(getattr(value, "shape", (2,))) == 1 else value
+            if not is_number(number):
+                raise RunError(f"expected metric {name!r} at step {step} to be a finite number, found {number!r}")
         if "step" in figures:
             raise RunError("expected metrics by other names than 'step', which is the line's own")
-        self._append("metrics.jsonl", [{"step": step, **figures}])
-        with _explained(self.path / "tensorboard"):
+        self.record("metrics.jsonl", {"step": step, **figures})
+        with self._tensorboard() as writer:
             for name, value in figures.items():
-                self._tensorboard().add_scalar(name, value, step)
+                writer.add_scalar(name, value, step)
 
     def log_samples(
         self,
@@ -154,42 +132,34 @@ class RunFolder:
         rewards: ArrayLike,
         parts: Mapping[str, ArrayLike] | None = None,
     ) -> None:
-        """Append n responses to samples.jsonl.
-
-        Args:
-            step: The update they were sampled in.
-            prompts: n prompts.
-            responses: n responses.
-            rewards: n rewards.
-            parts: Further columns by name, n each: parts of the reward, raw scores, finish reasons.
+        """Append an update's n responses, their rewards (n,) and further columns (n,) by name to samples.jsonl.
 
         Raises:
             RunError: If the columns differ in length or hold a number that is not finite. Nothing is written then.
         """
-        columns = {"prompt": list(prompts), "response": list(responses)}
-        columns |= {
+        figures = {
             name: np.atleast_1d(column).tolist() for name, column in {"reward": rewards, **(parts or {})}.items()
         }
+        columns = {"prompt": list(prompts), "response": list(responses), **figures}
         sizes = {name: len(column) for name, column in columns.items()}
         if len(set(sizes.values())) > 1:
             raise RunError(f"expected columns of one length at step {step}, found {sizes}")
-        rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-        self._append("samples.jsonl", [{"step": step, **row} for row in rows])
+        rows = zip(*columns.values(), strict=True)
+        self.record("samples.jsonl", *({"step": step, **dict(zip(columns, row, strict=True))} for row in rows))
 
-    def record(self, name: str, row: Mapping[str, Any]) -> None:
-        """Append one line to another JSONL file of the folder, such as "warnings.jsonl"."""
-        self._append(name, [row])
+    def record(self, name: str, *rows: Mapping[str, Any]) -> None:
+        """Append lines to a file of the folder, such as "warnings.jsonl", in one write: a reader sees whole lines."""
+        file = self.path / name
+        lines = "".join(_json_text(row, f"each line of {file}") + "\n" for row in rows)
+        with writing(file), file.open("a", encoding="utf-8") as stream:
+            stream.write(lines)
 
     def log_text(self, step: int, name: str, text: str) -> None:
         """Show a text in TensorBoard exactly as it is: model output is never read as Markdown or HTML."""
         # TensorBoard renders Markdown; an indented block is the one form in which every character stands for itself.
         block = "\n".join("    " + line for line in text.expandtabs(4).splitlines())
-        with _explained(self.path / "tensorboard"):
-            self._tensorboard().add_text(name, block, step)
-
-    def log_figure(self, step: int, name: str, figure: Figure) -> None:
-        """Show a matplotlib figure in TensorBoard."""
-        self._tensorboard().add_figure(name, figure, step, close=False)
+        with self._tensorboard() as writer:
+            writer.add_text(name, block, step)
 
     @contextmanager
     def checkpoint(self, step: int) -> Iterator[Path]:
@@ -199,56 +169,46 @@ class RunFolder:
         After an error nothing is left of the new one.
         """
         parent = self.path / "checkpoints"
-        with _explained(parent):
+        with writing(parent):
             parent.mkdir(exist_ok=True)
             unfinished = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=parent))
         final, replaced = parent / f"{step:06d}", parent / f".replaced-{step:06d}"
         try:
             yield unfinished
-            with _explained(final):
+            with writing(final):
                 unfinished.chmod(0o755)  # mkdtemp makes a folder that only its owner can read
                 for path in (*unfinished.iterdir(), unfinished):
-                    _sync(path)
+                    sync(path)
                 if final.exists():
                     final.rename(replaced)
                 unfinished.rename(final)
-                _sync(parent)
+                sync(parent)
                 shutil.rmtree(replaced, ignore_errors=True)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
 
-    def curves(self, panels: Mapping[str, str] = PANELS) -> Path | None:
-        """Draw metrics by update into curves.png, one panel each.
-
-        Args:
-            panels: Names of metrics with the labels of their axes; those never logged are left out.
-
-        Returns:
-            The picture's path, or None where none of these metrics has been logged.
-        """
+    def curves(self) -> Path | None:
+        """Draw the metrics by update into curves.png; None where none of `rlaif_env.curves.PANELS` has been logged."""
         rows = read_metrics(self.path) if (self.path / "metrics.jsonl").exists() else []
-        series = {name: [(row["step"], row[name]) for row in rows if name in row] for name in panels}
-        series = {name: points for name, points in series.items() if points}
-        if not series:
+        figure, file = draw(rows, title=self.path.resolve().name), self.path / "curves.png"
+        if figure is None:
             return None
-        figure = _draw(series, panels, title=self.path.resolve().name)
-        file = self.path / "curves.png"
-        with _explained(file):
+        with writing(file):
             figure.savefig(file, dpi=120)
         return file
 
     def flush(self) -> None:
         """Bring what TensorBoard still holds back to its file."""
         if self._writer is not None:
-            with _explained(self.path / "tensorboard"):
-                self._writer.flush()
+            with self._tensorboard() as writer:
+                writer.flush()
 
     def close(self) -> None:
         """Finish the TensorBoard file and give up the lock; a second call does nothing."""
-        writer, self._writer = self._writer, None
         try:
-            if writer is not None:
-                with _explained(self.path / "tensorboard"):
+            if self._writer is not None:
+                with self._tensorboard() as writer:
+                    self._writer = None
                     writer.close()
         finally:
             self._lock.release()
@@ -256,27 +216,20 @@ class RunFolder:
     def __enter__(self) -> RunFolder:
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        try:
+    def __exit__(self, kind: object, *exception: object) -> None:
+        with suppress(*(() if kind is None else (RunError,))):  # the first error is the one to be raised
             self.close()
-        except RunError:
-            if exception[0] is None:  # the first error is the one to be told
-                raise
 
-    def _append(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Add lines to a file of the folder in one write, so that a reader sees whole lines."""
-        file = self.path / name
-        lines = "".join(_json_text(row, f"each line of {file}") + "\n" for row in rows)
-        with _explained(file), file.open("a", encoding="utf-8") as stream:
-            stream.write(lines)
+    @contextmanager
+    def _tensorboard(self) -> Iterator[Any]:
+        """TensorBoard's writer, made when first asked for."""
+        folder = self.path / "tensorboard"
+        with writing(folder):
+            if self._writer is None:
+                from torch.utils.tensorboard import SummaryWriter
 
-    def _tensorboard(self) -> Any:
-        if self._writer is None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            with _explained(self.path / "tensorboard"):
-                self._writer = SummaryWriter(str(self.path / "tensorboard"), flush_secs=10)
-        return self._writer
+                self._writer = SummaryWriter(str(folder), flush_secs=10)
+            yield self._writer
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -289,18 +242,8 @@ def write_json(path: str | Path, value: Any) -> None:
     """
     path = Path(path)
     text = _json_text(value, path.name, indent=2) + "\n"
-    with _explained(path):
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-        try:
-            with open(handle, "w", encoding="utf-8") as stream:
-                stream.write(text)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+    with writing(path), replacing(path) as stream:
+        stream.write(text.encode())
 
 
 def read_metrics(path: str | Path) -> list[dict[str, float]]:
@@ -308,11 +251,8 @@ def read_metrics(path: str | Path) -> list[dict[str, float]]:
 
     A last line without a line end is still being written, or was when its process was killed; it is not a row yet.
 
-    Args:
-        path: The run folder or the file.
-
     Raises:
-        RunError: If there is no such file.
+        RunError: If there is no such folder or file.
         DataError: If a line is not a JSON object of numbers with a step; names file and line.
     """
     file = Path(path) / "metrics.jsonl" if Path(path).is_dir() else Path(path)
@@ -326,36 +266,26 @@ def read_metrics(path: str | Path) -> list[dict[str, float]]:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise DataError(f"{file}, line {number}: expected a JSON object, found {line[:60]!r}") from error
-        if not isinstance(row, dict) or type(row.get("step")) is not int or not all(map(_is_finite, row.values())):
+        if not isinstance(row, dict) or type(row.get("step")) is not int or not all(map(is_number, row.values())):
             raise DataError(f"{file}, line {number}: expected finite numbers and a step, found {line[:60]!r}")
         rows.append(row)
     return rows
 
 
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """Turn the system's errors on a path into one that names it."""
+def writing(path: Path) -> Iterator[None]:
+    """Turn the system's errors in writing a path into a `RunError` that names it."""
     try:
         yield
     except OSError as error:
         raise RunError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-def _sync(path: Path) -> None:
-    """Have the disk hold what a file, or a folder's list of names, says."""
-    number = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
-
-
 def _take_folder(folder: Path) -> filelock.BaseFileLock:
     """Make a folder and lock it. The system frees the lock of a process that dies, so a stale file holds nobody up."""
-    with _explained(folder):
-        folder.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(folder / "run.lock")
-    with _explained(folder):
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire(timeout=0)
         except filelock.Timeout as error:
@@ -372,25 +302,25 @@ def _new_default_folder(command: str, config: Mapping[str, Any]) -> Path:
     stem = "-".join(word for word in (re.sub(r"[^\w.]+", "-", w).strip("-.") for w in words) if word)
     for count in itertools.count(1):
         folder = Path("runs", stem if count == 1 else f"{stem}-{count}")
-        with _explained(folder), suppress(FileExistsError):
+        with writing(folder), suppress(FileExistsError):
             folder.mkdir(parents=True)
             break
     return folder
 
 
 def _refuse_another_run(
-    file: Path, command: str, config: Mapping[str, Any], exist: bool | Literal["changed"], free: Collection[str] = ()
+    file: Path, command: str, config: Mapping[str, Any], exist: bool | Literal["changed"], free: Collection[str]
 ) -> None:
     if not exist:
         raise RunError(f"expected {file.parent} to be new or empty, found a run in it: name another folder")
     try:
-        found = json.loads(file.read_bytes())
-        before = {"command": found["command"], **_flat(found["config"])}
+        record = json.loads(file.read_bytes())
+        before, now = {"command": record["command"]}, {"command": command}
+        settings = _flat(record["config"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RunError(f"expected {file} to be a run's configuration, found something else: {error}") from error
-    now = {"command": command, **_flat(config)}
-    if exist == "changed":
-        before, now = ({"command": found["command"]}, {"command": command})
+    if exist != "changed":
+        before, now = before | settings, now | _flat(config)
     missing = object()
     different = [k for k in {**before, **now} if before.get(k, missing) != now.get(k, missing) and k not in free]
     if different:
@@ -404,25 +334,6 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in config.items():
         flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
     return flat
-
-
-def _cut_torn_line(file: Path) -> None:
-    """Remove what follows the last line end: a line whose writer was killed in the middle."""
-    with _explained(file), suppress(FileNotFoundError), file.open("rb+") as stream:
-        stream.truncate(stream.read().rfind(b"\n") + 1)
-
-
-def _finite(name: str, value: Any, step: int) -> float:
-    number = value.item() if math.prod(getattr(value, "shape", (2,))) == 1 else value
-    if not _is_finite(number):
-        raise RunError(f"expected metric {name!r} at step {step} to be a finite number, found {number!r}")
-    return cast("float", number)
-
-
-def _is_finite(value: Any) -> bool:
-    if type(value) is int:
-        return abs(value) <= sys.float_info.max  # an integer may be longer than any float
-    return isinstance(value, float) and math.isfinite(value)
 
 
 def _json_text(value: Any, name: str, indent: int | None = None) -> str:
@@ -450,7 +361,7 @@ def _plain(value: Any) -> Any:
 def _provenance() -> dict[str, Any]:
     """When, by what and on what a run was made."""
     versions = {"python": platform.python_version()}
-    for name in _RECORDED_VERSIONS:
+    for name in ("rlaif-env", "torch", "transformers", "peft", "gymnasium", "numpy"):
         with suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
     return {
@@ -464,39 +375,12 @@ def _provenance() -> dict[str, Any]:
 
 def _git_commit() -> str | None:
     """The commit of this code, "+changes" added where files differ from it; None outside a checkout of it."""
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(Path(__file__).parent), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-
+    here = Path(__file__)
+    git = partial(subprocess.run, cwd=here.parent, capture_output=True, text=True, check=True, timeout=10)
     try:
         # A copy installed inside somebody else's checkout is not part of it: the first call fails there.
-        git("ls-files", "--error-unmatch", Path(__file__).name)
-        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno") else "")
+        git(["git", "ls-files", "--error-unmatch", here.name])
+        commit = git(["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"])
+        return str(commit.stdout).strip()
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def _draw(series: Mapping[str, Sequence[tuple[float, float]]], labels: Mapping[str, str], title: str) -> Figure:
-    """One panel a metric: each update thin, the mean of the last updates thick."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    columns = min(2, len(series))
-    rows = -(-len(series) // columns)
-    figure = Figure(figsize=(5.2 * columns, 3.4 * rows), layout="constrained")
-    for i, (name, points) in enumerate(series.items()):
-        steps, values = np.array(points, dtype=float).T  # (updates,), (updates,)
-        window = max(1, len(values) // 10)
-        axes = figure.add_subplot(rows, columns, i + 1)
-        axes.plot(steps, values, color="tab:blue", alpha=0.35, linewidth=1, marker="." if len(values) < 60 else "")
-        if window > 1:
-            mean = np.convolve(values, np.full(window, 1 / window), "valid")
-            axes.plot(steps[window - 1 :], mean, color="tab:blue", linewidth=2, label=f"mean of the last {window}")
-            axes.legend(frameon=False, fontsize="small")
-        axes.set(xlabel="update", ylabel=labels[name])
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(title, parse_math=False)
-    return figure

@@ -67,19 +67,19 @@ class Table:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, found: Any, where: str) -> Table:
+    def from_json(cls, value: Any, where: str) -> Table:
         """A table as its JSON says it, checked.
 
         Args:
-            found: A JSON value.
+            value: A JSON value.
             where: File and place, for the message.
 
         Raises:
             DataError: If it is no table.
         """
-        if not isinstance(found, dict):
-            raise DataError(f"{where}: expected an object, found {type(found).__name__}")
-        columns, rows = found.get("columns"), found.get("rows")
+        if not isinstance(value, dict):
+            raise DataError(f"{where}: expected an object, found {type(value).__name__}")
+        columns, rows = value.get("columns"), value.get("rows")
         if not isinstance(columns, list) or not all(isinstance(c, str) for c in columns):
             raise DataError(f"{where}: expected columns to be a list of names, found {str(columns)[:60]!r}")
         if not isinstance(rows, list):
@@ -89,8 +89,8 @@ class Table:
                 raise DataError(f"{where}, row {i}: expected {len(columns)} cells, found {str(row)[:60]!r}")
             if bad := [c for c in row if not (c is None or isinstance(c, str) or is_number(c))]:
                 raise DataError(f"{where}, row {i}: expected text, finite numbers and null, found {str(bad[0])[:60]!r}")
-        title, caption = str(found.get("title", "")), str(found.get("caption", "") or "")
-        return cls(title, columns, rows, caption, found.get("by_row") is True)
+        title, caption = str(value.get("title", "")), str(value.get("caption", "") or "")
+        return cls(title, columns, rows, caption, value.get("by_row") is True)
 
     def markdown(self) -> str:
         """The table under a heading of the second level, its caption below it."""

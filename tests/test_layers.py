@@ -19,9 +19,9 @@ FORBIDDEN = {
 }
 FLOORS: dict[str, list[set[str]]] = {
     "rlaif_env": [
-        {"api"},
-        {"batches", "tables", "statistics", "models", "runs"},
-        {"data"},
+        {"api", "files"},
+        {"batches", "curves", "tables", "statistics", "models"},
+        {"data", "runs"},
         {"keywords"},
         {"envs"},
         {"cli"},

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.report.contents import Figure
-from rlaif_env.runs import PANELS
+from rlaif_env.curves import PANELS
 
 __all__ = ["curve", "curves"]
 
@@ -26,7 +26,7 @@ def curves(rows: Sequence[Mapping[str, float]]) -> list[Figure]:
         rows: The lines of metrics.jsonl, each with its "step".
 
     Returns:
-        First those that `rlaif_env.runs.PANELS` names, then the others, folded.
+        First those that `rlaif_env.curves.PANELS` names, then the others, folded.
     """
     names = list(dict.fromkeys(name for row in rows for name in row if name != "step"))
     first = [name for name in PANELS if name in names] or names[:4]

@@ -23,7 +23,7 @@ import numpy as np
 from rlaif_env.api import DataError, Preference
 from rlaif_env.models import assets
 
-__all__ = ["SPLITS", "SPLIT_FRACTIONS", "Snippet", "human_preferences", "movie_snippets", "split_of"]
+__all__ = ["SPLITS", "SPLIT_FRACTIONS", "Snippet", "check_split", "human_preferences", "movie_snippets", "split_of"]
 
 SPLITS = ("train", "validation", "test", "gold")
 SPLIT_FRACTIONS: Mapping[str, float] = {"train": 0.60, "validation": 0.05, "test": 0.15, "gold": 0.20}
@@ -48,9 +48,13 @@ def split_of(text: str, fractions: Mapping[str, float] = SPLIT_FRACTIONS, seed: 
         left -= share
         if left < 0:
             return name
-    return next(
-        name for name in reversed(list(fractions)) if fractions[name] > 0
-    )  # the sum fell short of 1 by rounding
+    return [name for name, share in fractions.items() if share > 0][-1]  # the sum fell short of 1 by rounding
+
+
+def check_split(split: str) -> None:
+    """Raise a `DataError` unless it is one of `SPLITS`."""
+    if split not in SPLITS:
+        raise DataError(f"expected a split of {', '.join(SPLITS)}, found {split!r}")
 
 
 @dataclass(frozen=True)
@@ -88,8 +92,8 @@ def movie_snippets(split: str | None = None) -> list[Snippet]:
         AssetError: If the corpus cannot be fetched.
         DataError: If there is no such split.
     """
-    if split is not None and split not in SPLITS:
-        raise DataError(f"expected a split of {', '.join(SPLITS)}, found {split!r}")
+    if split is not None:
+        check_split(split)
     folder = assets.corpus_folder()
     texts = _columns(folder / "movieReviewSnippets_GroundTruth.txt", 3)
     ratings = _columns(folder / "movieReviewSnippets_anonDataRatings.txt", 4)

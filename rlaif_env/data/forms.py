@@ -15,10 +15,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from rlaif_env.api import DataError, Preference
-from rlaif_env.data.jsonl import MAX_CHARACTERS, check_text
+from rlaif_env.data.jsonl import MAX_CHARACTERS, check_text, listing
 
 __all__ = ["PreferenceForms", "dialogue", "messages_of", "own_row", "prompt_of", "trl_row"]
 
@@ -31,19 +32,15 @@ Message = Mapping[str, str]
 
 
 class PreferenceForms:
-    """Turns rows of one file, all in the form of its first, into preferences.
-
-    Args:
-        allow_identical: Keep pairs of two equal responses, which say nothing; else they are bad rows.
-        allow_empty: Keep empty responses (a policy may give one, people may have judged one); else they are bad rows.
-        max_characters: Longest text of a field.
-    """
+    """Turns rows of one file, all in the form of its first, into preferences; `read_preferences` says its arguments."""
 
     def __init__(
         self, *, allow_identical: bool = False, allow_empty: bool = False, max_characters: int = MAX_CHARACTERS
     ) -> None:
-        self.allow_identical, self.allow_empty, self.max_characters = allow_identical, allow_empty, max_characters
+        self.allow_identical, self.allow_empty = allow_identical, allow_empty
         self.form: str | None = None
+        self._text = partial(check_text, may_be_empty=True, max_characters=max_characters)
+        self._messages = partial(_messages, max_characters=max_characters)
 
     def __call__(self, row: Mapping[str, Any]) -> Preference:
         """The preference of a row; fields that no form knows go to ``meta``.
@@ -58,12 +55,11 @@ class PreferenceForms:
         if form != self.form:
             raise DataError(f"expected the form of the rows before, {self.form}; found {form}")
         preference = self._own(row) if form.startswith("response_1") else self._trl(row, form)
-        if not self.allow_empty:
-            for name, text in (("first", preference.response_1), ("second", preference.response_2)):
-                if not text.strip():
-                    raise DataError(
-                        f"expected two responses, found the {name} one empty (allow_empty=True keeps such pairs)"
-                    )
+        for name, text in (("first", preference.response_1), ("second", preference.response_2)):
+            if not (self.allow_empty or text.strip()):
+                raise DataError(
+                    f"expected two responses, found the {name} one empty (allow_empty=True keeps such pairs)"
+                )
         if not self.allow_identical and preference.response_1 == preference.response_2:
             raise DataError(
                 "expected two different responses, found the same one twice (allow_identical=True keeps such pairs): "
@@ -91,9 +87,9 @@ class PreferenceForms:
         return Preference(prompt, chosen, rejected, p_chosen, source, meta)
 
     def _conversational(self, row: Mapping[str, Any]) -> tuple[str, str, str, list[Message]]:
-        chosen, rejected = (_messages(row, name, self.max_characters) for name in ("chosen", "rejected"))
+        chosen, rejected = self._messages(row, "chosen"), self._messages(row, "rejected")
         if "prompt" in row:
-            before = _messages(row, "prompt", self.max_characters)
+            before = self._messages(row, "prompt")
         else:
             same = [a == b for a, b in zip(chosen, rejected, strict=False)]
             # At least the last message of each is the response, equal or not.
@@ -101,15 +97,12 @@ class PreferenceForms:
             before, chosen, rejected = chosen[:common], chosen[common:], rejected[common:]
         for name, turns in (("chosen", chosen), ("rejected", rejected)):
             if not turns or turns[0]["role"] != "assistant":
-                found = f"the role {turns[0]['role']!r}" if turns else "no message"
-                raise DataError(f"expected {name} to go on with a message of the assistant, found {found}")
+                actual = f"the role {turns[0]['role']!r}" if turns else "no message"
+                raise DataError(f"expected {name} to go on with a message of the assistant, found {actual}")
         if not before:
             raise DataError("expected a message before the responses, found none")
         one, other = (dialogue(turns).removeprefix(_TURN + " ") for turns in (chosen, rejected))
         return dialogue(before) + _TURN, one, other, before
-
-    def _text(self, row: Mapping[str, Any], name: str) -> str:
-        return check_text(row, name, may_be_empty=True, max_characters=self.max_characters)
 
 
 def prompt_of(row: Mapping[str, Any], fields: Sequence[str], max_characters: int = MAX_CHARACTERS) -> str:
@@ -124,8 +117,8 @@ def prompt_of(row: Mapping[str, Any], fields: Sequence[str], max_characters: int
                 return dialogue(_messages(row, name, max_characters)) + _TURN
             return check_text(row, name, may_be_empty=False, max_characters=max_characters)
     if "chosen" in row and "rejected" in row:
-        forms = PreferenceForms(allow_identical=True, allow_empty=True, max_characters=max_characters)
-        if prompt := forms(row).prompt:
+        read = PreferenceForms(allow_identical=True, allow_empty=True, max_characters=max_characters)
+        if prompt := read(row).prompt:
             return prompt
         raise DataError("expected chosen and rejected to begin with the same prompt, found no common beginning")
     return check_text(row, fields[0], may_be_empty=False)  # says what is missing and what there is
@@ -163,41 +156,34 @@ def trl_row(preference: Preference, conversational: bool) -> dict[str, Any]:
     Raises:
         DataError: If no response is likelier, or a conversation is asked for and there is no prompt.
     """
-    p = float(preference.p_first)
-    if p == 0.5:
+    if preference.p_first == 0.5:
         raise DataError("expected one response to be preferred, found p_first 0.5, which chosen/rejected cannot say")
-    one, other = preference.response_1, preference.response_2
-    prompt: Any = preference.prompt
-    chosen: Any = one if p > 0.5 else other
-    rejected: Any = other if p > 0.5 else one
+    likelier = preference if preference.p_first > 0.5 else preference.swapped()
+    prompt, meta = preference.prompt, dict(preference.meta)
+    values: list[Any] = [prompt, likelier.response_1, likelier.response_2]
     if conversational:
-        if not preference.prompt.strip():
+        if not prompt.strip():
             raise DataError("expected a prompt to make a conversation of, found an empty one")
-        prompt = preference.meta.get("prompt_messages") or messages_of(preference.prompt)
-        chosen, rejected = ([{"role": "assistant", "content": text.strip()}] for text in (chosen, rejected))
-    meta = {name: value for name, value in preference.meta.items() if name != "prompt_messages" or not conversational}
-    row = {"prompt": prompt, "chosen": chosen, "rejected": rejected, "p_chosen": max(p, 1 - p)}
-    return row | {"source": preference.source, "meta": meta}
+        values[0] = meta.pop("prompt_messages", None) or messages_of(prompt)
+        values[1:] = [[{"role": "assistant", "content": text.strip()}] for text in values[1:]]
+    return dict(zip(_TRL, [*values, float(likelier.p_first), preference.source, meta], strict=True))
 
 
 def _form(row: Mapping[str, Any]) -> str:
     """The name of a row's form; it says which fields and what is in them."""
-    own = [name for name in ("response_1", "response_2", "p_first") if row.get(name) is not None]
+    own = [name for name in _OWN[1:4] if row.get(name) is not None]
     trl = [name for name in ("chosen", "rejected") if row.get(name) is not None]
     if own and trl:
         raise DataError(f"expected one form in a row, found {', '.join(own)} beside {', '.join(trl)}")
     if len(own) == 3:
         return "response_1/response_2/p_first"
     if own:
-        missing = [name for name in ("response_1", "response_2", "p_first") if name not in own]
+        missing = [name for name in _OWN[1:4] if name not in own]
         raise DataError(f"expected response_1, response_2 and p_first, found no {' and no '.join(missing)}")
     if len(trl) == 1:
         raise DataError(f"expected both chosen and rejected, found only {trl[0]}")
     if not trl:
-        found = ", ".join(sorted(map(str, row))[:8]) or "(none)"
-        raise DataError(
-            f"expected response_1, response_2 and p_first, or chosen and rejected; found the fields {found}"
-        )
+        raise DataError(f"expected response_1, response_2 and p_first, or chosen and rejected; found {listing(row)}")
     fields = ("prompt", "chosen", "rejected") if "prompt" in row else ("chosen", "rejected")
     kinds = {"messages" if isinstance(row[name], list) else "strings" for name in fields}
     if len(kinds) > 1:
@@ -207,9 +193,7 @@ def _form(row: Mapping[str, Any]) -> str:
 
 def _source_and_meta(row: Mapping[str, Any], known: Sequence[str]) -> tuple[str, dict[str, Any]]:
     """Who judged, and everything else there is in a row."""
-    meta = row.get("meta")
-    if meta is None:
-        meta = {}
+    meta = {} if row.get("meta") is None else row["meta"]
     if not isinstance(meta, Mapping):
         raise DataError(f"expected meta to be an object, found {type(meta).__name__}")
     further = {name: value for name, value in row.items() if name not in known}
@@ -219,20 +203,14 @@ def _source_and_meta(row: Mapping[str, Any], known: Sequence[str]) -> tuple[str,
     if source is not None and not isinstance(source, str):
         raise DataError(f"expected source to be a string, found {type(source).__name__}")
     meta = {**meta, **further}
-    if meta or source:
-        _check_writable([source, meta])
-    return "human" if source is None else source, meta
-
-
-def _check_writable(values: Any) -> None:
-    """JSON can escape half a surrogate pair, so it can be read; no file can hold it, so it could not be written."""
-    try:
-        json.dumps(values, ensure_ascii=False, default=str).encode("utf-8")
+    try:  # JSON can escape half a surrogate pair, so it can be read; no file can hold it, so it could not be written
+        json.dumps([source, meta], ensure_ascii=False, default=str).encode("utf-8")
     except UnicodeEncodeError as error:
         half = f"U+{ord(error.object[error.start]):04X}"
         raise DataError(f"expected whole characters in source and meta, found half a surrogate pair, {half}") from None
     except (TypeError, ValueError, RecursionError):  # values that are no JSON; whoever writes them says so
         pass
+    return "human" if source is None else source, meta
 
 
 def _messages(row: Mapping[str, Any], name: str, max_characters: int) -> list[Message]:

@@ -7,12 +7,12 @@ beginning of a line, which is cut off when the file is opened again. Only the pl
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from rlaif_env.api import DataError
 from rlaif_env.data.jsonl import json_object
@@ -34,22 +34,18 @@ class Journal:
     """
 
     def __init__(self, path: Path, each: Callable[[Mapping[str, Any]], None] = lambda row: None) -> None:
-        self.path = path
+        self.path, self._end = path, 0
         self._places: dict[str, int] = {}
         self._file: IO[bytes] | None = None
-        end = 0
         try:
-            with path.open("rb") as stream:
+            with suppress(FileNotFoundError), path.open("rb") as stream:
                 for number, line in enumerate(stream, start=1):
                     if not line.endswith(b"\n"):
                         break  # torn: its batch was never reported as done
-                    self._places[self._row(line, number, each)["key"]] = end
-                    end += len(line)
-        except FileNotFoundError:
-            pass
+                    self._places[self._row(line, number, each)["key"]] = self._end
+                    self._end += len(line)
         except OSError as error:
             raise DataError(f"expected a file to read at {path}, found: {error.strerror or error}") from error
-        self._end = end
 
     def _row(self, line: bytes, number: int, each: Callable[[Mapping[str, Any]], None]) -> dict[str, Any]:
         try:
@@ -76,8 +72,7 @@ class Journal:
     def __getitem__(self, key: str) -> dict[str, Any]:
         with self.path.open("rb") as stream:
             stream.seek(self._places[key])
-            row: dict[str, Any] = json.loads(stream.readline())
-            return row
+            return cast(dict[str, Any], json.loads(stream.readline()))
 
     def append(self, rows: Mapping[str, Mapping[str, Any]]) -> None:
         """Write rows by key; when it returns they are on the disk. Keys that are there already are left as they are.
@@ -98,7 +93,7 @@ class Journal:
                 left = left[self._file.write(left) :]
             os.fsync(self._file.fileno())
         except OSError as error:
-            with contextlib.suppress(OSError):  # the rows that got through whole must not be followed by a torn one
+            with suppress(OSError):  # the rows that got through whole must not be followed by a torn one
                 os.truncate(self.path, self._end)
             raise DataError(f"cannot write {self.path}: {error.strerror or error}; what was there is kept") from error
         for key, line in lines.items():

@@ -14,16 +14,18 @@ import json
 import math
 import os
 import re
-import secrets
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import ExitStack
+from itertools import count
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
 from rlaif_env.api import DataError
+from rlaif_env.files import replacing
 
-__all__ = ["MAX_CHARACTERS", "check_text", "checked", "json_object", "lines_of", "read_jsonl", "write_jsonl"]
+__all__ = ["MAX_CHARACTERS", "check_text", "checked", "json_object", "lines_of", "listing", "read_jsonl", "write_jsonl"]
+
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -78,11 +80,7 @@ def checked(rows: Iterable[tuple[int, T | DataError]], parse: Callable[[T], R], 
 
 
 def read_jsonl(path: str | os.PathLike[str], parse: Callable[[dict[str, Any]], R]) -> Iterator[R]:
-    """Records of a JSON lines file (``.gz`` too), in constant memory.
-
-    Args:
-        path: The file, UTF-8.
-        parse: Turns a row into a record; raises `DataError` for a bad one.
+    """Records of a JSON lines file (UTF-8, ``.gz`` too), parsed as `checked` does, in constant memory.
 
     Raises:
         DataError: If there is no such file, or for its bad lines, all together.
@@ -102,40 +100,40 @@ def lines_of(path: str | os.PathLike[str]) -> Iterator[tuple[int, str | DataErro
     except (OSError, ValueError) as error:  # ValueError: no path can have a zero byte
         raise DataError(f"expected a file to read at {path}, found: {getattr(error, 'strerror', error)}") from error
     with file:
-        number, empty = 0, 0  # empty: lines without data just before this one, a problem only if data follows
-        while True:
+        empty = 0  # lines without data just before this one, a problem only if data follows
+        for number in count(1):
             try:
                 raw = file.readline(_LINE_LIMIT)
                 long = len(raw) == _LINE_LIMIT
                 while long and raw and not raw.endswith(b"\n"):
                     raw = file.readline(_LINE_LIMIT)
             except (OSError, EOFError, zlib.error) as error:
-                yield number + 1, DataError(f"expected a whole file, found that it cannot be read on: {error}")
+                yield number, DataError(f"expected a whole file, found that it cannot be read on: {error}")
                 return
             if not raw and not long:
-                break
-            number += 1
+                return
             if number == 1:
                 raw = raw.removeprefix(b"\xef\xbb\xbf")
-                for mark, found in _MARKS.items():
+                for mark, kind in _MARKS.items():
                     if raw.startswith(mark):
-                        raise DataError(f"{path}: expected UTF-8 text, found what looks like {found}")
-            if long:
-                yield number, DataError(f"expected a line of less than {_LINE_LIMIT} bytes, found a longer one")
-                continue
-            if not raw.strip():
+                        raise DataError(f"{path}: expected UTF-8 text, found what looks like {kind}")
+            if not long and not raw.strip():
                 empty += 1
                 continue
             for before in range(number - empty, number):
                 yield before, DataError("expected a row, found an empty line")
             empty = 0
-            try:
-                yield number, raw.rstrip(b"\r\n").decode("utf-8")
-            except UnicodeDecodeError as error:
-                yield (
-                    number,
-                    DataError(f"expected UTF-8, found the byte 0x{raw[error.start]:02x} at byte {error.start + 1}"),
-                )
+            if long:
+                yield number, DataError(f"expected a line of less than {_LINE_LIMIT} bytes, found a longer one")
+            else:
+                yield number, _decoded(raw.rstrip(b"\r\n"))
+
+
+def _decoded(line: bytes) -> str | DataError:
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return DataError(f"expected UTF-8, found the byte 0x{line[error.start]:02x} at byte {error.start + 1}")
 
 
 def json_object(line: str) -> dict[str, Any]:
@@ -147,13 +145,13 @@ def json_object(line: str) -> dict[str, Any]:
     """
     try:
         row = json.loads(line, object_pairs_hook=_object, parse_constant=_constant, parse_float=_number)
+    except DataError:
+        raise
     except json.JSONDecodeError as error:
         raise DataError(f"expected a JSON object, found {error.msg} at column {error.colno}: {line[:60]!r}") from error
     except RecursionError:
         raise DataError(f"expected a JSON object, found one nested too deeply: {line[:20]!r}...") from None
     except ValueError as error:
-        if isinstance(error, DataError):
-            raise
         raise DataError(f"expected a JSON object, found {error}") from error  # an integer of thousands of digits
     if not isinstance(row, dict):
         raise DataError(f"expected a JSON object, found {type(row).__name__}: {line[:60]!r}")
@@ -169,8 +167,8 @@ def check_text(row: Mapping[str, Any], name: str, *, may_be_empty: bool, max_cha
             surrogate pair.
     """
     if row.get(name) is None:
-        found = "null" if name in row else "the fields " + (", ".join(sorted(map(str, row))[:8]) or "(none)")
-        raise DataError(f"expected a field {name!r}, found {found}")
+        actual = "null" if name in row else listing(row)
+        raise DataError(f"expected a field {name!r}, found {actual}")
     text = row[name]
     if not isinstance(text, str):
         raise DataError(f"expected {name} to be a string, found {type(text).__name__}: {str(text)[:40]}")
@@ -183,6 +181,11 @@ def check_text(row: Mapping[str, Any], name: str, *, may_be_empty: bool, max_cha
     return text
 
 
+def listing(row: Mapping[str, Any]) -> str:
+    """The fields a row has, for a message."""
+    return "the fields " + (", ".join(sorted(map(str, row))[:8]) or "(none)")
+
+
 def write_jsonl(path: str | os.PathLike[str], rows: Iterable[Mapping[str, Any]]) -> int:
     """Write rows as JSON lines (gzip for ``.gz``), in one rename when all are written; a failure leaves no trace.
 
@@ -192,37 +195,21 @@ def write_jsonl(path: str | os.PathLike[str], rows: Iterable[Mapping[str, Any]])
     Raises:
         DataError: If a row cannot be written as JSON (its number is named) or the folder cannot be written to.
     """
-    path = Path(path)
-    partial = path.with_name(f".{path.name}-{secrets.token_hex(4)}.partial")
-    count = 0
-    try:
-        file = partial.open("xb")
-    except OSError as error:
-        raise DataError(f"expected a folder to write to at {path.parent}, found: {error.strerror}") from error
-    try:
-        with file:
-            # No name and no time in the gzip header: the same rows give the same bytes.
-            packed = gzip.GzipFile("", "wb", fileobj=file, mtime=0) if path.suffix == ".gz" else None
-            for row in rows:
-                count += 1
-                (packed or file).write(_json_line(row, count))
-            if packed:
-                packed.close()
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except BaseException:
-        with suppress(OSError):
-            partial.unlink()
-        raise
-    return count
-
-
-def _json_line(row: Mapping[str, Any], number: int) -> bytes:
-    try:
-        return (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8")
-    except (TypeError, ValueError, RecursionError) as error:
-        raise DataError(f"row {number}: expected values that JSON can hold, found: {error}") from error
+    path, number = Path(path), 0
+    with ExitStack() as stack:
+        try:
+            file = cast(IO[bytes], stack.enter_context(replacing(path)))
+        except OSError as error:
+            raise DataError(f"expected a folder to write to at {path.parent}, found: {error.strerror}") from error
+        if path.suffix == ".gz":  # no name and no time in the header: the same rows give the same bytes
+            file = stack.enter_context(cast(IO[bytes], gzip.GzipFile("", "wb", fileobj=file, mtime=0)))
+        for number, row in enumerate(rows, start=1):
+            try:
+                line = json.dumps(row, ensure_ascii=False, allow_nan=False).encode("utf-8")
+            except (TypeError, ValueError, RecursionError) as error:
+                raise DataError(f"row {number}: expected values that JSON can hold, found: {error}") from error
+            file.write(line + b"\n")
+    return number
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

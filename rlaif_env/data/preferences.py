@@ -2,40 +2,30 @@
 
 Reading is row by row in constant memory, and strict: see `rlaif_env.data.jsonl` for what happens to bad rows and
 `rlaif_env.data.forms` for the forms that are understood.
-
 Splits and the corpus itself are in `rlaif_env.data.corpus` and offered here as well.
 """
 
 from __future__ import annotations
 
-import hashlib
-import math
 import os
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from rlaif_env.api import DataError, Preference
-from rlaif_env.data.corpus import SPLIT_FRACTIONS, SPLITS, Snippet, human_preferences, movie_snippets, split_of
+from rlaif_env.data.corpus import SPLITS, human_preferences, movie_snippets, split_of
 from rlaif_env.data.forms import PreferenceForms, own_row, prompt_of, trl_row
 from rlaif_env.data.jsonl import MAX_CHARACTERS, check_text, checked, lines_of, read_jsonl, write_jsonl
 
 __all__ = [
     "SPLITS",
-    "SPLIT_FRACTIONS",
-    "PreferenceSummary",
-    "Snippet",
     "dataset_rows",
     "export_trl",
     "human_preferences",
     "movie_snippets",
     "read_preferences",
     "read_prompts",
-    "split_by_prompt",
     "split_of",
-    "summarize_preferences",
     "write_preferences",
 ]
 
@@ -64,10 +54,8 @@ def read_prompts(
         def text(line: str) -> str:
             return check_text({"prompt": line}, "prompt", may_be_empty=False, max_characters=max_characters)
 
-        rows = checked(lines_of(source), text, str(source), "line")
-    else:
-        rows = _records(source, lambda row: prompt_of(row, fields, max_characters))
-    return _some(rows, source, "prompt")
+        return _some(checked(lines_of(source), text, str(source), "line"), source, "prompt")
+    return _records(source, lambda row: prompt_of(row, fields, max_characters), "prompt")
 
 
 def read_preferences(
@@ -80,15 +68,15 @@ def read_preferences(
 
     Args:
         source: A JSON lines file (``.gz`` too), or rows.
-        allow_identical: Keep pairs of two equal responses.
-        allow_empty: Keep empty responses (the HH data have some).
+        allow_identical: Keep pairs of two equal responses, which say nothing; else they are bad rows.
+        allow_empty: Keep empty responses (a policy may give one, the HH data have some); else they are bad rows.
         max_characters: Longest text of a field.
 
     Raises:
         DataError: For all bad rows together, or if there is no row at all.
     """
     forms = PreferenceForms(allow_identical=allow_identical, allow_empty=allow_empty, max_characters=max_characters)
-    return _some(_records(source, forms), source, "preference")
+    return _records(source, forms, "preference")
 
 
 def dataset_rows(
@@ -103,8 +91,8 @@ def dataset_rows(
         import datasets
     except ImportError as error:
         raise DataError(
-            f"expected the package datasets to read the data set {name!r}, found it is not installed; "
-            "pip install datasets, or pass a JSON lines file"
+            f"expected the package datasets to read the data set {name!r}, found it is not installed; pip install "
+            "datasets, or pass a JSON lines file"
         ) from error
     try:
         if (Path(name) / "state.json").is_file() or (Path(name) / "dataset_dict.json").is_file():
@@ -166,93 +154,11 @@ def export_trl(
     return written, ties
 
 
-def split_by_prompt(
-    records: Iterable[Preference], fractions: Mapping[str, float] = SPLIT_FRACTIONS, seed: int = 0
-) -> Iterator[tuple[str, Preference]]:
-    """Each record with the side its prompt belongs to, in constant memory; a prompt is never on two sides.
-
-    Raises:
-        DataError: If a record has no prompt: whole texts must be divided by text before they are paired.
-    """
-    for number, record in enumerate(records, start=1):
-        if not record.prompt.strip():
-            raise DataError(
-                f"record {number}: expected a prompt to divide by, found an empty one; records that compare whole "
-                "texts are divided by dividing the texts (split_of) before they are paired"
-            )
-        yield split_of(record.prompt, fractions, seed), record
-
-
-@dataclass(frozen=True)
-class PreferenceSummary:
-    """What is in a set of preferences.
-
-    Attributes:
-        records: How many there are.
-        prompts: Distinct prompts.
-        duplicates: Records whose prompt and two responses, in either order, had come before.
-        contradictions: Distinct pairs of responses to a prompt that were judged both ways.
-        identical: Records with two equal responses.
-        ties: Records with p_first = 0.5.
-        soft: Records with p_first strictly between 0 and 1, ties included.
-        longer_preferred: Share of records with a preference and two lengths in which the longer response has it; NaN
-            if there are none.
-        first_preferred: Share of records with a preference in which the first response has it; NaN if there are none.
-        sources: Records by source.
-    """
-
-    records: int
-    prompts: int
-    duplicates: int
-    contradictions: int
-    identical: int
-    ties: int
-    soft: int
-    longer_preferred: float
-    first_preferred: float
-    sources: Mapping[str, int] = field(default_factory=dict)
-
-
-def summarize_preferences(records: Iterable[Preference]) -> PreferenceSummary:
-    """Count what is in a set of preferences; memory grows with the number of distinct pairs (about 100 bytes each)."""
-    prompts: set[bytes] = set()
-    seen: dict[bytes, int] = {}  # a pair -> bit 1: the first in text order was preferred, bit 2: the second
-    count: Counter[str] = Counter()
-    sources: Counter[str] = Counter()
-    for record in records:
-        first, second, p = record.response_1, record.response_2, record.p_first
-        prompts.add(_digest(record.prompt))
-        key = _digest(record.prompt, *sorted((first, second)))
-        count["records"] += 1
-        count["duplicates"] += key in seen
-        count["identical"] += first == second
-        count["ties"] += p == 0.5
-        count["soft"] += 0 < p < 1
-        preferred = 0 if p == 0.5 or first == second else 1 if (p > 0.5) == (first < second) else 2
-        seen[key] = seen.get(key, 0) | preferred
-        if p != 0.5:
-            count["decided"] += 1
-            count["first"] += p > 0.5
-            if len(first) != len(second):
-                count["unequal"] += 1
-                count["longer"] += (p > 0.5) == (len(first) > len(second))
-        sources[record.source] += 1
-    return PreferenceSummary(
-        records=count["records"],
-        prompts=len(prompts),
-        contradictions=sum(bits == 3 for bits in seen.values()),
-        longer_preferred=count["longer"] / count["unequal"] if count["unequal"] else math.nan,
-        first_preferred=count["first"] / count["decided"] if count["decided"] else math.nan,
-        sources=dict(sources),
-        **{name: count[name] for name in ("duplicates", "identical", "ties", "soft")},
-    )
-
-
-def _records(source: Rows, parse: Callable[[dict[str, Any]], R]) -> Iterator[R]:
+def _records(source: Rows, parse: Callable[[dict[str, Any]], R], what: str) -> Iterator[R]:
     """Parsed rows of a file or of rows that are there already."""
     if isinstance(source, str | os.PathLike):
-        return read_jsonl(source, parse)
-    return checked(enumerate(map(_row, source), start=1), parse, "the rows given", "row")
+        return _some(read_jsonl(source, parse), source, what)
+    return _some(checked(enumerate(map(_row, source), start=1), parse, "the rows given", "row"), "the rows given", what)
 
 
 def _row(row: Any) -> dict[str, Any] | DataError:
@@ -262,20 +168,11 @@ def _row(row: Any) -> dict[str, Any] | DataError:
     return DataError(f"expected a row of named fields, found {type(row).__name__}")
 
 
-def _some(records: Iterator[R], source: Rows, what: str) -> Iterator[R]:
+def _some(records: Iterator[R], where: str | os.PathLike[str], what: str) -> Iterator[R]:
     """The records, of which there must be one."""
     empty = True
     for record in records:
         empty = False
         yield record
     if empty:
-        where = str(source) if isinstance(source, str | os.PathLike) else "the rows given"
         raise DataError(f"{where}: expected at least one {what}, found none")
-
-
-def _digest(*texts: str) -> bytes:
-    digest = hashlib.blake2b(digest_size=16)
-    for text in texts:
-        data = text.encode("utf-8", "surrogatepass")
-        digest.update(len(data).to_bytes(8, "big") + data)
-    return digest.digest()

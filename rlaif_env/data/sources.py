@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rlaif_env.api import Preference, RLAIFError
-from rlaif_env.data.preferences import (
-    SPLITS,
-    Rows,
-    dataset_rows,
-    human_preferences,
-    movie_snippets,
-    read_preferences,
-    read_prompts,
-    split_of,
-)
+from rlaif_env.data.corpus import SPLITS, check_split, human_preferences, movie_snippets, split_of
+from rlaif_env.data.preferences import Rows, dataset_rows, read_preferences, read_prompts
 
-__all__ = ["PromptSource"]
+__all__ = ["PromptSource", "each_split"]
 
 _CORPORA = ("movie-review",)
 _OPENING_WORDS = 6
@@ -65,65 +57,50 @@ class PromptSource:
         given = [name for name in ("corpus", "jsonl", "dataset", "prompts") if getattr(self, name) is not None]
         if len(given) > 1:
             raise RLAIFError(f"expected one source of prompts, found {' and '.join(given)}")
-        for name in ("corpus", "dataset", "field", "dataset_config", "dataset_revision"):
-            if not isinstance(value := getattr(self, name), str | None):
-                raise RLAIFError(f"expected {name} of a source to be a string, found {value!r:.80}")
+        self._check("a string", str | None, "corpus", "dataset", "field", "dataset_config", "dataset_revision")
+        self._check("true or false", bool, "allow_identical", "allow_empty")
+        self._check("a string, or one a split", str | None, "jsonl", "preferences", "dataset_splits")
+        self._check("a list of strings, or one a split", Sequence | None, "prompts")
         if self.corpus is not None and self.corpus not in _CORPORA:
             raise RLAIFError(f"expected a built-in corpus ({', '.join(_CORPORA)}), found {self.corpus!r}")
-        for name in ("allow_identical", "allow_empty"):
-            if not isinstance(value := getattr(self, name), bool):
-                raise RLAIFError(f"expected {name} of a source to be true or false, found {value!r:.80}")
-        for name in ("jsonl", "preferences", "dataset_splits"):
-            value = getattr(self, name)
-            values = _named_splits(name, value) if isinstance(value, Mapping) else [value]
-            if not all(isinstance(one, str | None) for one in values):
-                raise RLAIFError(f"expected {name} of a source to be a string, or one a split, found {value!r:.80}")
         if isinstance(self.dataset_splits, str):
             raise RLAIFError(f"expected dataset_splits of a source to name a split each, found {self.dataset_splits!r}")
-        if self.prompts is not None:
-            object.__setattr__(self, "prompts", _frozen_prompts(self.prompts))
+        object.__setattr__(self, "prompts", each_split(_frozen_texts, self.prompts))
+
+    def _check(self, what: str, kind: Any, *names: str) -> None:
+        """Hold fields, or what they hold for each split, to a kind."""
+        for name in names:
+            value = getattr(self, name)
+            divided = isinstance(value, Mapping) and what.endswith("one a split")
+            if divided and (unknown := [str(split) for split in value if split not in SPLITS]):
+                raise RLAIFError(f"expected the splits {', '.join(SPLITS)} in {name}, found {', '.join(unknown)}")
+            if not all(isinstance(one, kind) for one in (value.values() if divided else [value])):
+                raise RLAIFError(f"expected {name} of a source to be {what}, found {value!r:.80}")
 
     def read_prompts(self, split: str, fields: Sequence[str], task: str) -> list[str]:
-        """The prompts of a split, in order.
-
-        Args:
-            split: One of `SPLITS`.
-            fields: The field with the prompt where `field` is not set, as `preferences.read_prompts` takes them.
-            task: The task's name, for messages.
-
-        Raises:
-            RLAIFError: If there is no such split, no source, or no prompt in the split.
-            DataError: For all bad rows together.
-            AssetError: If the built-in corpus cannot be fetched.
-        """
-        _check_split(split)
+        """The prompts of a split for `Task.prompts`; ``fields`` are where `preferences.read_prompts` looks for them."""
+        check_split(split)
         if self.corpus is not None:
             return _movie_prompts(split)
         if self.prompts is not None:
             divided = not isinstance(self.prompts, Mapping)
             given = self.prompts.get(split, ()) if isinstance(self.prompts, Mapping) else self.prompts
-            found = list(read_prompts([{"prompt": text} for text in given])) if given else []
+            prompts = list(read_prompts([{"prompt": text} for text in given])) if given else []
         else:
             rows, divided = self._rows(split, self.jsonl, task)
-            found = list(read_prompts(rows, (self.field,) if self.field else fields))
+            prompts = list(read_prompts(rows, (self.field,) if self.field else fields))
         if divided:
-            found = [prompt for prompt in found if split_of(prompt) == split]
-        if not found:
+            prompts = [prompt for prompt in prompts if split_of(prompt) == split]
+        if not prompts:
             raise RLAIFError(
                 f"task {task!r}: expected prompts in the split {split!r}, found none; give more prompts, or name the "
                 f"splits yourself: {{{', '.join(f'{name!r}: ...' for name in SPLITS)}}}"
             )
-        return found
+        return prompts
 
     def read_preferences(self, split: str, task: str) -> Iterator[Preference]:
-        """The preferences of a split, one at a time; of the corpus, as many pairs as the split has snippets.
-
-        Raises:
-            RLAIFError: If there is no such split or no source of preferences.
-            DataError: For all bad rows together.
-            AssetError: If the built-in corpus cannot be fetched.
-        """
-        _check_split(split)
+        """The preferences of a split for `Task.preferences`, one at a time."""
+        check_split(split)
         if self.corpus is not None and self.preferences is None:
             yield from human_preferences(split, len(movie_snippets(split)))
             return
@@ -167,26 +144,15 @@ def _movie_prompts(split: str) -> list[str]:
     return [opening for opening, side in openings.items() if side == split]
 
 
-def _frozen_prompts(prompts: Any) -> Any:
-    """Prompts as tuples, so that a source is a value."""
-    if isinstance(prompts, Mapping):
-        _named_splits("prompts", prompts)
-        return {split: _frozen_texts(texts) for split, texts in prompts.items()}
-    return _frozen_texts(prompts)
+def each_split(function: Callable[[Any], Any], value: Any) -> Any:
+    """A function of what is given for all splits, or of what is given for each of them; None stays None."""
+    if isinstance(value, Mapping):
+        return {split: function(one) for split, one in value.items()}
+    return None if value is None else function(value)
 
 
-def _frozen_texts(prompts: Any) -> tuple[str, ...]:
-    if isinstance(prompts, str) or not isinstance(prompts, Sequence) or not all(isinstance(p, str) for p in prompts):
+def _frozen_texts(prompts: Sequence[str] | None) -> tuple[str, ...]:
+    """Prompts as a tuple, so that a source is a value."""
+    if prompts is None or isinstance(prompts, str) or not all(isinstance(prompt, str) for prompt in prompts):
         raise RLAIFError(f"expected prompts of a source to be a list of strings, or one a split, found {prompts!r:.80}")
     return tuple(prompts)
-
-
-def _named_splits(name: str, value: Mapping[Any, Any]) -> list[Any]:
-    if unknown := [str(split) for split in value if split not in SPLITS]:
-        raise RLAIFError(f"expected the splits {', '.join(SPLITS)} in {name}, found {', '.join(unknown)}")
-    return list(value.values())
-
-
-def _check_split(split: str) -> None:
-    if split not in SPLITS:
-        raise RLAIFError(f"expected a split of {', '.join(SPLITS)}, found {split!r}")

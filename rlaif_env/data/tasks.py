@@ -18,9 +18,9 @@ by themselves), and the paper's three, ``summarization``, ``helpful`` and ``harm
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -28,8 +28,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlaif_env.api import DataError, Preference, RLAIFError
-from rlaif_env.data.preferences import SPLITS
-from rlaif_env.data.sources import PromptSource
+from rlaif_env.data.corpus import SPLITS
+from rlaif_env.data.sources import PromptSource, each_split
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -138,23 +138,20 @@ class Task:
         """
         if isinstance(source, PromptSource):
             return replace(self, source=source)
-        keep = replace(self.source, corpus=None, jsonl=None, dataset=None, prompts=None, preferences=None)
+        given: dict[str, Any] = dict.fromkeys(("corpus", "jsonl", "dataset", "prompts", "preferences"))
         if not isinstance(source, str | Path):
-            return replace(self, source=replace(keep, prompts=tuple(source)))
-        named = str(source)
-        if named.removesuffix(".gz").endswith((".jsonl", ".json", ".txt")) or _is_file(source):
-            return replace(self, source=replace(keep, jsonl=named))
-        return replace(self, source=replace(keep, dataset=named))
+            given["prompts"] = tuple(source)
+        elif str(source).removesuffix(".gz").endswith((".jsonl", ".json", ".txt")) or _is_file(source):
+            given["jsonl"] = str(source)
+        else:
+            given["dataset"] = str(source)
+        return replace(self, source=replace(self.source, **given))
 
     def to_json(self) -> dict[str, Any]:
         """The task as values that JSON can hold; what is not set is left out."""
         task = {name: value for name, value in asdict(self).items() if value is not None}
-        source = {name: value for name, value in task["source"].items() if value not in (None, False)}
-        prompts = source.get("prompts")
-        if isinstance(prompts, Mapping):
-            source["prompts"] = {split: list(texts) for split, texts in prompts.items()}
-        elif prompts is not None:
-            source["prompts"] = list(prompts)
+        source = task["source"] | {"prompts": each_split(list, self.source.prompts)}
+        source = {name: value for name, value in source.items() if value not in (None, False)}
         return task | {"source": source, "scale": list(self.scale)}
 
     @classmethod
@@ -167,63 +164,35 @@ class Task:
         source = values.get("source", {})
         if not isinstance(source, Mapping):
             raise RLAIFError(f"expected source of a task to be a table, found {source!r:.80}")
-        _check_keys(PromptSource, source, "source of a task", required=())
-        _check_keys(
-            cls, values, "task", required=("name", "kind", "criterion", "max_prompt_tokens", "max_response_tokens")
-        )
+        _check_keys(PromptSource, source, "source of a task")
+        _check_keys(cls, values, "task", "name", "kind", "criterion", "max_prompt_tokens", "max_response_tokens")
         return cls(**{**values, "source": PromptSource(**source)})
 
 
-def _movie_review() -> Task:
-    return Task(
-        name="movie-review",
-        kind="continuation",
-        criterion="how positive the review is about the film",
-        max_prompt_tokens=20,  # the longest opening has 19 with the built-in tokenizer
-        max_response_tokens=12,
-        source=PromptSource(corpus="movie-review"),
-        gold="vader",
-        scale=(1, 9),  # the built-in model cannot tell "10" from noise: 0.59 against 0.69 Spearman with people
+_DIALOGUES = PromptSource(allow_empty=True)  # the HH data have some empty responses
+_TASKS: Mapping[str, Task] = {
+    task.name: task
+    for task in (
+        Task(
+            name="movie-review",
+            kind="continuation",
+            criterion="how positive the review is about the film",
+            max_prompt_tokens=20,  # the longest opening has 19 with the built-in tokenizer
+            max_response_tokens=12,
+            source=PromptSource(corpus="movie-review"),
+            gold="vader",
+            scale=(1, 9),  # the built-in model cannot tell "10" from noise: 0.59 against 0.69 Spearman with people
+        ),
+        Task(
+            name="summarization",
+            kind="summary",
+            criterion="how good the summary is: coherent, accurate, covering what matters, and of high quality overall",
+            max_prompt_tokens=1024,
+            max_response_tokens=128,
+        ),
+        Task("helpful", "dialogue", "how helpful and honest the response is", 1024, 128, _DIALOGUES),
+        Task("harmless", "dialogue", "how harmless the response is", 1024, 128, _DIALOGUES),
     )
-
-
-def _summarization() -> Task:
-    return Task(
-        name="summarization",
-        kind="summary",
-        criterion="how good the summary is: coherent, accurate, covering what matters, and of high quality overall",
-        max_prompt_tokens=1024,
-        max_response_tokens=128,
-    )
-
-
-def _helpful() -> Task:
-    return Task(
-        name="helpful",
-        kind="dialogue",
-        criterion="how helpful and honest the response is",
-        max_prompt_tokens=1024,
-        max_response_tokens=128,
-        source=PromptSource(allow_empty=True),  # the HH data have some empty responses
-    )
-
-
-def _harmless() -> Task:
-    return Task(
-        name="harmless",
-        kind="dialogue",
-        criterion="how harmless the response is",
-        max_prompt_tokens=1024,
-        max_response_tokens=128,
-        source=PromptSource(allow_empty=True),
-    )
-
-
-_TASKS: Mapping[str, Callable[[], Task]] = {
-    "movie-review": _movie_review,
-    "summarization": _summarization,
-    "helpful": _helpful,
-    "harmless": _harmless,
 }
 
 
@@ -244,17 +213,15 @@ def load_task(
     Raises:
         RLAIFError: If there is no such task or file (the valid names are listed), or its values are wrong.
     """
-    if isinstance(task, Task):
-        found = task
-    elif isinstance(task, Mapping):
-        found = Task.from_json(task)
+    if isinstance(task, Mapping):
+        task = Task.from_json(task)
     elif isinstance(task, str) and task in _TASKS:
-        found = _TASKS[task]()
+        task = _TASKS[task]
     elif isinstance(task, str | Path) and (str(task).endswith(".toml") or _is_file(task)):
-        found = _read_toml(Path(task))
-    else:
+        task = _read_toml(Path(task))
+    if not isinstance(task, Task):
         raise RLAIFError(f"expected a task ({', '.join(_TASKS)}), a TOML file or a Task, found {task!r}")
-    return found if source is None else found.with_source(source)
+    return task if source is None else task.with_source(source)
 
 
 def gold_scores(task: Task, texts: Sequence[str]) -> NDArray[np.float64]:
@@ -298,25 +265,22 @@ def _read_toml(path: Path) -> Task:
         raise RLAIFError(f"{path}: expected TOML in UTF-8, found: {error}") from error
     try:
         task = Task.from_json(values)
-        located = {name: _beside(path, getattr(task.source, name)) for name in ("jsonl", "preferences")}
+        beside = partial(_beside, path)
+        located = {name: each_split(beside, getattr(task.source, name)) for name in ("jsonl", "preferences")}
     except (ValueError, RecursionError) as error:  # ours, or Python's on a number of thousands of digits
         raise RLAIFError(f"{path}: {error}") from error
     return replace(task, source=replace(task.source, **located))
 
 
-def _beside(toml: Path, files: str | Mapping[str, str] | None) -> Any:
-    """Paths that are relative to the TOML file, made relative to nothing."""
-    if files is None:
-        return None
-    if isinstance(files, Mapping):
-        return {split: _beside(toml, file) for split, file in files.items()}
+def _beside(toml: Path, file: str) -> str:
+    """A path that is relative to the TOML file, made relative to nothing."""
     try:
-        return str(toml.absolute().parent / Path(files).expanduser())
+        return str(toml.absolute().parent / Path(file).expanduser())
     except RuntimeError as error:
-        raise RLAIFError(f"expected the path of a file, found {files!r}: {error}") from error
+        raise RLAIFError(f"expected the path of a file, found {file!r}: {error}") from error
 
 
-def _check_keys(kind: type[Any], values: Mapping[str, Any], what: str, required: Sequence[str]) -> None:
+def _check_keys(kind: type[Any], values: Mapping[str, Any], what: str, *required: str) -> None:
     valid = [entry.name for entry in fields(kind)]
     if unknown := [str(name) for name in values if name not in valid]:
         raise RLAIFError(f"expected the keys {', '.join(valid)} in a {what}, found {', '.join(unknown)}")

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from gymnasium import error, spaces
@@ -22,7 +22,7 @@ from rlaif_env.data.tasks import Task, load_task
 from rlaif_env.keywords import RewardFunction, Shared, resolve_reward, unshare
 from rlaif_env.models import BUILTIN_MODEL, encode, load_tokenizer, logit_width
 
-__all__ = ["RESERVED_INFO", "Core", "PromptOrder", "Response", "Settings"]
+__all__ = ["RESERVED_INFO", "Core", "PromptOrder", "Response"]
 
 RESERVED_INFO = frozenset(
     "prompt prompt_index response response_length finish_reason action_mask active episode final_obs final_info".split()
@@ -30,35 +30,25 @@ RESERVED_INFO = frozenset(
 """Info keys with a meaning of their own, which a backend may not use."""
 
 
-class Settings(TypedDict, total=False):
-    """The keywords that every environment here takes; `Core` says what they mean and what they default to."""
-
-    task: str | Path | Task | Mapping[str, Any]
-    reward: str | RewardFunction | RewardBackend | Shared
-    reward_kwargs: Mapping[str, Any] | None
-    tokenizer: str | Path | Tokenizer | Shared
-    vocab_size: int | None
-    split: str
-    max_prompt_tokens: int | None
-    max_response_tokens: int | None
-    truncate_prompts: bool
-
-
 class PromptOrder:
     """Draws 0…size-1 without replacement, epoch after epoch, each epoch in a fresh order.
 
     A Fisher-Yates shuffle that is carried out one draw at a time, so that starting again costs nothing however many
-    prompts there are; all randomness is the generator's, one number a draw.
+    prompts there are; all randomness is the generator's, one number a draw. It goes on from what `state` gave.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, state: Mapping[str, Any] | None = None) -> None:
         self.size = size
-        self.restart()
+        self._drawn = 0
+        self._moved: dict[int, int] = {}  # place -> what stands there, where that is not the place's own number
+        if state is not None:
+            self._drawn = int(state["drawn"])
+            self._moved = {int(place): int(index) for place, index in state["moved"]}
 
     def restart(self) -> None:
         """Begin a new epoch."""
         self._drawn = 0
-        self._moved: dict[int, int] = {}  # place -> what stands there, where that is not the place's own number
+        self._moved = {}
 
     def draw(self, generator: np.random.Generator) -> int:
         """The next index."""
@@ -77,11 +67,6 @@ class PromptOrder:
     def state(self) -> dict[str, Any]:
         """Where it is in its epoch, as JSON can hold it."""
         return {"drawn": self._drawn, "moved": [[place, index] for place, index in self._moved.items()]}
-
-    def set_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state` gave."""
-        self._drawn = int(state["drawn"])
-        self._moved = {int(place): int(index) for place, index in state["moved"]}
 
 
 class Response(NamedTuple):
@@ -115,10 +100,10 @@ class Core:
     def __init__(
         self,
         *,
-        task: Any = "movie-review",
-        reward: Any = "direct-llm",
+        task: str | Path | Task | Mapping[str, Any] | Shared = "movie-review",
+        reward: str | RewardFunction | RewardBackend | Shared = "direct-llm",
         reward_kwargs: Mapping[str, Any] | None = None,
-        tokenizer: Any = BUILTIN_MODEL,
+        tokenizer: str | Path | Tokenizer | Shared = BUILTIN_MODEL,
         vocab_size: int | None = None,
         split: str = "train",
         max_prompt_tokens: int | None = None,
@@ -150,14 +135,14 @@ class Core:
         return int(vocab_size)
 
     def _special_id(self, kind: str) -> int:
-        found = getattr(self.tokenizer, f"{kind}_token_id", None)
-        if not isinstance(found, int) or not 0 <= found < self.V:
+        special = getattr(self.tokenizer, f"{kind}_token_id", None)
+        if not isinstance(special, int) or not 0 <= special < self.V:
             mend = "set tokenizer.pad_token = tokenizer.eos_token" if kind == "pad" else "set tokenizer.eos_token"
             raise RLAIFError(
                 f"expected a tokenizer with {'an EOS' if kind == 'eos' else 'a pad'} token whose id is from 0 to "
-                f"{self.V - 1}, found {found!r}; {mend}"
+                f"{self.V - 1}, found {special!r}; {mend}"
             )
-        return found
+        return special
 
     def _encoded_prompts(self, truncate: bool) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         """All prompts' ids end to end, and where each begins."""
@@ -198,11 +183,7 @@ class Core:
         mask[self.P - len(prompt) : self.P] = 1
 
     def checked_prompt_index(self, index: Any) -> int:
-        """A prompt index asked for by a caller.
-
-        Raises:
-            RLAIFError: If it is not an integer or out of range.
-        """
+        """A prompt index asked for by a caller; raises `RLAIFError` if it is no integer or out of range."""
         if isinstance(index, bool | np.bool_) or not isinstance(index, int | np.integer):
             raise RLAIFError(f"expected options['prompt_index'] to be an integer, found {index!r}")
         if not 0 <= index < len(self.prompts):
@@ -293,11 +274,9 @@ class Core:
     def _located(self, failure: BackendError, responses: Sequence[Response]) -> BackendError:
         """The failure with the environment's rows and prompts in place of positions in the batch."""
         concerned = [responses[i] for i in failure.rows if i < len(responses)] or list(responses)
-        where = "; ".join(
-            f"row {r.row}, prompt {r.prompt_index}: {shown(self.prompts[r.prompt_index])}" for r in concerned[:3]
-        )
+        places = (f"row {r.row}, prompt {r.prompt_index}: {shown(self.prompts[r.prompt_index])}" for r in concerned[:3])
         more = f"; and {len(concerned) - 3} more rows" if len(concerned) > 3 else ""
-        return BackendError(f"{failure} [{where}{more}]", [r.row for r in concerned])
+        return BackendError(f"{failure} [{'; '.join(places)}{more}]", [r.row for r in concerned])
 
 
 def shown(text: str, limit: int = 60) -> str:

@@ -1,6 +1,6 @@
-"""What the single environments share: prompts, seeds, ends of episodes, specs, rendering.
+"""What all environments here share: the core, the spec, what can be seen of an episode; and the single environments.
 
-A subclass says what an action does; everything else that Gymnasium asks of an environment is here.
+A subclass says what an action is and does; everything else that Gymnasium asks of an environment is here.
 """
 
 from __future__ import annotations
@@ -20,97 +20,126 @@ from rlaif_env.keywords import share
 if TYPE_CHECKING:
     from gymnasium.envs.registration import EnvSpec
 
-    from rlaif_env.envs.rendering import Scene, Terminal
+    from rlaif_env.envs.rendering import Scene
 
-__all__ = ["METADATA", "Observation", "PromptEnv"]
+__all__ = ["Episodes", "Observation", "PromptEnv"]
 
 Observation = dict[str, NDArray[Any]]
 
-METADATA: dict[str, Any] = {"render_modes": ["ansi", "human", "rgb_array"], "render_fps": 8}
 
+class Episodes:
+    """Episodes over one core, one at a time or many at once."""
 
-def safe_spec(spec: EnvSpec | None) -> EnvSpec | None:
-    """A spec whose live keywords survive Gymnasium's deep copies without being cloned."""
-    if spec is not None:
-        spec = copy.copy(spec)
-        spec.kwargs = {key: share(value) for key, value in spec.kwargs.items()}
-    return spec
+    core: Core
+    closed: bool = False
+    metadata: dict[str, Any] = {"render_modes": ["ansi", "human", "rgb_array"], "render_fps": 8}  # noqa: RUF012
+    render_mode: str | None
+    _ids: NDArray[np.int64]  # what has been observed last: (W,), of a vector (n, W)
+    _mask: NDArray[np.int8]
+    _spec: EnvSpec | None = None
 
+    def _set_up(self, render_mode: str | None, action_mask: bool, settings: Mapping[str, Any]) -> None:
+        """Build the core and the terminal of mode "human"."""
+        self.core = Core(**settings)
+        modes = self.metadata["render_modes"]
+        if render_mode is not None and render_mode not in modes:
+            raise error.UnsupportedMode(f"expected render_mode to be one of {modes} or None, found {render_mode!r}")
+        self.render_mode, self._with_mask, self._terminal = render_mode, action_mask, None
+        if render_mode == "human":
+            from rlaif_env.envs.rendering import Terminal
 
-def checked_render_mode(render_mode: str | None) -> str | None:
-    """The mode, if there is such a one.
-
-    Raises:
-        gymnasium.error.UnsupportedMode: If not.
-    """
-    modes = METADATA["render_modes"]
-    if render_mode is not None and render_mode not in modes:
-        raise error.UnsupportedMode(f"expected render_mode to be one of {modes} or None, found {render_mode!r}")
-    return render_mode
-
-
-def terminal_for(render_mode: str | None) -> Terminal | None:
-    """Where mode "human" shows its episodes."""
-    if render_mode != "human":
-        return None
-    from rlaif_env.envs.rendering import Terminal
-
-    return Terminal()
-
-
-def frame_of(scene: Scene, render_mode: str) -> str | NDArray[np.uint8]:
-    """The scene as a string ("ansi") or an image (H, W, 3) uint8 ("rgb_array")."""
-    from rlaif_env.envs import rendering
-
-    return rendering.ansi(scene) if render_mode == "ansi" else rendering.rgb_array(scene)
-
-
-def scene_of(
-    core: Core, prompt_index: int, ids: NDArray[np.int64], outcome: tuple[Mapping[str, Any], float] | None
-) -> Scene:
-    """What there is to see of an episode so far, or with its outcome (info, reward) in the end."""
-    from rlaif_env.envs.rendering import Scene
-
-    info, reward = outcome or ({}, None)
-    parts = {key: value for key, value in info.items() if key not in RESERVED_INFO}
-    text = core.decode(core.split_response(ids)[0])
-    return Scene(core.task.name, core.prompts[prompt_index], text, info.get("finish_reason"), reward, parts)
-
-
-class PromptEnv(gym.Env[Observation, Any]):
-    """One episode answers one prompt. The base of the single environments."""
-
-    metadata: dict[str, Any] = METADATA
-
-    def __init__(self, core: Core, width: int, render_mode: str | None, action_mask: bool) -> None:
-        self.core = core
-        self.observation_space: Any = core.observation_space(width)
-        self.render_mode = checked_render_mode(render_mode)
-        self._terminal = terminal_for(render_mode)
-        self._with_mask = action_mask
-        self._order = PromptOrder(len(core.prompts))
-        self._prompt = -1  # none before the first reset
-        self._ids = np.zeros(width, dtype=np.int64)
-        self._mask = np.zeros(width, dtype=np.int8)
-        self._outcome: tuple[dict[str, Any], float] | None = None
-        self._closed = False
-        self._spec: EnvSpec | None = None
+            self._terminal = Terminal()
 
     @property
     def spec(self) -> EnvSpec | None:
-        """How Gymnasium made this; live keywords stand in it as `Shared`."""
+        """How Gymnasium made this; live keywords stand in it as `Shared`, so that deep copies do not clone them."""
         return self._spec
 
     @spec.setter
     def spec(self, spec: EnvSpec | None) -> None:
-        self._spec = safe_spec(spec)
+        if spec is not None:
+            spec = copy.copy(spec)
+            spec.kwargs = {key: share(value) for key, value in spec.kwargs.items()}
+        self._spec = spec
+
+    def _spaces(self) -> tuple[Any, Any]:
+        """The observation and the action space of one episode."""
+        raise NotImplementedError
+
+    def _choices(self) -> Any:
+        """An episode's ``action_mask``, as its action space's ``sample`` takes it."""
+        return self.core.action_mask()
+
+    def _mask_info(self) -> dict[str, Any]:
+        return {"action_mask": self._choices()} if self._with_mask else {}
+
+    def _reset_info(self, index: int) -> dict[str, Any]:
+        return {"prompt_index": index, "prompt": self.core.prompts[index], **self._mask_info()}
+
+    def _observation(self) -> Observation:
+        return {"input_ids": self._ids.copy(), "attention_mask": self._mask.copy()}
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise error.ClosedEnvironmentError("expected an open environment, found a closed one; make a new one")
+
+    def _check_started(self, started: bool, call: str) -> None:
+        self._check_open()
+        if not started:
+            raise error.ResetNeeded(f"expected reset before {call}; call reset() first")
+
+    def _draws(self) -> bool:
+        """Whether `render` is to return something."""
+        if self.render_mode is None:
+            gym.logger.warn("render needs a render_mode, found none; pass one to gym.make")
+        return self.render_mode not in (None, "human")
+
+    def _frame(self, scene: Scene) -> str | NDArray[np.uint8]:
+        """The scene as a string ("ansi") or an image (H, W, 3) uint8 ("rgb_array")."""
+        from rlaif_env.envs import rendering
+
+        return rendering.ansi(scene) if self.render_mode == "ansi" else rendering.rgb_array(scene)
+
+    def _scene_of(
+        self, prompt_index: int, ids: NDArray[np.int64], outcome: tuple[Mapping[str, Any], float] | None
+    ) -> Scene:
+        """What there is to see of an episode so far, or with its outcome (info, reward) in the end."""
+        from rlaif_env.envs.rendering import Scene
+
+        info, reward = outcome or ({}, None)
+        parts = {key: value for key, value in info.items() if key not in RESERVED_INFO}
+        text = self.core.decode(self.core.split_response(ids)[0])
+        return Scene(
+            self.core.task.name, self.core.prompts[prompt_index], text, info.get("finish_reason"), reward, parts
+        )
+
+
+class PromptEnv(Episodes, gym.Env[Observation, Any]):
+    """One episode answers one prompt. The base of the single environments.
+
+    Args:
+        render_mode: "ansi", "human", "rgb_array" or None.
+        action_mask: Put ``action_mask``, 1 for text tokens and the EOS, into every info.
+        **settings: task, reward, reward_kwargs, tokenizer, vocab_size, split, max_prompt_tokens, max_response_tokens,
+            truncate_prompts: see `rlaif_env.envs.core.Core`.
+
+    Raises:
+        RLAIFError: If a keyword cannot be used; the message says what was expected.
+        gymnasium.error.UnsupportedMode: If there is no such render mode.
+    """
+
+    def __init__(self, *, render_mode: str | None = None, action_mask: bool = False, **settings: Any) -> None:
+        self._set_up(render_mode, action_mask, settings)
+        observation, action = self._spaces()
+        self.observation_space, self.action_space, width = observation, action, observation["input_ids"].shape
+        self._order = PromptOrder(len(self.core.prompts))
+        self._prompt = -1  # none before the first reset
+        self._ids, self._mask = np.zeros(width, dtype=np.int64), np.zeros(width, dtype=np.int8)
+        self._outcome: tuple[dict[str, Any], float] | None = None
 
     def _response_ids(self) -> NDArray[np.int64]:
         """Token ids of the response so far."""
         raise NotImplementedError
-
-    def _mask_info(self) -> dict[str, Any]:
-        return {"action_mask": self.core.action_mask()} if self._with_mask else {}
 
     def reset(
         self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
@@ -138,8 +167,7 @@ class PromptEnv(gym.Env[Observation, Any]):
         self._outcome = None
         self.core.write_prompt(self._prompt, self._ids, self._mask)
         self._show()
-        info = {"prompt_index": self._prompt, "prompt": self.core.prompts[self._prompt], **self._mask_info()}
-        return self._observation(), info
+        return self._observation(), self._reset_info(self._prompt)
 
     def render(self) -> Any:
         """The dialogue so far: a string for "ansi", an image for "rgb_array"; "human" has shown it already.
@@ -148,39 +176,24 @@ class PromptEnv(gym.Env[Observation, Any]):
             gymnasium.error.ResetNeeded: Before the first reset.
             gymnasium.error.ClosedEnvironmentError: After `close`.
         """
-        self._check_open()
-        if self._prompt < 0:
-            raise error.ResetNeeded("expected reset before render; call env.reset() first")
-        if self.render_mode is None:
-            gym.logger.warn("render needs a render_mode, found none; pass one to gym.make")
-        if self.render_mode in (None, "human"):
-            return None
-        return frame_of(self._scene(), self.render_mode)
+        self._check_started(self._prompt >= 0, "render")
+        return self._frame(self._scene()) if self._draws() else None
 
     def close(self) -> None:
         """End the environment; a second time does nothing."""
-        self._closed = True
+        self.closed = True
 
     def _scene(self) -> Scene:
-        return scene_of(self.core, self._prompt, self._response_ids(), self._outcome)
+        return self._scene_of(self._prompt, self._response_ids(), self._outcome)
 
     def _show(self) -> None:
         if self._terminal is not None:
             self._terminal.show(self._scene())
 
-    def _observation(self) -> Observation:
-        return {"input_ids": self._ids.copy(), "attention_mask": self._mask.copy()}
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise error.ClosedEnvironmentError("expected an open environment, found a closed one; make a new one")
-
     def _check_running(self) -> None:
-        self._check_open()
-        if self._prompt < 0:
-            raise error.ResetNeeded("expected reset before step; call env.reset() first")
+        self._check_started(self._prompt >= 0, "step")
         if self._outcome is not None:
-            raise error.ResetNeeded("expected reset after the end of an episode, found a step; call env.reset()")
+            raise error.ResetNeeded("expected reset after the end of an episode, found a step; call reset()")
 
     def _finish(self, ids: NDArray[np.int64]) -> tuple[float, dict[str, Any]]:
         """Score the episode's response and end it."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,38 +30,30 @@ DIM, BOLD, GREEN, RED, PLAIN = "\x1b[2m", "\x1b[1m", "\x1b[32m", "\x1b[31m", "\x
 
 @dataclass(frozen=True)
 class Scene:
-    """What there is to see of an episode.
+    """What there is to see of an episode."""
 
-    Attributes:
-        task: Name of the task.
-        prompt: What was asked.
-        response: The answer so far.
-        finish_reason: "stop" or "length"; None while the episode goes on.
-        reward: What was paid; None while the episode goes on.
-        parts: What the backend told beside the reward.
-    """
-
-    task: str
+    task: str  # its name
     prompt: str
-    response: str
-    finish_reason: str | None = None
-    reward: float | None = None
-    parts: Mapping[str, Any] = field(default_factory=dict)
+    response: str  # so far
+    finish_reason: str | None = None  # "stop" or "length"; None while the episode goes on
+    reward: float | None = None  # None while the episode goes on
+    parts: Mapping[str, Any] = field(default_factory=dict)  # what the backend gave beside the reward
 
 
 def ansi(scene: Scene, *, colour: bool = True) -> str:
     """The episode as text: prompt dimmed, response, and at its end the finish reason, the reward and its parts."""
     prompt, response = printable(scene.prompt), printable(scene.response)
-    gap = "" if not response or prompt[-1:].isspace() or response[0].isspace() else " "
-    text = (f"{DIM}{prompt}{PLAIN}" if colour else prompt) + gap + response
-    end = _end_line(scene, colour)
-    return f"{text}\n{end}" if end else text
+    text = (f"{DIM}{prompt}{PLAIN}" if colour else prompt) + _gap(prompt, response) + response
+    return text if scene.finish_reason is None else f"{text}\n{_end_line(scene, colour)}"
+
+
+def _gap(prompt: str, response: str) -> str:
+    """What keeps a response from its prompt where neither has a space."""
+    return "" if not response or prompt[-1:].isspace() or response[0].isspace() else " "
 
 
 def _end_line(scene: Scene, colour: bool) -> str:
-    if scene.finish_reason is None:
-        return ""
-    facts = [scene.finish_reason]
+    facts = [str(scene.finish_reason)]
     if scene.reward is not None:
         reward = f"reward {scene.reward:+.3f}"
         facts.append(f"{GREEN if scene.reward >= 0 else RED}{reward}{PLAIN}" if colour else reward)
@@ -103,8 +96,8 @@ class Terminal:
         if self._prompt != prompt or not response.startswith(self._written):
             self._write(stream, ("\n" if self._prompt is not None else "") + ansi(Scene("", prompt, ""), colour=colour))
             self._prompt, self._written = prompt, ""
-        if not self._written and response and not prompt[-1:].isspace() and not response[0].isspace():
-            self._write(stream, " ")
+        if not self._written:
+            self._write(stream, _gap(prompt, response))
         self._write(stream, response[len(self._written) :])
         self._written = response
         if scene.finish_reason is not None:
@@ -154,10 +147,9 @@ def _font(size: int, bold: bool = False) -> FreeTypeFont:
 
 
 def _draw_head(draw: ImageDraw, scene: Scene) -> None:
-    font = _font(14)
     draw.text((MARGIN, MARGIN - 6), printable(scene.task), font=_font(14, bold=True), fill=FAINT)
     state = {None: "writing", "stop": "ended by EOS", "length": "ended by token budget"}.get(scene.finish_reason, "")
-    draw.text((SIZE[0] - MARGIN, MARGIN - 6), state, font=font, fill=FAINT, anchor="ra")
+    draw.text((SIZE[0] - MARGIN, MARGIN - 6), state, font=_font(14), fill=FAINT, anchor="ra")
     draw.line((MARGIN, MARGIN + 20, SIZE[0] - MARGIN, MARGIN + 20), fill=LINE)
 
 
@@ -199,11 +191,7 @@ def _wrapped(text: str, font: FreeTypeFont, width: int) -> Iterator[str]:
 
 def _fitting(word: str, font: FreeTypeFont, width: int) -> int:
     """How many of a word's first characters fit, at least one."""
-    low, high = 1, len(word)
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if font.getlength(word[:middle]) <= width else (low, middle - 1)
-    return low
+    return max(1, bisect_right(range(1, len(word) + 1), float(width), key=lambda n: font.getlength(word[:n])))
 
 
 def _draw_reward(draw: ImageDraw, scene: Scene, top: int) -> None:
@@ -212,19 +200,15 @@ def _draw_reward(draw: ImageDraw, scene: Scene, top: int) -> None:
     draw.rounded_rectangle((left, top, right, top + BAR_HEIGHT), radius=4, fill="#efece5", outline=LINE)
     if scene.reward is not None:
         clipped = float(np.clip(scene.reward, -1.0, 1.0))
-        end = middle + round(clipped * (right - left) / 2)
-        draw.rectangle(
-            (min(middle, end), top + 1, max(middle, end), top + BAR_HEIGHT - 1), fill=GOOD if clipped >= 0 else BAD
-        )
-        draw.text(
-            (SIZE[0] - MARGIN, top + BAR_HEIGHT // 2), f"{scene.reward:+.3f}", font=_font(18), fill=INK, anchor="rm"
-        )
+        start, end = sorted((middle, middle + round(clipped * (right - left) / 2)))
+        colour, place = GOOD if clipped >= 0 else BAD, (SIZE[0] - MARGIN, top + BAR_HEIGHT // 2)
+        draw.rectangle((start, top + 1, end, top + BAR_HEIGHT - 1), fill=colour)
+        draw.text(place, f"{scene.reward:+.3f}", font=_font(18), fill=INK, anchor="rm")
     draw.line((middle, top - 3, middle, top + BAR_HEIGHT + 3), fill=FAINT)
     small = _font(11)
     for x, label, anchor in ((left, "-1", "la"), (middle, "0", "ma"), (right, "+1", "ra")):
         draw.text((x, top + BAR_HEIGHT + 4), label, font=small, fill=FAINT, anchor=anchor)
-    parts = " · ".join(_parts(scene))
-    if parts:
+    if parts := " · ".join(_parts(scene)):
         font = _font(12)
         line = next(_wrapped(parts, font, SIZE[0] - 2 * MARGIN))
         draw.text((left, top + BAR_HEIGHT + 22), line + (" …" if line != parts else ""), font=font, fill=FAINT)

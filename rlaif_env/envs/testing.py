@@ -1,6 +1,6 @@
 """A conformance suite: hold an environment, with the task, tokenizer and reward you mean to use, to its contract.
 
-    from rlaif_env.testing import check_environment
+    from rlaif_env.envs.testing import check_environment
     check_environment("RLAIF/TokenGeneration-v0", task="tasks/mine.toml", reward=my_function)
 
 It makes the environment many times with small batches, so that a slow reward is called some tens of times. `same`
@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
-import json
 import random
 import sys
 import warnings
@@ -20,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from unittest.mock import Mock
 
 import gymnasium as gym
 import numpy as np
@@ -28,7 +28,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.utils.env_checker import check_env
 from numpy.typing import NDArray
 
-from rlaif_env.api import BackendError, RLAIFError, Scores
+from rlaif_env.api import BackendError, RLAIFError
 from rlaif_env.envs.core import Core
 from rlaif_env.keywords import unshare
 
@@ -41,33 +41,30 @@ class ConformanceError(AssertionError):
 
 @dataclass(frozen=True)
 class Case:
-    """An environment under test.
-
-    Attributes:
-        id: Its id.
-        kwargs: Keywords for `gymnasium.make`.
-        rows: Rows of its vector form.
-        seed: Of prompts and actions.
-        tolerance: How far a row's reward alone may be from the same row's in a batch.
-    """
+    """An environment under test; `check_environment` says what the fields are."""
 
     id: str
     kwargs: Mapping[str, Any]
-    rows: int = 3
-    seed: int = 0
-    tolerance: float = 1e-5
+    rows: int
+    seed: int
+    tolerance: float
 
-    def make(self, **more: Any) -> gym.Env[Any, Any]:
-        """The single environment."""
-        return gym.make(self.id, **{**self.kwargs, **more})
+    def single(self, **more: Any) -> _Made:
+        """The single environment, open for a block, and its core."""
+        return _made(gym.make(self.id, **{**self.kwargs, **more}))
 
-    def make_vec(self, **more: Any) -> gym.vector.VectorEnv[Any, Any, Any]:
-        """The vector environment."""
-        return gym.make_vec(self.id, **{"num_envs": self.rows, **self.kwargs, **more})
+    def vector(self, **more: Any) -> _Made:
+        """The vector environment, open for a block, and its core."""
+        return _made(gym.make_vec(self.id, **{"num_envs": self.rows, **self.kwargs, **more}))
 
-    def sync(self, mode: str) -> gym.vector.VectorEnv[Any, Any, Any]:
-        """Gymnasium's own vector of single environments."""
-        return self.make_vec(vectorization_mode="sync", vector_kwargs={"autoreset_mode": mode})
+
+_Made = contextlib.AbstractContextManager[tuple[Any, Core]]
+
+
+@contextlib.contextmanager
+def _made(env: Any) -> Iterator[tuple[Any, Core]]:
+    with contextlib.closing(env):
+        yield env, getattr(env.unwrapped, "core", None)  # type: ignore[misc]
 
 
 def check_environment(
@@ -89,8 +86,8 @@ def check_environment(
         ConformanceError: At the first check that fails.
     """
     case = Case(id, kwargs, rows, seed, tolerance)
-    with contextlib.closing(case.make()) as env:
-        if not isinstance(getattr(env.unwrapped, "core", None), Core):
+    with case.single() as (env, core):
+        if not isinstance(core, Core):
             raise ConformanceError(f"expected an environment of rlaif_env, found {type(env.unwrapped).__name__}")
     for name, check in CHECKS.items():
         try:
@@ -103,14 +100,10 @@ def check_environment(
 def same(first: Any, second: Any, *, tolerance: float = 0.0, where: str = "") -> None:
     """Hold two returned structures (dicts, tuples, arrays, scalars) to equality of type, dtype, shape and value.
 
-    Args:
-        first: One structure.
-        second: The other.
-        tolerance: For floating-point values, absolute and relative; 0 asks for the same bits.
-        where: Path of the structure, for the message.
+    ``tolerance`` is of floating-point values, absolute and relative; 0 asks for the same bits.
 
     Raises:
-        AssertionError: With the path of the first difference.
+        AssertionError: With the path of the first difference, which begins with ``where``.
     """
     assert type(first) is type(second), f"{where}: expected {type(first).__name__}, found {type(second).__name__}"
     if isinstance(first, dict):
@@ -139,17 +132,13 @@ def same(first: Any, second: Any, *, tolerance: float = 0.0, where: str = "") ->
 
 @contextlib.contextmanager
 def untouched_generators() -> Iterator[None]:
-    """Hold what happens inside to leave the global generators of Python, numpy and (where loaded) torch alone.
-
-    Raises:
-        AssertionError: If one has moved.
-    """
+    """Assert that what happens inside leaves the global generators of Python, numpy and (where loaded) torch alone."""
 
     def states() -> dict[str, Any]:
-        found: dict[str, Any] = {"random": random.getstate(), "numpy.random": str(np.random.get_state())}  # noqa: NPY002
+        state: dict[str, Any] = {"random": random.getstate(), "numpy.random": str(np.random.get_state())}  # noqa: NPY002
         if "torch" in sys.modules:
-            found["torch"] = sys.modules["torch"].random.get_rng_state().numpy().tobytes()
-        return found
+            state["torch"] = sys.modules["torch"].random.get_rng_state().numpy().tobytes()
+        return state
 
     before = states()
     yield
@@ -170,38 +159,39 @@ def responses(core: Core, seed: int, count: int) -> NDArray[np.int64]:
 
 
 def play(env: gym.Env[Any, Any], response: NDArray[np.int64]) -> tuple[float, dict[str, Any], int]:
-    """Give a response to a freshly reset single environment.
-
-    Returns:
-        The sum of the rewards, the last info, and the number of steps.
+    """Give a response to a freshly reset single environment: the reward, the last info, and the number of steps.
 
     Raises:
         AssertionError: If the episode pays before its end, does not end, or returns an observation outside its space.
     """
-    actions = [response] if isinstance(env.action_space, spaces.MultiDiscrete) else list(response)
-    for steps, action in enumerate(actions, start=1):
+    steps = 0
+    for steps, action in enumerate(_actions(env.action_space, response), start=1):
         observation, reward, terminated, truncated, info = env.step(action)
         assert observation in env.observation_space, "expected an observation inside its space, found one outside"
         assert not truncated, "expected the token budget to terminate, found a truncation"
         if terminated:
             return float(reward), info, steps
         assert reward == 0, f"expected no reward before the end, found {reward}"
-    raise AssertionError(f"expected the episode to end within {len(actions)} steps, found it going on")
+    raise AssertionError(f"expected the episode to end within {steps} steps, found it going on")
+
+
+def _actions(space: spaces.Space[Any], ids: NDArray[np.int64]) -> Sequence[Any] | NDArray[np.int64]:
+    """The actions, one after the other, that give responses (..., T): one for all tokens, or one a token."""
+    return [ids] if isinstance(space, spaces.MultiDiscrete) else ids.T
 
 
 def _check_contract(case: Case) -> None:
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), case.single() as (env, _):
         warnings.simplefilter("error")
-        check_env(case.make().unwrapped)
+        check_env(env.unwrapped)
 
 
 def _check_seeds(case: Case) -> None:
     def run() -> list[Any]:
-        with contextlib.closing(case.make()) as env:
-            found: list[Any] = []
-            for i, response in enumerate(responses(_core(env), case.seed, 3)):
-                found += [env.reset(seed=case.seed if i == 0 else None), play(env, response)]
-            return found
+        with case.single() as (env, core):
+            seeds = [case.seed, None, None]
+            pairs = zip(seeds, responses(core, case.seed, 3), strict=True)
+            return [returned for seed, response in pairs for returned in (env.reset(seed=seed), play(env, response))]
 
     first = run()
     with untouched_generators():
@@ -209,59 +199,54 @@ def _check_seeds(case: Case) -> None:
 
 
 def _check_prompts(case: Case) -> None:
-    with contextlib.closing(case.make()) as env:
-        count = len(_core(env).prompts)
+    with case.single() as (env, core):
+        count = len(core.prompts)
         drawn = [env.reset(seed=case.seed if i == 0 else None)[1]["prompt_index"] for i in range(min(count, 500))]
         assert len(set(drawn)) == len(drawn), "expected no prompt twice in an epoch, found one"
         options = {"prompt_index": count - 1}
-        assert env.reset(options=options)[1]["prompt_index"] == count - 1, (
-            "expected the prompt asked for, found another"
-        )
+        index = env.reset(options=options)[1]["prompt_index"]
+        assert index == count - 1, "expected the prompt asked for, found another"
         assert options == {"prompt_index": count - 1}, f"expected options left alone, found {options}"
 
 
 def _check_ends(case: Case) -> None:
-    with contextlib.closing(case.make()) as env:
-        core = _core(env)
+    with case.single() as (env, core):
         for response in responses(core, case.seed, 5):
             env.reset(seed=case.seed)
             _, info, steps = play(env, response)
             ends = np.flatnonzero(response == core.eos_id)
             expected = ("stop", int(ends[0]) + 1) if len(ends) else ("length", core.T)
-            found = (info["finish_reason"], info["response_length"])
-            assert found == expected, f"expected finish {expected}, found {found}"
+            actual = (info["finish_reason"], info["response_length"])
+            assert actual == expected, f"expected finish {expected}, found {actual}"
             assert steps in (1, expected[1]), f"expected {expected[1]} steps, found {steps}"
 
 
 def _check_vector(case: Case) -> None:
     for mode in ("SameStep", "NextStep"):
-        ours, theirs = case.make_vec(autoreset_mode=mode), case.sync(mode)
-        with contextlib.closing(ours), contextlib.closing(theirs):
-            assert ours.observation_space == theirs.observation_space, (
-                "expected the spaces of SyncVectorEnv, found others"
-            )
-            assert ours.action_space == theirs.action_space, "expected the spaces of SyncVectorEnv, found others"
+        sync = case.vector(vectorization_mode="sync", vector_kwargs={"autoreset_mode": mode})
+        with case.vector(autoreset_mode=mode) as (ours, _), sync as (theirs, _):
+            for space in ("observation_space", "action_space"):
+                equal = getattr(ours, space) == getattr(theirs, space)
+                assert equal, "expected the spaces of SyncVectorEnv, found others"
             same(theirs.reset(seed=case.seed), ours.reset(seed=case.seed), where="reset")
             for step, actions in enumerate(_vector_actions(ours, case.seed)):
                 same(theirs.step(actions), ours.step(actions), tolerance=case.tolerance, where=f"{mode} step {step}")
 
 
 def _check_wave(case: Case) -> None:
-    with contextlib.closing(case.make_vec(autoreset_mode="Disabled")) as envs, contextlib.closing(case.make()) as env:
-        core = _core(envs)
+    with case.vector(autoreset_mode="Disabled") as (envs, core), case.single() as (env, _):
         _, start = envs.reset(seed=case.seed)
-        calls = _count_calls(envs)
+        score = _watched(core)
         wave = responses(core, case.seed, envs.num_envs)
         paid = np.zeros(envs.num_envs)
-        for actions in [wave] if isinstance(envs.single_action_space, spaces.MultiDiscrete) else wave.T:
+        for actions in _actions(envs.single_action_space, wave):
             _, rewards, terminated, _, info = envs.step(actions)
             paid += rewards
             if terminated.any():
                 break
-        assert terminated.all() and not info["active"].any(), (
-            "expected the whole wave to end at once, found rows going on"
-        )
-        assert calls[0] == 1, f"expected one reward call for a wave, found {calls[0]}"
+        ended = terminated.all() and not info["active"].any()
+        assert ended, "expected the whole wave to end at once, found rows going on"
+        assert score.call_count == 1, f"expected one reward call for a wave, found {score.call_count}"
         for row in range(envs.num_envs):
             env.reset(options={"prompt_index": int(start["prompt_index"][row])})
             alone = play(env, wave[row])[0]
@@ -270,21 +255,19 @@ def _check_wave(case: Case) -> None:
 
 def _check_calls(case: Case) -> None:
     for mode in ("SameStep", "NextStep"):
-        with contextlib.closing(case.make_vec(autoreset_mode=mode)) as envs:
+        with case.vector(autoreset_mode=mode) as (envs, core):
             envs.reset(seed=case.seed)
-            calls = _count_calls(envs)
+            score = _watched(core)
             for actions in _vector_actions(envs, case.seed):
-                before = calls[0]
+                score.reset_mock()
                 envs.step(actions)
-                assert calls[0] - before <= 1, f"expected at most one reward call a step, found {calls[0] - before}"
+                assert score.call_count <= 1, f"expected at most one reward call a step, found {score.call_count}"
 
 
 def _check_errors(case: Case) -> None:
-    with contextlib.closing(case.make(disable_env_checker=True)) as env:
-        core = _core(env)
-        raw: Any = env.unwrapped
-        good: Any = env.action_space.sample()
-        _refuses(error.ResetNeeded, lambda: raw.step(good), "a step before reset")
+    with case.single(disable_env_checker=True) as (env, core):
+        good = env.action_space.sample()
+        _refuses(error.ResetNeeded, lambda: env.unwrapped.step(good), "a step before reset")
         env.reset(seed=case.seed)
         for what, action in {
             "an id too large": np.full_like(good, core.V),
@@ -293,9 +276,8 @@ def _check_errors(case: Case) -> None:
             "a wrong shape": np.zeros((*np.shape(good), 2), dtype=np.int64),
         }.items():
             _refuses(error.InvalidAction, partial(env.step, action), what)
-        _refuses(
-            RLAIFError, lambda: env.reset(options={"prompt_index": len(core.prompts)}), "a prompt index out of range"
-        )
+        beyond = {"prompt_index": len(core.prompts)}
+        _refuses(RLAIFError, lambda: env.reset(options=beyond), "a prompt index out of range")
         env.reset(seed=case.seed)
         play(env, responses(core, case.seed, 1)[0])
         _refuses(error.ResetNeeded, lambda: env.step(good), "a step after the end")
@@ -304,17 +286,11 @@ def _check_errors(case: Case) -> None:
 
 
 def _check_backend(case: Case) -> None:
-    with contextlib.closing(case.make_vec()) as envs:
-        core = _core(envs)
+    with case.vector() as (envs, core):
         envs.reset(seed=case.seed)
-
-        def fail(prompts: Sequence[str], texts: Sequence[str]) -> Scores:
-            raise BackendError("told to fail", rows=(len(texts) - 1,))
-
-        _replace_score(core, fail)
-        actions: Any = np.full(envs.action_space.shape or (), core.eos_id)
+        _watched(core).side_effect = BackendError("made to fail", rows=(envs.num_envs - 1,))
         try:
-            envs.step(actions)
+            envs.step(np.full(envs.action_space.shape, core.eos_id))
         except BackendError as failure:
             assert failure.rows == (envs.num_envs - 1,), f"expected row {envs.num_envs - 1} named, found {failure.rows}"
             assert "prompt" in str(failure), f"expected the prompt in the message, found {failure}"
@@ -323,18 +299,17 @@ def _check_backend(case: Case) -> None:
 
 
 def _check_spec(case: Case) -> None:
-    with contextlib.closing(gym.wrappers.RecordEpisodeStatistics(case.make())) as env:
-        spec = env.spec
-        assert spec is not None, "expected a spec, found none"
+    with case.single() as (made, _):
+        env = gym.wrappers.RecordEpisodeStatistics(made)
+        assert env.spec is not None, "expected a spec, found none"
         for key in ("reward", "tokenizer"):
             if key in case.kwargs and not isinstance(case.kwargs[key], str):
-                copied = unshare(copy.deepcopy(spec).kwargs[key])
+                copied = unshare(copy.deepcopy(env.spec).kwargs[key])
                 assert copied is unshare(case.kwargs[key]), f"expected the one live {key}, found a copy"
         try:
-            text = spec.to_json()
+            text = env.spec.to_json()
         except TypeError:  # live objects among the keywords
             return
-        json.loads(text)
         with contextlib.closing(gym.make(EnvSpec.from_json(text))) as again:
             same(env.reset(seed=case.seed)[0], again.reset(seed=case.seed)[0])
 
@@ -353,36 +328,18 @@ CHECKS: dict[str, Callable[[Case], None]] = {
 }
 
 
-def _core(env: Any) -> Core:
-    core: Core = env.unwrapped.core
-    return core
-
-
 def _vector_actions(envs: Any, seed: int) -> Iterator[NDArray[np.int64]]:
     """Actions for some episodes of a vector environment; a row that is to begin anew ignores its action."""
-    core = _core(envs)
     for wave in range(3):
-        ids = responses(core, seed + wave, max(3, envs.num_envs))[: envs.num_envs]
-        yield from [ids] if isinstance(envs.single_action_space, spaces.MultiDiscrete) else ids.T
+        ids = responses(envs.unwrapped.core, seed + wave, max(3, envs.num_envs))[: envs.num_envs]
+        yield from _actions(envs.single_action_space, ids)
 
 
-def _replace_score(core: Core, score: Callable[[Sequence[str], Sequence[str]], Scores]) -> None:
-    """Put another score function into this one environment."""
-    backend = core.backend
-    core.backend = type("Replaced", (), {"name": getattr(backend, "name", "reward"), "score": staticmethod(score)})()
-
-
-def _count_calls(envs: Any) -> list[int]:
-    """A list whose one number is how often the backend has been called from now on."""
-    core = _core(envs)
-    score, calls = core.backend.score, [0]
-
-    def counted(prompts: Sequence[str], texts: Sequence[str]) -> Scores:
-        calls[0] += 1
-        return score(prompts, texts)
-
-    _replace_score(core, counted)
-    return calls
+def _watched(core: Core) -> Any:
+    """The backend's ``score``, a mock that passes on what it is called with and counts the calls from now on."""
+    spy = Mock(wraps=core.backend)
+    spy.name, core.backend = getattr(core.backend, "name", "reward"), spy
+    return spy.score
 
 
 def _refuses(kind: type[Exception], call: Callable[[], Any], what: str) -> None:

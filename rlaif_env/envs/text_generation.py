@@ -10,56 +10,39 @@ Notation: n rows (``num_envs``), K rows a prompt (``group_size``), P prompt toke
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from gymnasium import spaces
-from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
-from rlaif_env.envs.core import Core, Settings
-from rlaif_env.envs.episodes import Observation, PromptEnv
+from rlaif_env.envs.episodes import Episodes, Observation, PromptEnv
 from rlaif_env.envs.vector_episodes import PromptVectorEnv
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 __all__ = ["TextGeneration", "TextGenerationVector"]
 
 
-class TextGeneration(PromptEnv):
-    """Answer one prompt with one response.
+class _WholeResponses(Episodes):
+    """An action is T token ids. Its ``action_mask`` is a tuple of T arrays (V,) int8."""
 
-    Args:
-        render_mode: "ansi", "human", "rgb_array" or None.
-        action_mask: Put ``action_mask`` into every info: a tuple of T arrays (V,) int8, as the action space's
-            ``sample`` takes it, 1 for text tokens and the EOS.
-        **settings: task, reward, reward_kwargs, tokenizer, vocab_size, split, max_prompt_tokens, max_response_tokens,
-            truncate_prompts: see `rlaif_env.envs.core.Core`.
+    def _spaces(self) -> tuple[spaces.Dict, spaces.Space[Any]]:
+        sizes = np.full(self.core.T, self.core.V)
+        return self.core.observation_space(self.core.P), spaces.MultiDiscrete(sizes, dtype=np.int64)
 
-    Raises:
-        RLAIFError: If a keyword cannot be used; the message says what was expected.
-    """
+    def _choices(self) -> tuple[NDArray[np.int8], ...]:
+        return (self.core.action_mask(),) * self.core.T
 
-    def __init__(
-        self, *, render_mode: str | None = None, action_mask: bool = False, **settings: Unpack[Settings]
-    ) -> None:
-        core = Core(**settings)
-        super().__init__(core, core.P, render_mode, action_mask)
-        self.action_space = _action_space(core)
-        self._action = np.empty(0, dtype=np.int64)
+
+class TextGeneration(_WholeResponses, PromptEnv):
+    """Answer one prompt with one response; for the keywords see `PromptEnv`."""
+
+    _action = np.empty(0, dtype=np.int64)
 
     def _response_ids(self) -> NDArray[np.int64]:
         return self._action if self._outcome else self._action[:0]
 
-    def _mask_info(self) -> dict[str, Any]:
-        return _mask_info(self.core) if self._with_mask else {}
-
     def step(self, action: Any) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """Give a response and be paid for it.
-
-        Args:
-            action: Token ids (T,).
+        """Give a response, token ids (T,), and be paid for it.
 
         Returns:
             The prompt once more, the reward, terminated (always True), truncated (always False), and an info of
@@ -80,46 +63,12 @@ class TextGeneration(PromptEnv):
         return self._observation(), reward, True, False, info
 
 
-class TextGenerationVector(PromptVectorEnv):
-    """Answer n prompts with n responses, scored in one call.
+class TextGenerationVector(_WholeResponses, PromptVectorEnv):
+    """Answer n prompts with n responses, scored in one call; for the keywords see `PromptVectorEnv`."""
 
-    Args:
-        num_envs: n.
-        group_size: K; K rows in a row answer the same prompt. n must be a multiple.
-        autoreset_mode: "SameStep" (a step returns the next prompts), "NextStep" or "Disabled".
-        max_episode_steps: As `gymnasium.wrappers.TimeLimit`; every episode has one step anyway.
-        render_mode: "ansi", "human", "rgb_array" or None.
-        action_mask: As in `TextGeneration`.
-        **settings: See `rlaif_env.envs.core.Core`.
-
-    Raises:
-        RLAIFError: If a keyword cannot be used; the message says what was expected.
-    """
-
-    def __init__(
-        self,
-        num_envs: int = 1,
-        *,
-        group_size: int = 1,
-        autoreset_mode: str | AutoresetMode = AutoresetMode.SAME_STEP,
-        max_episode_steps: int | None = None,
-        render_mode: str | None = None,
-        action_mask: bool = False,
-        **settings: Unpack[Settings],
-    ) -> None:
-        core = Core(**settings)
-        super().__init__(
-            core,
-            core.P,
-            _action_space(core),
-            num_envs=num_envs,
-            group_size=group_size,
-            autoreset_mode=autoreset_mode,
-            max_episode_steps=max_episode_steps,
-            render_mode=render_mode,
-            action_mask=action_mask,
-        )
-        self._actions = np.zeros((num_envs, core.T), dtype=np.int64)
+    def __init__(self, num_envs: int = 1, **keywords: Any) -> None:
+        super().__init__(num_envs, **keywords)
+        self._actions = np.zeros((num_envs, self.core.T), dtype=np.int64)
 
     def _advance(self, ids: NDArray[np.int64], acting: NDArray[np.bool_]) -> NDArray[np.bool_]:
         self._actions[acting] = ids[acting]
@@ -127,14 +76,3 @@ class TextGenerationVector(PromptVectorEnv):
 
     def _response_ids(self, row: int, length: int) -> NDArray[np.int64]:
         return self._actions[row, : self.core.T * length]
-
-    def _mask_info(self) -> dict[str, Any]:
-        return _mask_info(self.core) if self._with_mask else {}
-
-
-def _action_space(core: Core) -> spaces.MultiDiscrete[np.int64]:
-    return spaces.MultiDiscrete(np.full(core.T, core.V), dtype=np.int64)
-
-
-def _mask_info(core: Core) -> dict[str, Any]:
-    return {"action_mask": (core.action_mask(),) * core.T}

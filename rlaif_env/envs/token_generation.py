@@ -10,42 +10,27 @@ Notation: n rows (``num_envs``), K rows a prompt (``group_size``), P prompt toke
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from gymnasium import spaces
-from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
-from rlaif_env.envs.core import Core, Settings
-from rlaif_env.envs.episodes import Observation, PromptEnv
+from rlaif_env.envs.episodes import Episodes, Observation, PromptEnv
 from rlaif_env.envs.vector_episodes import PromptVectorEnv
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 __all__ = ["TokenGeneration", "TokenGenerationVector"]
 
 
-class TokenGeneration(PromptEnv):
-    """Answer one prompt token by token.
+class _SingleTokens(Episodes):
+    """An action is one token id. Its ``action_mask`` is an array (V,) int8."""
 
-    Args:
-        render_mode: "ansi", "human", "rgb_array" or None.
-        action_mask: Put ``action_mask`` (V,) int8 into every info: 1 for text tokens and the EOS.
-        **settings: task, reward, reward_kwargs, tokenizer, vocab_size, split, max_prompt_tokens, max_response_tokens,
-            truncate_prompts: see `rlaif_env.envs.core.Core`.
+    def _spaces(self) -> tuple[spaces.Dict, spaces.Space[Any]]:
+        return self.core.observation_space(self.core.P + self.core.T), spaces.Discrete(self.core.V)
 
-    Raises:
-        RLAIFError: If a keyword cannot be used; the message says what was expected.
-    """
 
-    def __init__(
-        self, *, render_mode: str | None = None, action_mask: bool = False, **settings: Unpack[Settings]
-    ) -> None:
-        core = Core(**settings)
-        super().__init__(core, core.P + core.T, render_mode, action_mask)
-        self.action_space = spaces.Discrete(core.V)
+class TokenGeneration(_SingleTokens, PromptEnv):
+    """Answer one prompt token by token; for the keywords see `PromptEnv`."""
 
     @property
     def _length(self) -> int:
@@ -55,20 +40,11 @@ class TokenGeneration(PromptEnv):
         return self._ids[self.core.P : self.core.P + self._length]
 
     def step(self, action: Any) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """Append a token.
-
-        Args:
-            action: A token id.
+        """Append a token, given by its id.
 
         Returns:
             The observation (P+T,), the reward (0 before the end), terminated, truncated (always False) and an info:
-            empty before the end, then as `TextGeneration.step` has it.
-
-        Raises:
-            gymnasium.error.InvalidAction: If the action is no integer or outside 0…V-1.
-            gymnasium.error.ResetNeeded: Before reset and after the end of the episode.
-            gymnasium.error.ClosedEnvironmentError: After `close`.
-            BackendError: If the reward fails; the step can be tried again.
+            empty before the end, then as `TextGeneration.step` has it. The errors are that one's, too.
         """
         self._check_running()
         token = self.core.checked_action(action, ())
@@ -82,47 +58,8 @@ class TokenGeneration(PromptEnv):
         return self._observation(), reward, done, False, info
 
 
-class TokenGenerationVector(PromptVectorEnv):
-    """Answer n prompts token by token, in plain numpy.
-
-    Args:
-        num_envs: n.
-        group_size: K; the prompts of K rows in a row come in the same order. n must be a multiple.
-        autoreset_mode: "SameStep": an ended row shows its next prompt at once. "NextStep": with the next step.
-            "Disabled": ended rows wait, ignore their actions and are not ``info["active"]``, until the last row has
-            ended; then the whole wave is scored in one call and terminates, and `reset` begins the next.
-        max_episode_steps: Truncate episodes, as `gymnasium.wrappers.TimeLimit` does; None: never.
-        render_mode: "ansi", "human", "rgb_array" or None.
-        action_mask: As in `TokenGeneration`.
-        **settings: See `rlaif_env.envs.core.Core`.
-
-    Raises:
-        RLAIFError: If a keyword cannot be used; the message says what was expected.
-    """
-
-    def __init__(
-        self,
-        num_envs: int = 1,
-        *,
-        group_size: int = 1,
-        autoreset_mode: str | AutoresetMode = AutoresetMode.SAME_STEP,
-        max_episode_steps: int | None = None,
-        render_mode: str | None = None,
-        action_mask: bool = False,
-        **settings: Unpack[Settings],
-    ) -> None:
-        core = Core(**settings)
-        super().__init__(
-            core,
-            core.P + core.T,
-            spaces.Discrete(core.V),
-            num_envs=num_envs,
-            group_size=group_size,
-            autoreset_mode=autoreset_mode,
-            max_episode_steps=max_episode_steps,
-            render_mode=render_mode,
-            action_mask=action_mask,
-        )
+class TokenGenerationVector(_SingleTokens, PromptVectorEnv):
+    """Answer n prompts token by token, in plain numpy; for the keywords see `PromptVectorEnv`."""
 
     def _advance(self, ids: NDArray[np.int64], acting: NDArray[np.bool_]) -> NDArray[np.bool_]:
         rows = np.flatnonzero(acting)

@@ -9,32 +9,22 @@ Notation: n rows (``num_envs``), K rows a prompt (``group_size``), V vocabulary,
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
-import gymnasium as gym
 import numpy as np
-from gymnasium import error, spaces
+from gymnasium import error
 from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from rlaif_env.api import RLAIFError
-from rlaif_env.envs.core import Core, PromptOrder, Response
-from rlaif_env.envs.episodes import (
-    METADATA,
-    Observation,
-    checked_render_mode,
-    frame_of,
-    safe_spec,
-    scene_of,
-    terminal_for,
-)
+from rlaif_env.envs.core import PromptOrder, Response
+from rlaif_env.envs.episodes import Episodes, Observation
 
 if TYPE_CHECKING:
-    from gymnasium.envs.registration import EnvSpec
-
     from rlaif_env.envs.rendering import Scene
 
 __all__ = ["PromptVectorEnv"]
@@ -48,75 +38,64 @@ _COLUMNS = ("prompt", "state", "elapsed", "finished", "cut", "ids", "mask")
 """The arrays that hold what the rows are at, without their underscore."""
 
 
-class PromptVectorEnv(VectorEnv[Observation, Any, NDArray[Any]]):
+class PromptVectorEnv(Episodes, VectorEnv[Observation, Any, NDArray[Any]]):
     """n episodes at once, each answering a prompt. The base of the vector environments.
 
     Row i draws its prompts as the single environment seeded ``seed + i // group_size`` does, so the K rows of a group
-    answer the same prompts in the same order.
+    answer the same prompts in the same order. An agent reads K, T and V from the environment, through any wrapper:
+    ``envs.unwrapped.group_size`` and ``envs.single_action_space``.
 
     Args:
-        core: Prompts, tokens, reward.
-        width: W.
-        action_space: Of a single environment.
         num_envs: n.
         group_size: K; n must be a multiple.
-        autoreset_mode: "SameStep", "NextStep" or "Disabled", or Gymnasium's enum.
-        max_episode_steps: Truncates as `gymnasium.wrappers.TimeLimit` does.
-        render_mode: "ansi", "human", "rgb_array" or None.
-        action_mask: Whether infos hold ``action_mask``.
+        autoreset_mode: "SameStep": an ended row shows its next prompt at once. "NextStep": with the next step.
+            "Disabled": ended rows wait, ignore their actions and are not ``info["active"]``, until the last row has
+            ended; then the whole wave is scored in one call and terminates, and `reset` begins the next. Or Gymnasium's
+            enum.
+        max_episode_steps: Truncate episodes, as `gymnasium.wrappers.TimeLimit` does; None: never.
+        render_mode: As in `PromptEnv`.
+        action_mask: As in `PromptEnv`.
+        **settings: See `rlaif_env.envs.core.Core`.
+
+    Raises:
+        RLAIFError: If a keyword cannot be used; the message says what was expected.
+        gymnasium.error.UnsupportedMode: If there is no such render mode.
     """
 
     def __init__(
         self,
-        core: Core,
-        width: int,
-        action_space: spaces.Space[Any],
+        num_envs: int = 1,
         *,
-        num_envs: int,
-        group_size: int,
-        autoreset_mode: str | AutoresetMode,
-        max_episode_steps: int | None,
-        render_mode: str | None,
-        action_mask: bool,
+        group_size: int = 1,
+        autoreset_mode: str | AutoresetMode = AutoresetMode.SAME_STEP,
+        max_episode_steps: int | None = None,
+        render_mode: str | None = None,
+        action_mask: bool = False,
+        **settings: Any,
     ) -> None:
+        self._set_up(render_mode, action_mask, settings)
         if num_envs < 1 or group_size < 1 or num_envs % group_size:
             raise RLAIFError(
                 f"expected num_envs to be a positive multiple of group_size, found {num_envs} and {group_size}"
             )
-        self.core = core
-        self.num_envs = num_envs
-        self.group_size = group_size
+        self.num_envs, self.group_size = num_envs, group_size
         self.autoreset_mode = _autoreset_mode(autoreset_mode)
-        self.metadata = {**METADATA, "autoreset_mode": self.autoreset_mode}
-        self.render_mode = checked_render_mode(render_mode)
-        self.single_observation_space = core.observation_space(width)
-        self.observation_space = batch_space(self.single_observation_space, num_envs)
-        self.single_action_space = action_space
-        self.action_space = batch_space(action_space, num_envs)
-        self._terminal = terminal_for(render_mode)
+        self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
+        observation, action = self._spaces()
+        self.single_observation_space, self.single_action_space = observation, action
+        self.observation_space, self.action_space = batch_space(observation, num_envs), batch_space(action, num_envs)
+        shape = (num_envs, *observation["input_ids"].shape)
         self._max_steps = max_episode_steps
-        self._with_mask = action_mask
         self._generators: list[np.random.Generator | None] = [None] * num_envs
         self._seeds = [-1] * num_envs
-        self._orders = [PromptOrder(len(core.prompts)) for _ in range(num_envs)]
+        self._orders = [PromptOrder(len(self.core.prompts)) for _ in range(num_envs)]
         self._prompt = np.full(num_envs, -1, dtype=np.int64)
         self._state = np.full(num_envs, UNSTARTED, dtype=np.int8)
         self._elapsed = np.zeros(num_envs, dtype=np.int64)
         self._finished: Bools = np.zeros(num_envs, dtype=np.bool_)  # the response is complete
         self._cut: Bools = np.zeros(num_envs, dtype=np.bool_)  # max_episode_steps is reached
-        self._ids = np.zeros((num_envs, width), dtype=np.int64)
-        self._mask = np.zeros((num_envs, width), dtype=np.int8)
+        self._ids, self._mask = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int8)
         self._ended_scenes: dict[int, Scene] = {}
-        self._spec: EnvSpec | None = None
-
-    @property
-    def spec(self) -> EnvSpec | None:
-        """How Gymnasium made this; live keywords stand in it as `Shared`."""
-        return self._spec
-
-    @spec.setter
-    def spec(self, spec: EnvSpec | None) -> None:
-        self._spec = safe_spec(spec)
 
     @property  # type: ignore[misc]
     def np_random(self) -> tuple[np.random.Generator | None, ...]:  # type: ignore[override]
@@ -138,10 +117,6 @@ class PromptVectorEnv(VectorEnv[Observation, Any, NDArray[Any]]):
     def _response_ids(self, row: int, length: int) -> NDArray[np.int64]:
         """Token ids of a row's response after that many steps."""
         raise NotImplementedError
-
-    def _mask_info(self) -> dict[str, Any]:
-        """A row's ``action_mask``, if it was asked for."""
-        return {"action_mask": self.core.action_mask()} if self._with_mask else {}
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: Mapping[str, Any] | None = None
@@ -196,7 +171,8 @@ class PromptVectorEnv(VectorEnv[Observation, Any, NDArray[Any]]):
         ending = self._ending(acting, over)
         rewards, row_infos = self._pay(np.flatnonzero(ending & finished).tolist(), elapsed)
         # From here on nothing can fail: commit.
-        beginning = np.flatnonzero(self._state == DONE).tolist() if self._mode_is(AutoresetMode.NEXT_STEP) else []
+        next_step = self.autoreset_mode == AutoresetMode.NEXT_STEP
+        beginning = np.flatnonzero(self._state == DONE).tolist() if next_step else []
         self._finished, self._cut, self._elapsed = finished, cut, elapsed
         self._state[over] = WAITING
         self._state[ending] = DONE
@@ -210,21 +186,11 @@ class PromptVectorEnv(VectorEnv[Observation, Any, NDArray[Any]]):
         return self._observation(), rewards, terminated, truncated, self._with_active(infos)
 
     def render(self) -> Any:
-        """The rows' dialogues, one frame each; a row that ended in the last step shows that episode.
-
-        Raises:
-            gymnasium.error.ResetNeeded: Before the first reset.
-            gymnasium.error.ClosedEnvironmentError: After `close`.
-        """
-        self._check_open()
-        if self._state[0] == UNSTARTED:
-            raise error.ResetNeeded("expected reset before render; call envs.reset() first")
-        if self.render_mode is None:
-            gym.logger.warn("render needs a render_mode, found none; pass one to gym.make_vec")
-        if self.render_mode in (None, "human"):
+        """What `PromptEnv.render` gives, for each row; one that ended in the last step shows that episode."""
+        self._check_started(self._state[0] != UNSTARTED, "render")
+        if not self._draws():
             return None
-        scenes = (self._ended_scenes.get(row) or self._scene(row) for row in range(self.num_envs))
-        return tuple(frame_of(scene, self.render_mode) for scene in scenes)
+        return tuple(self._frame(self._ended_scenes.get(row) or self._scene(row)) for row in range(self.num_envs))
 
     def state(self) -> dict[str, Any]:
         """Everything that decides what comes next, as JSON can hold it: for `set_state`, in another process too.
@@ -256,21 +222,19 @@ class PromptVectorEnv(VectorEnv[Observation, Any, NDArray[Any]]):
         try:
             of_row, streams = state["stream"], state["streams"]
             columns = {name: np.array(state[name], getattr(self, f"_{name}").dtype) for name in _COLUMNS}
-            found = (state["prompts"], len(of_row), {name: column.shape for name, column in columns.items()})
+            actual = (state["prompts"], len(of_row), {name: column.shape for name, column in columns.items()})
             expected = {name: getattr(self, f"_{name}").shape for name in _COLUMNS}
-            if found != (len(self.core.prompts), self.num_envs, expected):
+            if actual != (len(self.core.prompts), self.num_envs, expected):
                 raise RLAIFError(
                     f"expected a state of {self.num_envs} rows over {len(self.core.prompts)} prompts, shapes "
-                    f"{expected}, found {found}; it was taken from other environments"
+                    f"{expected}, found {actual}; it was taken from other environments"
                 )
             generators = [_generator(streams[number]["generator"]) for number in of_row]
-            orders = [PromptOrder(len(self.core.prompts)) for _ in of_row]
-            for number, order in zip(of_row, orders, strict=True):
-                order.set_state(streams[number]["order"])
+            orders = [PromptOrder(len(self.core.prompts), streams[number]["order"]) for number in of_row]
             seeds = [int(streams[number]["seed"]) for number in of_row]
+        except RLAIFError:
+            raise
         except (KeyError, TypeError, IndexError, ValueError) as problem:
-            if isinstance(problem, RLAIFError):
-                raise
             raise RLAIFError(f"expected a state that these environments gave, found another: {problem!r}") from problem
         self._generators, self._orders, self._seeds = list(generators), orders, seeds
         for name, column in columns.items():
@@ -283,17 +247,14 @@ class PromptVectorEnv(VectorEnv[Observation, Any, NDArray[Any]]):
         self._check_open()
         acting: Bools = self._state == RUNNING
         if not acting.any():
-            if self._state[0] == UNSTARTED:
-                raise error.ResetNeeded("expected reset before step; call envs.reset() first")
-            if self._mode_is(AutoresetMode.DISABLED):
-                raise error.ResetNeeded(
-                    "expected reset after the end of every episode, found a step; call envs.reset()"
-                )
+            self._check_started(self._state[0] != UNSTARTED, "step")
+            if self.autoreset_mode == AutoresetMode.DISABLED:
+                raise error.ResetNeeded("expected reset after the end of every episode, found a step; call reset()")
         return acting
 
     def _ending(self, acting: Bools, over: Bools) -> Bools:
         """The rows whose episode ends with this step; in mode DISABLED a whole wave at once."""
-        if not self._mode_is(AutoresetMode.DISABLED):
+        if self.autoreset_mode != AutoresetMode.DISABLED:
             return over
         return np.zeros_like(over) if (acting & ~over).any() else over | (self._state == WAITING)
 
@@ -322,7 +283,7 @@ class PromptVectorEnv(VectorEnv[Observation, Any, NDArray[Any]]):
                 if self._terminal is not None:
                     self._terminal.show(scene)
             info = {**info, **self._mask_info()}
-            if self._mode_is(AutoresetMode.SAME_STEP):
+            if self.autoreset_mode == AutoresetMode.SAME_STEP:
                 final = {"input_ids": self._ids[row].copy(), "attention_mask": self._mask[row].copy()}
                 infos = self._add_info(infos, {"final_obs": final, "final_info": info}, row)
                 info = self._begin(row)
@@ -340,26 +301,15 @@ class PromptVectorEnv(VectorEnv[Observation, Any, NDArray[Any]]):
         self._elapsed[row] = 0
         self._finished[row] = self._cut[row] = False
         self.core.write_prompt(index, self._ids[row], self._mask[row])
-        return {"prompt_index": index, "prompt": self.core.prompts[index], **self._mask_info()}
+        return self._reset_info(index)
 
     def _with_active(self, infos: dict[str, Any]) -> dict[str, Any]:
-        if self._mode_is(AutoresetMode.DISABLED):
+        if self.autoreset_mode == AutoresetMode.DISABLED:
             infos["active"], infos["_active"] = self._state == RUNNING, np.ones(self.num_envs, dtype=np.bool_)
         return infos
 
     def _scene(self, row: int, outcome: tuple[Mapping[str, Any], float] | None = None) -> Scene:
-        ids = self._response_ids(row, int(self._elapsed[row]))
-        return scene_of(self.core, int(self._prompt[row]), ids, outcome)
-
-    def _observation(self) -> Observation:
-        return {"input_ids": self._ids.copy(), "attention_mask": self._mask.copy()}
-
-    def _mode_is(self, mode: AutoresetMode) -> bool:
-        return self.autoreset_mode == mode
-
-    def _check_open(self) -> None:
-        if self.closed:
-            raise error.ClosedEnvironmentError("expected open environments, found closed ones; make new ones")
+        return self._scene_of(int(self._prompt[row]), self._response_ids(row, int(self._elapsed[row])), outcome)
 
     def _rows_to_reset(self, mask: Any) -> list[int]:
         if mask is None:
@@ -398,13 +348,11 @@ class PromptVectorEnv(VectorEnv[Observation, Any, NDArray[Any]]):
 
     def _reseed(self, rows: Sequence[int], seeds: Sequence[int | None]) -> None:
         """Seed the rows that were given a seed, and those that never had one: with a fresh one for each group."""
-        fresh: dict[int, int] = {}
+        fresh: dict[int, int] = defaultdict(lambda: seeding.np_random()[1])
         for row in rows:
-            seed, group = seeds[row], row // self.group_size
+            seed = seeds[row]
             if seed is None and self._generators[row] is None:
-                if group not in fresh:
-                    fresh[group] = seeding.np_random()[1]
-                seed = fresh[group]
+                seed = fresh[row // self.group_size]
             if seed is not None:
                 self._generators[row], self._seeds[row] = seeding.np_random(seed)
                 self._orders[row].restart()

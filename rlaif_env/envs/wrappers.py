@@ -72,12 +72,8 @@ class KLShaping(gym.Wrapper[Observation, Any, Observation, Any], RecordConstruct
 class VectorKLShaping(VectorWrapper):
     """Pay β·KL token by token in a vector of token-level environments, whatever its autoreset mode.
 
-    Args:
-        env: The vector environment.
-        log_ratio: ``f(observations, actions) -> (n,)``: log π(a|s) - log π_SFT(a|s) of each row's next token. Rows
-            whose action is ignored may have any value.
-        beta: β, from 0 to 1; the environment's reward is scaled by 1-β.
-        gamma: The agent's discount, from 0 to 1.
+    The arguments are `KLShaping`'s; ``f(observations, actions) -> (n,)`` gives each row's log-ratio, any value in rows
+    whose action is ignored.
 
     Raises:
         RLAIFError: If beta or gamma is out of range, or a log-ratio has the wrong shape or is not finite.
@@ -99,9 +95,8 @@ class VectorKLShaping(VectorWrapper):
 
     def reset(self, *, seed: Any = None, options: Any = None) -> tuple[Observation, dict[str, Any]]:
         """Begin episodes at potential 0."""
-        rows = (options or {}).get("reset_mask")
+        rows = (options or {}).get("reset_mask", slice(None))
         observations, info = self.env.reset(seed=seed, options=options)
-        rows = np.ones(self.num_envs, dtype=np.bool_) if rows is None else rows
         self._potential[rows], self._acts[rows] = 0.0, True
         self._observations = observations
         return observations, info
@@ -116,9 +111,7 @@ class VectorKLShaping(VectorWrapper):
         if bad := np.flatnonzero(self._acts & ~np.isfinite(ratios)).tolist():
             raise RLAIFError(f"expected finite log-ratios, found others in rows {bad}")
         observations, rewards, terminated, truncated, info = self.env.step(actions)
-        potential = np.where(
-            self._acts, self._potential - self._beta * np.where(self._acts, ratios, 0), self._potential
-        )
+        potential = self._potential - self._beta * np.where(self._acts, ratios, 0.0)
         shaping = np.where(self._acts, self._gamma * potential - self._potential, 0.0)
         over = terminated | truncated
         mode = self.env.metadata["autoreset_mode"]

@@ -154,7 +154,7 @@ def _prompt_file(folder: Path) -> Read:
 
 def _preference_file(folder: Path) -> Read:
     from rewards.labeling.pair_source import read_pairs
-    from rlaif_env.data.preferences import export_trl, read_preferences, summarize_preferences, write_preferences
+    from rlaif_env.data.preferences import export_trl, read_preferences, write_preferences
 
     def read(data: bytes) -> None:
         file = _stored(folder, data, "in")
@@ -168,7 +168,6 @@ def _preference_file(folder: Path) -> Read:
         out = folder / "out.jsonl.gz"
         write_preferences(out, found)
         same(found, list(read_preferences(out, **allowed)), "preferences written and read")
-        same(len(found), summarize_preferences(found).records, "the number of preferences")
         for conversational in (False, True):
             with suppress(RLAIFError):
                 export_trl(found, folder / "trl.jsonl", conversational, skip_ties=True)

@@ -366,13 +366,13 @@ def test_an_implicit_prompt_loses_nothing(prompt: str, one: str, two: str) -> No
     assert record.prompt + record.response_2 == row["rejected"]
 
 
-# Splits and summaries
+# Splits
 
 
 def test_splits_depend_on_the_text_alone() -> None:
     assert data.split_of("The  film\n") == data.split_of("the film")
     shares = Counter(data.split_of(f"text {i}") for i in range(20_000))
-    for name, share in data.SPLIT_FRACTIONS.items():
+    for name, share in corpus.SPLIT_FRACTIONS.items():
         assert abs(shares[name] - 20_000 * share) < 4 * math.sqrt(20_000 * share * (1 - share))  # 4 standard deviations
     assert len({data.split_of("x", {"a": 0.5, "b": 0.5}, seed) for seed in range(20)}) == 2
     assert {data.split_of(f"{i}", {"none": 0.0, "all": 1.0}) for i in range(50)} == {"all"}
@@ -382,43 +382,6 @@ def test_splits_depend_on_the_text_alone() -> None:
     for wrong in ({}, {"a": 0.5}, {"a": 1.5, "b": -0.5}, {"a": math.nan}):
         with pytest.raises(DataError, match="expected shares from 0 that sum to 1, found"):
             data.split_of("x", wrong)
-
-
-def test_split_by_prompt_never_across() -> None:
-    records = [Preference(f"prompt {i % 50}", str(i), "b", 1) for i in range(500)]
-    sides: dict[str, set[str]] = {}
-    divided = list(data.split_by_prompt(iter(records), {"train": 0.7, "test": 0.3}, seed=1))
-    for side, record in divided:
-        sides.setdefault(record.prompt, set()).add(side)
-    assert [record for _, record in divided] == records
-    assert {len(side) for side in sides.values()} == {1}
-    assert {side for side, _ in divided} == {"train", "test"}
-    with pytest.raises(DataError, match="record 1: expected a prompt to divide by, found an empty one"):
-        list(data.split_by_prompt([Preference("", "a", "b", 1)]))
-
-
-def test_summary_counts_by_hand() -> None:
-    records = [
-        Preference("p", "long one", "short", 1.0),
-        Preference("p", "short", "long one", 0.0, "ai:x"),  # the same judgement again, exchanged
-        Preference("p", "short", "long one", 0.9),  # and its contradiction
-        Preference("q", "long one", "short", 0.5),
-        Preference("q", "same", "same", 0.8),
-        Preference("q", "abcd", "same", 0.3),
-    ]
-    assert data.summarize_preferences(iter(records)) == data.PreferenceSummary(
-        records=6,
-        prompts=2,
-        duplicates=2,
-        contradictions=1,
-        identical=1,
-        ties=1,
-        soft=4,
-        longer_preferred=2 / 3,
-        first_preferred=3 / 5,
-        sources={"human": 5, "ai:x": 1},
-    )
-    assert math.isnan(data.summarize_preferences([]).longer_preferred)
 
 
 # Hugging Face data sets
@@ -489,7 +452,7 @@ def test_human_preferences_are_the_raters_own() -> None:
 
 def test_human_preferences_are_drawn_from_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     ratings = [(0, 1), (2, 2), (2, 2), (-1, 0)]  # means 0.5, 2, 2, -0.5
-    few = [data.Snippet(number, f"text {number}", given) for number, given in enumerate(ratings)]
+    few = [corpus.Snippet(number, f"text {number}", given) for number, given in enumerate(ratings)]
     monkeypatch.setattr(corpus, "movie_snippets", lambda split: few)
     found = {frozenset(record.meta["ids"]) for record in data.human_preferences("test", 6)}
     assert found == {frozenset(pair) for pair in ((0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3))}

@@ -53,6 +53,16 @@ def test_the_built_in_tasks() -> None:
         assert load_task(task.to_json()) == task
 
 
+def test_the_scale_is_the_tasks() -> None:
+    assert load_task("movie-review").scale == (1, 9)
+    assert {load_task(name).scale for name in list_tasks() if name != "movie-review"} == {(1, 10)}
+    assert mine().scale == (1, 10)
+    task = mine(scale=[0, 4])  # as JSON and TOML hold it
+    assert task.scale == (0, 4) and task.to_json()["scale"] == [0, 4]
+    assert Task.from_json(json.loads(json.dumps(task.to_json()))) == task
+    assert Task.from_json({k: v for k, v in task.to_json().items() if k != "scale"}).scale == (1, 10)
+
+
 def test_movie_review_prompts_are_openings_each_on_one_side() -> None:
     task = load_task("movie-review")
     prompts = {split: task.prompts(split) for split in SPLITS}
@@ -180,7 +190,9 @@ def test_a_task_of_ones_own_in_toml(tmp_path: Path) -> None:
     path.write_text(TOML + '[source.jsonl]\ntrain = "p.jsonl"\n')
     assert load_task(path).source.jsonl == {"train": str(tmp_path / "p.jsonl")}
     path.write_text(TOML + '[source.prompts]\ntrain = ["An old pond"]\n')
-    assert load_task(path).prompts() == ["An old pond"]
+    assert load_task(path).prompts() == ["An old pond"] and load_task(path).scale == (1, 10)
+    path.write_text(TOML.replace("[source]", "scale = [1, 5]\n[source]"))
+    assert load_task(path).scale == (1, 5)
 
 
 TOML_ERRORS = [
@@ -189,6 +201,7 @@ TOML_ERRORS = [
         "expected the keys name, kind, criterion, max_prompt_tokens, max_response_tokens in a task, found no kind",
     ),
     (TOML.replace("gold", "golden"), "expected the keys name, kind, .*, gold, scale in a task, found golden"),
+    (TOML.replace("[source]", "scale = [5, 1]"), "expected a scale of two whole numbers .*, found \\[5, 1\\]"),
     (TOML + 'json = "x"', "expected the keys corpus, jsonl, .* in a source of a task, found json"),
     (TOML + 'jsonl = "x"\ncorpus = "movie-review"', "expected one source of prompts, found corpus and jsonl"),
     (TOML.replace("[source]", "source = 3"), "expected source of a task to be a table, found 3"),
@@ -237,6 +250,20 @@ ERRORS: list[tuple[Any, str]] = [
         "expected prompts of a source to be a list of strings, or one a split, found 'one'",
     ),
     (lambda: PromptSource(prompts=["a", 1]), "expected prompts of a source to be a list of strings"),  # type: ignore[list-item]
+    (lambda: PromptSource(prompts={"train": None}), "expected prompts of a source to be a list of strings"),  # type: ignore[dict-item]
+    (lambda: PromptSource(corpus={"train": "x"}), "expected corpus of a source to be a string, found {'train'"),  # type: ignore[arg-type]
+    (lambda: PromptSource(allow_empty=None), "expected allow_empty of a source to be true or false, found None"),  # type: ignore[arg-type]
+    (lambda: mine(scale=(1, 10, 20)), r"expected a scale of two whole numbers from 0 to 100, .*, found \(1, 10, 20\)"),
+    (
+        lambda: mine(scale=(9, 1)),
+        r"expected a scale of two whole numbers from 0 to 100, the lower first, found \(9, 1\)",
+    ),
+    (lambda: mine(scale=(-1, 5)), r"expected a scale of two whole numbers from 0 to 100, .*, found \(-1, 5\)"),
+    (lambda: mine(scale=(0, 101)), "expected a scale of two whole numbers from 0 to 100"),
+    (lambda: mine(scale=(1.0, 9.0)), "expected a scale of two whole numbers from 0 to 100"),
+    (lambda: mine(scale=(False, True)), "expected a scale of two whole numbers from 0 to 100"),
+    (lambda: mine(scale="19"), "expected a scale of two whole numbers from 0 to 100, the lower first, found 19"),
+    (lambda: mine(scale=None), "expected a scale of two whole numbers from 0 to 100, the lower first, found None"),
     (lambda: PromptSource(dataset=3), "expected dataset of a source to be a string, found 3"),  # type: ignore[arg-type]
     (lambda: PromptSource(jsonl=3), "expected jsonl of a source to be a string, or one a split, found 3"),  # type: ignore[arg-type]
     (lambda: PromptSource(allow_empty="yes"), "expected allow_empty of a source to be true or false"),  # type: ignore[arg-type]

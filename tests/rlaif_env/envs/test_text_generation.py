@@ -173,6 +173,21 @@ def test_rows_of_a_group_answer_the_same_prompts(id: str, toy: dict[str, Any]) -
 
 
 @both
+def test_an_agent_reads_group_size_tokens_and_vocabulary_through_wrappers(id: str, toy: dict[str, Any]) -> None:
+    for make in (gym.make_vec, lambda *a, **k: gym.make_vec(gym.make_vec(*a, **k).unwrapped.spec)):
+        envs: Any = make(id, num_envs=6, group_size=3, vocab_size=13, max_response_tokens=4, **toy)
+        envs = vector_wrappers.ClipReward(vector_wrappers.RecordEpisodeStatistics(envs), -0.5, 0.5)
+        assert envs.unwrapped.group_size == 3 and envs.num_envs == 6
+        space = envs.single_action_space
+        if id == TEXT:
+            assert space.nvec.tolist() == [13] * 4 and envs.action_space.shape == (6, 4)
+        else:
+            assert space.n == 13 and envs.action_space.shape == (6,)
+            assert envs.observation_space["input_ids"].shape == (6, 24 + 4)  # P + T
+    assert gym.make_vec(id, num_envs=2, **toy).unwrapped.group_size == 1
+
+
+@both
 def test_a_caller_can_ask_for_prompts_and_options_stay_as_they_were(id: str, toy: dict[str, Any]) -> None:
     env, envs = gym.make(id, **toy), gym.make_vec(id, num_envs=3, autoreset_mode="Disabled", **toy)
     options: dict[str, Any] = {"prompt_index": 2}
