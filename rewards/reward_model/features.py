@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rlaif_env.api import RLAIFError
+from rlaif_env.batches import length_buckets
 from rlaif_env.data.tasks import Task
 from rlaif_env.models import Backbone, encode, pad_rows
 
@@ -54,16 +55,12 @@ def encode_for_reward(
         prompt: What the response answers; may be empty.
         response: The response; may be empty.
         max_tokens: Longest row, EOS included, at least 2.
-
-    Returns:
-        The ids, and the number of tokens that had to be cut.
     """
     eos = tokenizer.eos_token_id
     row = [i for i in encode(tokenizer, [reward_text(task, prompt, response)])[0] if i != eos]
-    start = [row[0]] if row and row[0] == tokenizer.bos_token_id else []
-    body = row[len(start) :]
+    bos = row[:1] if row[:1] == [tokenizer.bos_token_id] else []
     cut = max(0, len(row) + 1 - max_tokens)
-    return [*start, *body[cut:], eos], cut
+    return [*bos, *row[len(bos) + cut :], eos], cut
 
 
 def depth_of(model: Any) -> int:
@@ -84,18 +81,13 @@ def _blocks(model: Any) -> tuple[Any, str, Any]:
         children = dict(owner.named_children())
         for name, child in children.items():
             if isinstance(child, torch.nn.ModuleList) and len(child) == config.num_hidden_layers:
-                norms = [
-                    other
-                    for other in children.values()
-                    if (shapes := [tuple(p.shape) for p in other.parameters()])
-                    and set(shapes) == {(config.hidden_size,)}
-                ]
+                shapes = {(config.hidden_size,)}
+                norms = [other for other in children.values() if {tuple(p.shape) for p in other.parameters()} == shapes]
                 if norms:
                     return owner, name, norms[-1]
     raise RLAIFError(
         f"expected a model made of one list of {config.num_hidden_layers} layers and a norm, found another structure "
-        "in "
-        f"{type(model).__name__}; use all its layers (layers={config.num_hidden_layers})"
+        f"in {type(model).__name__}; use all its layers (layers={config.num_hidden_layers})"
     )
 
 
@@ -154,17 +146,6 @@ def last_states(model: Any, rows: Sequence[Sequence[int]], depths: Sequence[int]
     return torch.stack([*earlier, last], dim=1)
 
 
-def buckets(lengths: Sequence[int], tokens: int) -> list[list[int]]:
-    """Rows of like length together, at most so many padded tokens in each bucket (a longer row is one alone)."""
-    made: list[list[int]] = []
-    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        widest = lengths[made[-1][0]] if made else 0
-        if not made or widest * (len(made[-1]) + 1) > tokens or (lengths[i] < 0.7 * widest and len(made[-1]) >= 4):
-            made.append([])
-        made[-1].append(i)
-    return made
-
-
 def extract(
     backbone: Backbone,
     rows: Sequence[Sequence[int]],
@@ -172,7 +153,7 @@ def extract(
     *,
     adapter: str | None = None,
     tokens_per_batch: int = 2048,
-    advance: Callable[[int], object] | None = None,
+    advance: Callable[[int], object] = lambda done: None,
 ) -> torch.Tensor:
     """`last_states` of any number of rows, without gradient, in the caller's order.
 
@@ -192,8 +173,7 @@ def extract(
     width = int(backbone.model.config.get_text_config().hidden_size)
     out = torch.zeros(len(rows), len(depths), width)
     with backbone.using(adapter) as model, torch.inference_mode():
-        for members in buckets([len(row) for row in rows], tokens_per_batch):
+        for members in length_buckets([len(row) for row in rows], tokens_per_batch):
             out[members] = last_states(model, [rows[i] for i in members], depths).cpu()
-            if advance is not None:
-                advance(len(members))
+            advance(len(members))
     return out

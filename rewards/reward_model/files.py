@@ -16,12 +16,14 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from rewards.reward_model.model import LabelRecord, Normalization, RewardModel
+from rewards.reward_model.card import model_card
+from rewards.reward_model.parts import LabelRecord, Normalization, RewardModelParts
 from rlaif_env.api import RLAIFError
 from rlaif_env.data.tasks import Task, load_task
 from rlaif_env.models import (
@@ -31,6 +33,8 @@ from rlaif_env.models import (
     default_device,
     encode,
     load_tokenizer,
+    load_weights,
+    refuse_pickled,
     tokenizer_fingerprint,
 )
 from rlaif_env.runs import write_json
@@ -41,12 +45,14 @@ if TYPE_CHECKING:
 
 __all__ = ["load", "save"]
 
+Model = TypeVar("Model", bound=RewardModelParts)
+
 _FORMAT = 1
 _RECORD, _HEAD = "reward_model.json", "head.safetensors"
 _SCORE = "score.weight"
 
 
-def save(model: RewardModel, folder: Path, *, merged: bool, figures: Mapping[str, Any]) -> None:
+def save(model: RewardModelParts, folder: Path, *, merged: bool, figures: Mapping[str, Any]) -> None:
     """Write a reward model into a new or empty folder; see the head of this module.
 
     Raises:
@@ -57,21 +63,20 @@ def save(model: RewardModel, folder: Path, *, merged: bool, figures: Mapping[str
     if folder.exists() and any(folder.iterdir()):
         raise RLAIFError(f"expected {folder} to be new or empty, found files in it: name another folder")
     folder.mkdir(parents=True, exist_ok=True)
-    record = _record(model, figures)
     if not model.owns_weights:
-        tensors = {_SCORE: model.weight[None].contiguous()}
+        tensors = {_SCORE: model.weight[None]}
         if model.adapter is not None:
-            state = model.backbone.adapter_state(model.adapter)
-            tensors |= {name: value.contiguous() for name, value in state.items()}
+            tensors |= model.backbone.adapter_state(model.adapter)
+        tensors = {name: value.contiguous() for name, value in tensors.items()}
         save_file(tensors, folder / _HEAD, metadata={"format": "pt"})
-    whole = merged or model.owns_weights
-    if whole:
+    if whole := merged or model.owns_weights:
         _save_merged(model, folder)
-    (folder / "README.md").write_text(_card(record, whole), encoding="utf-8")
+    record = _record(model, figures)
+    (folder / "README.md").write_text(model_card(record, whole), encoding="utf-8")
     write_json(folder / _RECORD, record)  # last: what is there before it is not yet a reward model
 
 
-def _record(model: RewardModel, figures: Mapping[str, Any]) -> dict[str, Any]:
+def _record(model: RewardModelParts, figures: Mapping[str, Any]) -> dict[str, Any]:
     """What reward_model.json holds."""
     base = model.backbone
     lora = None
@@ -94,7 +99,7 @@ def _record(model: RewardModel, figures: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _save_merged(model: RewardModel, folder: Path) -> None:
+def _save_merged(model: RewardModelParts, folder: Path) -> None:
     """Write the first layers, the adapter folded in, and the head as a Hugging Face sequence classifier."""
     import torch
     from transformers import AutoModelForSequenceClassification
@@ -142,15 +147,15 @@ def _reward_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizer
     template = [*bos, "$A", str(tokenizer.eos_token)]
     made.backend_tokenizer.post_processor = TemplateProcessing(single=template, special_tokens=ids)
     if tokenizer.pad_token_id == tokenizer.eos_token_id:
-        others = [
-            token for token in tokenizer.all_special_tokens if token not in (tokenizer.eos_token, tokenizer.bos_token)
-        ]
-        made.pad_token = others[0] if others else tokenizer.convert_ids_to_tokens(len(tokenizer) - 1)
+        taken = (tokenizer.eos_token, tokenizer.bos_token)
+        others = (token for token in tokenizer.all_special_tokens if token not in taken)
+        made.pad_token = next(others, None) or tokenizer.convert_ids_to_tokens(len(tokenizer) - 1)
     made.padding_side = "right"
     return made
 
 
 def load(
+    kind: Callable[..., Model],
     folder: Path,
     *,
     task: str | Path | Task | Mapping[str, Any] | None,
@@ -158,91 +163,73 @@ def load(
     device: str | None,
     dtype: str | None,
     standalone: bool,
-) -> RewardModel:
-    """Open a saved reward model: see `RewardModel.load`."""
+) -> Model:
+    """Make a reward model of this kind from a folder: see `rewards.RewardModel.load`."""
     folder, record = _read_record(folder)
-    own = standalone or record["base"]["fingerprint"] is None
-    if own:
-        found, weight = _open_merged(folder, record, device, dtype)
+    whole = standalone or record["base"]["fingerprint"] is None
+    if whole:
+        opened, weight = _open_merged(folder, record, device, dtype)
     else:
-        found, weight = _open_base(folder, record, base, device, dtype), None
+        opened, weight = _open_base(folder, record, base, device, dtype), None
     expected = record["tokenizer"]["fingerprint"]
-    if (fingerprint := tokenizer_fingerprint(found.tokenizer)) != expected:
+    if (fingerprint := tokenizer_fingerprint(opened.tokenizer)) != expected:
         raise RLAIFError(
-            f"expected the tokenizer that the reward model in {folder} was trained with (fingerprint "
-            f"{expected[:12]}), found "
-            f"another ({fingerprint[:12]}) with {found.name}; its token ids would mean something else. Train the "
-            "model again"
+            f"expected the tokenizer that the reward model in {folder} was trained with (fingerprint {expected[:12]}), "
+            f"found another ({fingerprint[:12]}) with {opened.name}; its token ids would mean something else. Train "
+            "the model again"
         )
     trained_for = load_task(record["task"])
     wanted = trained_for if task is None else load_task(task)
     if wanted.kind != trained_for.kind:
         raise RLAIFError(
             f"expected a task of kind {trained_for.kind!r} for the reward model in {folder}, trained for "
-            f"{trained_for.name!r}; "
-            f"found {wanted.name!r} of kind {wanted.kind!r}, whose texts are put together in another way"
+            f"{trained_for.name!r}; found {wanted.name!r} of kind {wanted.kind!r}, whose texts are put together in "
+            "another way"
         )
     adapter = None
     if weight is None:
-        weight, adapter = _attach(folder, record, found)
+        weight, adapter = _attach(folder, record, opened)
     try:
-        return RewardModel(
-            found,
+        return kind(
+            opened,
             weight,
             wanted,
-            layers=None if own else record["layers"],
+            layers=None if whole else record["layers"],
             adapter=adapter,
             max_tokens=record["max_tokens"],
             labels=LabelRecord(record["labels"]),
             normalization=Normalization(**record["normalization"]),
-            owns_weights=own,
+            owns_weights=whole,
         )
     except BaseException:
         if adapter is not None:
-            found.remove_lora(adapter)  # the base model is shared: what is not used leaves no trace on it
+            opened.remove_lora(adapter)  # the base model is shared: what is not used leaves no trace on it
         raise
-
-
-def _is_dir(folder: Path) -> bool:
-    try:
-        return folder.is_dir()
-    except OSError:  # too long for a name
-        return False
 
 
 def _read_record(folder: Path) -> tuple[Path, dict[str, Any]]:
     """reward_model.json, and the folder it lies in: the one named or the ``model`` in it."""
-    if not _is_dir(folder):
+    if not os.path.isdir(folder):
         raise RLAIFError(
             f"expected the folder of a reward model, found none at {folder}; train one with `rlaif train-rm`"
         )
     if not (folder / _RECORD).is_file() and (folder / "model" / _RECORD).is_file():
         folder = folder / "model"
     file = folder / _RECORD
-    pickled = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl") for p in folder.glob(pattern))
-    if pickled and not any(folder.glob("*.safetensors")):
-        raise RLAIFError(
-            f"expected safetensors weights in {folder}, found only pickled ones ({', '.join(pickled[:3])}), which can "
-            "run code "
-            "when opened; train the model again with `rlaif train-rm`"
-        )
+    refuse_pickled(folder, "train the model again with `rlaif train-rm`")
     if not file.is_file():
         raise RLAIFError(
             f"expected a reward model in {folder}, found no {_RECORD} there: it says which base model, labels and "
-            "encoding the "
-            "weights belong to; train one with `rlaif train-rm`"
+            "encoding the weights belong to; train one with `rlaif train-rm`"
         )
     try:
         record = json.loads(file.read_bytes())
-        complete = record["format"] == _FORMAT and {"base", "tokenizer", "task", "layers", "labels"} <= record.keys()
-        if complete:
+        if (version := record["format"]) == _FORMAT:
             _check_record(record)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise RLAIFError(f"expected {file} to describe a reward model, found something else: {error}") from error
-    if not complete:
-        raise RLAIFError(
-            f"expected {file} in format {_FORMAT}, found {record['format']!r:.60}; use the version that wrote it"
-        )
+    if version != _FORMAT:
+        raise RLAIFError(f"expected {file} in format {_FORMAT}, found {version!r:.60}; use the version that wrote it")
     return folder, record
 
 
@@ -279,50 +266,47 @@ def _open_base(
 ) -> Backbone:
     """The base model that a head and an adapter belong on, the copy in memory if there is one."""
     name, expected = record["base"]["name"], record["base"]["fingerprint"]
-    if isinstance(base, Backbone):
-        found = base
-    else:
+    instead = "with base=..., or open the merged copy with standalone=True"
+    if not isinstance(base, Backbone):
         try:
-            found = backbone(base or name, device=device, dtype=dtype)
+            base = backbone(base or name, device=device, dtype=dtype)
         except RLAIFError as error:
             raise RLAIFError(
-                f"expected the base model of the reward model in {folder}, found: {error}. Say where it is "
-                "with base=..., or open the merged copy with standalone=True"
+                f"expected the base model of the reward model in {folder}, found: {error}. Say where it is {instead}"
             ) from error
-    if (fingerprint := found.fingerprint()) != expected:
+    if (fingerprint := base.fingerprint()) != expected:
         raise RLAIFError(
             f"expected the base model that the reward model in {folder} was trained on ({name}, fingerprint "
-            f"{expected[:12]}), found another ({found.name}, {fingerprint[:12]}); its states would mean something "
-            "else. Name the right one with base=..., or open the merged copy with standalone=True"
+            f"{expected[:12]}), found another ({base.name}, {fingerprint[:12]}); its states would mean something else. "
+            f"Name the right one {instead}"
         )
-    return found
+    return base
 
 
 def _attach(folder: Path, record: Mapping[str, Any], base: Backbone) -> tuple[torch.Tensor, str | None]:
     """Read the head and put the adapter on the base model under a name of its own."""
-    tensors = _tensors(folder / _HEAD)
+    file = folder / _HEAD
+    tensors = _tensors(file)
     if _SCORE not in tensors:
         raise RLAIFError(
-            f"expected a head ({_SCORE}) in {folder / _HEAD}, found {', '.join(sorted(tensors)[:3]) or 'nothing'}; "
+            f"expected a head ({_SCORE}) in {file}, found {', '.join(sorted(tensors)[:3]) or 'nothing'}; "
             "without it the model has no scores. Train it again with `rlaif train-rm`"
         )
     weight = tensors.pop(_SCORE)
     if weight.ndim != 2 or weight.shape[0] != 1 or not weight.is_floating_point():
-        raise RLAIFError(
-            f"expected a head of shape (1, H) in {folder / _HEAD}, found {tuple(weight.shape)} of {weight.dtype}"
-        )
+        raise RLAIFError(f"expected a head of shape (1, H) in {file}, found {tuple(weight.shape)} of {weight.dtype}")
     if (lora := record["lora"]) is None:
         return weight[0], None
     ranks = {value.shape[0] if value.ndim else 0 for name, value in tensors.items() if "lora_A" in name}
     if ranks != {lora["rank"]}:  # also: nothing larger than what is in the file gets allocated
-        raise RLAIFError(f"expected an adapter of rank {lora['rank']} in {folder / _HEAD}, found {sorted(ranks)}")
+        raise RLAIFError(f"expected an adapter of rank {lora['rank']} in {file}, found {sorted(ranks)}")
     adapter = base.free_name("reward")
     try:
         base.add_lora(adapter, rank=lora["rank"], alpha=lora["alpha"], targets=lora["targets"])
         base.load_adapter_state(adapter, tensors)
     except (ValueError, RuntimeError, TypeError) as error:
         base.remove_lora(adapter)
-        raise RLAIFError(f"expected an adapter for {base.name} in {folder / _HEAD}, found another: {error}") from error
+        raise RLAIFError(f"expected an adapter for {base.name} in {file}, found another: {error}") from error
     return weight[0], adapter
 
 
@@ -345,7 +329,6 @@ def _open_merged(
     folder: Path, record: Mapping[str, Any], device: str | None, dtype: str | None
 ) -> tuple[Backbone, torch.Tensor]:
     """The whole model of its own, and its head."""
-    import torch
     from transformers import AutoModelForSequenceClassification
 
     if not (folder / "config.json").is_file() or not any(folder.glob("model*.safetensors")):
@@ -354,79 +337,18 @@ def _open_merged(
             "merged=True"
         )
     try:
-        model, said = AutoModelForSequenceClassification.from_pretrained(
-            folder,
-            dtype=getattr(torch, dtype or "float32"),
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
+        model, missing = load_weights(AutoModelForSequenceClassification, folder, dtype or "float32")
     except Exception as error:  # a damaged config.json or model.safetensors shows as any of a dozen kinds
         raise RLAIFError(
             f"expected a merged model in {folder}, found one that cannot be opened ({type(error).__name__}: "
             f"{str(error)[:200]}); train it again with `rlaif train-rm`"
         ) from error
-    if missing := sorted(said["missing_keys"]):
+    if missing:
         raise RLAIFError(
-            f"expected the weights of the whole model in {folder}, found no {', '.join(missing[:3])}; without its "
-            "head a model "
-            "has no scores. Train it again with `rlaif train-rm`"
+            f"expected the weights of the whole model in {folder}, found no {', '.join(missing[:3])}; without its head "
+            "a model has no scores. Train it again with `rlaif train-rm`"
         )
     tokenizer = load_tokenizer(folder)
     tokenizer.pad_token = record["tokenizer"]["pad_token"]
     heads = [value for name, value in model.state_dict().items() if not name.startswith(f"{model.base_model_prefix}.")]
-    made = Backbone(model.to(device or default_device()), tokenizer, name=record["base"]["name"])
-    return made, heads[0][0]
-
-
-def _card(record: Mapping[str, Any], whole: bool) -> str:
-    """README.md: what the model is, and above all which labels it was trained on."""
-    labels = LabelRecord(record["labels"])
-    name = {"human": "human-rm", "ai": "distilled-rm"}.get(labels.provenance, "reward-model")
-    who = {"human": "people", "ai": "a language model (no human label among them)"}.get(
-        labels.provenance, "people and language models together"
-    )
-    norm = record["normalization"]
-    rewards = (
-        "The reward is the raw score."
-        if norm["kind"] == "none"
-        else "The reward is "
-        f"(raw score - {norm['mean']:.4g}) / {norm['std']:.4g}: standardised over the training responses."
-    )
-    made_of = (
-        "a linear head"
-        if record["lora"] is None
-        else f"a LoRA adapter of rank {record['lora']['rank']} and a linear head"
-    )
-    if record["base"]["fingerprint"] is None:
-        made_of = "all weights trained, with a linear head"
-    lines = [
-        "---",
-        "library_name: transformers",
-        "pipeline_tag: text-classification",
-        "tags: [reward-model]",
-        "---",
-        "",
-        f"# Reward model for {record['task']['name']}",
-        "",
-        f"Trained on labels by {who}: {labels}.",
-        "",
-        f"It scores {record['task']['criterion']}. Base model {record['base']['name']}, {made_of}, on the state after "
-        f"{record['layers']} layers at the EOS. Texts over {record['max_tokens']} tokens keep their end. {rewards}",
-        "",
-        f'Use it as the backend "{name}": `rewards.make_reward("{name}", model="<this folder>")`.',
-    ]
-    if whole:
-        lines += [
-            "",
-            "Or open the merged model in plain transformers; the tokenizer puts the EOS after each text and pads with "
-            "another "
-            "token:",
-            "",
-            "    tokenizer = AutoTokenizer.from_pretrained(folder)",
-            "    model = AutoModelForSequenceClassification.from_pretrained(folder)",
-            '    raw = model(**tokenizer(texts, padding=True, return_tensors="pt")).logits[:, 0]',
-        ]
-    if record["figures"]:
-        lines += ["", "## Figures", "", "```json", json.dumps(record["figures"], indent=2), "```"]
-    return "\n".join(lines) + "\n"
+    return Backbone(model.to(device or default_device()), tokenizer, name=record["base"]["name"]), heads[0][0]

@@ -48,6 +48,11 @@ class Pairs:
         """`preference_loss` of the scores of the texts, (n,)."""
         return preference_loss(self.margins(scores), self.p_first.to(scores.dtype))
 
+    def entropy(self) -> float:
+        """Mean entropy of the labels, nats: the least that the loss can be."""
+        p = self.p_first.double()
+        return float((torch.special.entr(p) + torch.special.entr(1 - p)).mean())
+
 
 def preference_loss(margin: Tensor, p_first: Tensor) -> Tensor:
     """Cross-entropy between soft labels and softmax(r1, r2): mean of -p log s(r1 - r2) - (1 - p) log s(r2 - r1).
@@ -112,13 +117,10 @@ def fit_head(
         with torch.no_grad():
             loss = float(validation.loss(held_out @ weight))
         fits.append(HeadFit((weight.detach() / scale).float(), penalty, loss))
-        if len(fits) - 1 - _best(fits) == _PATIENCE:
+        best = min(range(len(fits)), key=lambda i: fits[i].validation_loss)
+        if len(fits) - 1 - best == _PATIENCE:
             break
-    return fits[_best(fits)]
-
-
-def _best(fits: Sequence[HeadFit]) -> int:
-    return min(range(len(fits)), key=lambda i: fits[i].validation_loss)
+    return fits[best]
 
 
 def _minimise(weight: Tensor, x: Tensor, pairs: Pairs, penalty: float) -> None:
