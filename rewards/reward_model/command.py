@@ -41,14 +41,7 @@ class TrainRMConfig(RewardModelConfig):
 
 
 def train_and_save(config: TrainRMConfig, *, quiet: bool = False) -> tuple[Trained, Path]:
-    """Train a reward model into a run folder: its model, report and plots.
-
-    Args:
-        config: The settings.
-        quiet: Show no progress.
-
-    Returns:
-        What was trained, and the folder.
+    """Train a reward model into a run folder (its model, report and plots), which is returned with it.
 
     Raises:
         RLAIFError: If a setting makes no sense, or there are no preferences to train on or to hold out.
@@ -69,7 +62,7 @@ def train_and_save(config: TrainRMConfig, *, quiet: bool = False) -> tuple[Train
         if trained.figures:
             reliability_plot(trained.figures).savefig(run.path / "reliability.png", dpi=120)
             what = f"held-out pairs ({next(iter(trained.figures))})"
-            curve_plot(trained.curve, what).savefig(run.path / "accuracy-by-pairs.png", dpi=120)
+            curve_plot(trained.report["curve"], what).savefig(run.path / "accuracy-by-pairs.png", dpi=120)
     return trained, run.path
 
 
@@ -99,7 +92,7 @@ def describe(trained: Trained) -> str:
             f"  the longer response: {found.longer}; cross-entropy over the labels' own "
             f"{found.excess_cross_entropy:.3f} nats, Brier {found.brier:.3f}, ECE {found.ece:.3f}"
         )
-    for row in trained.curve:
+    for row in trained.report["curve"]:
         lines.append(f"  {row['pairs']:>8.0f} pairs: {row['accuracy']:.3f} ({row['low']:.3f}-{row['high']:.3f})")
     if not trained.figures:
         lines.append("no held-out pairs to measure on")

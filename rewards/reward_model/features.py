@@ -17,13 +17,14 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from rlaif_env.api import RLAIFError
 from rlaif_env.batches import length_buckets
 from rlaif_env.data.tasks import Task
 from rlaif_env.models import Backbone, encode, pad_rows
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedTokenizerBase
 
 __all__ = ["depth_of", "encode_for_reward", "extract", "last_states", "lora_targets", "reward_text"]
@@ -69,13 +70,7 @@ def depth_of(model: Any) -> int:
 
 
 def _blocks(model: Any) -> tuple[Any, str, Any]:
-    """The module that holds the list of layers, the list's name in it, and the norm after the last of them.
-
-    Raises:
-        RLAIFError: If the model is not built of one list of layers and a norm.
-    """
-    import torch
-
+    """The module that holds the list of layers, the list's name in it, and the norm after the last of them."""
     config = model.config.get_text_config()
     for owner in model.base_model.modules():
         children = dict(owner.named_children())
@@ -108,8 +103,6 @@ def _first_layers(model: Any, depth: int) -> Iterator[Any]:
 
 def lora_targets(model: Any, depth: int) -> list[str]:
     """Full names of the linear modules in a model's first layers, adapters on them or not."""
-    import torch
-
     owner, name, _ = _blocks(model)
     wanted = {id(module) for layer in getattr(owner, name)[:depth] for module in layer.modules()}
     return [
@@ -130,20 +123,16 @@ def last_states(model: Any, rows: Sequence[Sequence[int]], depths: Sequence[int]
     Returns:
         float32 (n, D, H).
     """
-    import torch
-
     lengths = torch.tensor([len(row) for row in rows], device=model.device)
     ids = torch.from_numpy(pad_rows(rows, rows[0][-1])[0]).to(model.device)
     at = (torch.arange(len(rows), device=model.device), lengths - 1)
-    several = len(depths) > 1
     with _first_layers(model, depths[-1]) as trunk:
-        out = trunk(input_ids=ids, use_cache=False, output_hidden_states=several)
-    last: torch.Tensor = out.last_hidden_state[at].float()
-    if not several:
-        return last[:, None]
-    norm = _blocks(model)[2]
-    earlier = [norm(out.hidden_states[depth][at]).float() for depth in depths[:-1]]
-    return torch.stack([*earlier, last], dim=1)
+        out = trunk(input_ids=ids, use_cache=False, output_hidden_states=len(depths) > 1)
+    states = [out.last_hidden_state[at].float()]
+    if len(depths) > 1:
+        norm = _blocks(model)[2]
+        states = [norm(out.hidden_states[depth][at]).float() for depth in depths[:-1]] + states
+    return torch.stack(states, dim=1)
 
 
 def extract(
@@ -155,23 +144,11 @@ def extract(
     tokens_per_batch: int = 2048,
     advance: Callable[[int], object] = lambda done: None,
 ) -> torch.Tensor:
-    """`last_states` of any number of rows, without gradient, in the caller's order.
+    """`last_states` of any number of rows, without gradient, in the caller's order: float32 (n, D, H) on the CPU.
 
-    Args:
-        backbone: The model.
-        rows: n rows of ids.
-        depths: As in `last_states`.
-        adapter: The adapter that acts; None is the plain weights.
-        tokens_per_batch: Padded tokens in one forward pass.
-        advance: Called with the number of rows done after each pass.
-
-    Returns:
-        float32 (n, D, H) on the CPU.
+    A forward pass has at most so many padded tokens; ``advance`` is called with the number of rows done after each.
     """
-    import torch
-
-    width = int(backbone.model.config.get_text_config().hidden_size)
-    out = torch.zeros(len(rows), len(depths), width)
+    out = torch.zeros(len(rows), len(depths), backbone.model.config.get_text_config().hidden_size)
     with backbone.using(adapter) as model, torch.inference_mode():
         for members in length_buckets([len(row) for row in rows], tokens_per_batch):
             out[members] = last_states(model, [rows[i] for i in members], depths).cpu()

@@ -57,14 +57,8 @@ class Pairs:
 def preference_loss(margin: Tensor, p_first: Tensor) -> Tensor:
     """Cross-entropy between soft labels and softmax(r1, r2): mean of -p log s(r1 - r2) - (1 - p) log s(r2 - r1).
 
-    s is the logistic function. At p in {0, 1} this is the Bradley-Terry loss.
-
-    Args:
-        margin: r1 - r2, (m,).
-        p_first: (m,) in [0, 1].
-
-    Returns:
-        A scalar, nats.
+    s is the logistic function, the margin r1 - r2; (m,), (m,) -> a scalar, nats. At p in {0, 1} this is the
+    Bradley-Terry loss.
     """
     log_sigmoid = torch.nn.functional.logsigmoid
     return -(p_first * log_sigmoid(margin) + (1 - p_first) * log_sigmoid(-margin)).mean()
@@ -72,13 +66,7 @@ def preference_loss(margin: Tensor, p_first: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class HeadFit:
-    """A fitted head.
-
-    Attributes:
-        weight: (H,) float32, for features as they are.
-        penalty: The weight of the L2 penalty that did best on validation.
-        validation_loss: Cross-entropy there, nats.
-    """
+    """A fitted head, (H,) float32 for features as they are, with the penalty that did best and the validation loss."""
 
     weight: Tensor
     penalty: float
@@ -137,17 +125,10 @@ def _minimise(weight: Tensor, x: Tensor, pairs: Pairs, penalty: float) -> None:
 
 
 def centred(weight: Tensor, features: Tensor) -> Tensor:
-    """The head whose scores have mean 0 on these features and the same differences between texts.
+    """The head whose scores have mean 0 on these features and the same differences between texts: (H,), (n, H) -> (H,).
 
     A linear head has no constant to subtract. But states after a norm have a direction u in which all texts are alike,
     u . h = 1, found by least squares; the mean score times u is taken off the weight.
-
-    Args:
-        weight: (H,).
-        features: (n, H).
-
-    Returns:
-        (H,) float32.
     """
     x = features.double()
     mean = x.mean(0)

@@ -4,34 +4,106 @@
 apart by who made the labels, which a saved model says of itself. `rewards.reward_model.training` trains them.
 
 How this differs from the paper: the head may sit on a middle layer; the model may be frozen or have a LoRA adapter, and
-then shares its base weights in memory with everything else that uses them.
+then shares its base weights in memory with everything else that uses them. A saved model's folder:
+
+    reward_model.json     what the model is: base and tokenizer fingerprints, layers, labels, normalisation, figures
+    head.safetensors      the head ("score.weight") and the LoRA adapter, for use on the shared base model
+    config.json, model.safetensors, tokenizer files
+                          the merged model, whole: `AutoModelForSequenceClassification.from_pretrained` opens it
+    README.md             the model card
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from rewards.reward_model import files
-from rewards.reward_model.features import encode_for_reward, extract
-from rewards.reward_model.parts import BACKENDS, MADE_BY, Provenance, RewardModelParts
+from rewards.reward_model.features import depth_of, encode_for_reward, extract
+from rewards.reward_model.record import (
+    BACKENDS,
+    FORMAT,
+    MADE_BY,
+    RECORD,
+    LabelRecord,
+    Normalization,
+    Provenance,
+    model_card,
+    read_record,
+)
+from rewards.reward_model.weights import attach_adapter, open_base, open_merged, read_head, save_head, save_merged
 from rlaif_env.api import BackendError, RLAIFError, Scores
-from rlaif_env.data.tasks import Task
-from rlaif_env.models import Backbone
+from rlaif_env.data.tasks import Task, load_task
+from rlaif_env.models import BUILTIN_MODEL, Backbone, tokenizer_fingerprint
+from rlaif_env.runs import write_json
 
 __all__ = ["RewardModel", "any_rm", "distilled_rm", "human_rm"]
 
+DEFAULT_MAX_TOKENS = 1152
+"""Longest text scored, EOS included (appendix A)."""
 
-class RewardModel(RewardModelParts):
-    """A reward model as a reward backend; what it is made of is said in `RewardModelParts`.
+
+class RewardModel:
+    """A scalar head on a model's state at the EOS; a reward backend.
+
+    Args:
+        backbone: The model. With an adapter or none it is shared; a fully trained one is its own.
+        weight: The head, (H,): the raw score is weight . state.
+        task: What is scored: a task or its name.
+        layers: How many of the model's layers the state has passed; None is all.
+        adapter: The LoRA adapter that acts; None is the plain weights.
+        max_tokens: A longer text keeps its end; how much was cut is in the info of every score.
+        labels: Who made the labels.
+        normalization: How raw scores become rewards.
+        owns_weights: Whether the backbone's weights were trained too, so that they are no longer the base model's.
+        tokens_per_batch: Padded tokens in one forward pass.
+
+    Raises:
+        RLAIFError: If the sizes do not fit.
 
     ``score`` returns values and info "raw_score" and "truncated_tokens". σ of a difference of raw scores is the model's
     probability that people (or the labeler) prefer the one to the other.
     """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        weight: torch.Tensor,
+        task: str | Path | Task | Mapping[str, Any] = "movie-review",
+        *,
+        layers: int | None = None,
+        adapter: str | None = None,
+        max_tokens: int = DEFAULT_MAX_TOKENS,
+        labels: LabelRecord | None = None,
+        normalization: Normalization | None = None,
+        owns_weights: bool = False,
+        tokens_per_batch: int = 2048,
+    ) -> None:
+        width = int(backbone.model.config.get_text_config().hidden_size)
+        depth = depth_of(backbone.model)
+        layers = depth if layers is None else layers
+        if tuple(weight.shape) != (width,):
+            raise RLAIFError(f"expected a head of shape ({width},) for {backbone.name}, found {tuple(weight.shape)}")
+        if not 1 <= layers <= depth:
+            raise RLAIFError(f"expected layers from 1 to {depth} for {backbone.name}, found {layers}")
+        if max_tokens < 2:
+            raise RLAIFError(f"expected max_tokens of at least 2, found {max_tokens}")
+        self.backbone = backbone
+        self.weight = weight.detach().float().cpu()
+        self.task = load_task(task)
+        self.layers = layers
+        self.adapter = adapter
+        self.max_tokens = max_tokens
+        self.labels = labels or LabelRecord({})
+        self.normalization = normalization or Normalization()
+        self.owns_weights = owns_weights
+        self.tokens_per_batch = tokens_per_batch
+        self.name = f"{BACKENDS[self.labels.provenance]}:{backbone.name}"
 
     def __deepcopy__(self, memo: object) -> RewardModel:
         """A live backend is shared, never cloned."""
@@ -79,15 +151,47 @@ class RewardModel(RewardModelParts):
         return p
 
     def save(self, folder: str | Path, *, merged: bool = True, figures: Mapping[str, Any] | None = None) -> None:
-        """Write the model, its head and adapter, and a model card; `rewards.reward_model.files` says what goes where.
+        """Write the model, its head and adapter, and a card with the figures.
 
-        Args:
-            folder: A new or empty folder.
-            merged: Also write a whole model that `AutoModelForSequenceClassification.from_pretrained` opens. A fully
-                trained model is always whole.
-            figures: Of the evaluation, for the card.
+        ``merged`` also writes a whole model that `AutoModelForSequenceClassification.from_pretrained` opens; a fully
+        trained one is always whole.
+
+        Raises:
+            RLAIFError: If the folder holds files already, or the architecture has no sequence-classification form.
         """
-        files.save(self, Path(folder), merged=merged, figures=figures or {})
+        folder = Path(folder)
+        if folder.exists() and any(folder.iterdir()):
+            raise RLAIFError(f"expected {folder} to be new or empty, found files in it: name another folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        if not self.owns_weights:
+            save_head(folder, self.backbone, self.weight, self.adapter)
+        if whole := merged or self.owns_weights:
+            save_merged(folder, self.backbone, self.weight, self.layers, self.adapter)
+        record = self._record(figures or {})
+        (folder / "README.md").write_text(model_card(record, whole), encoding="utf-8")
+        write_json(folder / RECORD, record)  # last: what is there before it is not yet a reward model
+
+    def _record(self, figures: Mapping[str, Any]) -> dict[str, Any]:
+        """What reward_model.json holds."""
+        base, name, lora = self.backbone, self.backbone.name, None
+        if self.adapter is not None:
+            config = base.model.peft_config[self.adapter]
+            lora = {"rank": config.r, "alpha": config.lora_alpha, "targets": sorted(config.target_modules)}
+        if name != BUILTIN_MODEL and Path(name).is_dir():
+            name = str(Path(name).resolve())
+        return {
+            "format": FORMAT,
+            "base": {"name": name, "fingerprint": None if self.owns_weights else base.fingerprint()},
+            "tokenizer": {"fingerprint": tokenizer_fingerprint(base.tokenizer), "pad_token": base.tokenizer.pad_token},
+            "task": {**self.task.to_json(), "source": {}},
+            "layers": self.layers,
+            "lora": lora,
+            "max_tokens": self.max_tokens,
+            "labels": dict(self.labels.sources),
+            "provenance": self.labels.provenance,
+            "normalization": asdict(self.normalization),
+            "figures": dict(figures),
+        }
 
     @classmethod
     def load(
@@ -114,7 +218,43 @@ class RewardModel(RewardModelParts):
             RLAIFError: If the folder holds no reward model of this kind, the head is missing, the weights are pickled,
                 the base model or tokenizer is not the one it was trained with, or the task is of another kind.
         """
-        return files.load(cls, Path(folder), task=task, base=base, device=device, dtype=dtype, standalone=standalone)
+        folder, record = read_record(Path(folder))
+        name, fingerprint = record["base"]["name"], record["base"]["fingerprint"]
+        if whole := standalone or fingerprint is None:
+            model, weight = open_merged(folder, name, record["tokenizer"]["pad_token"], device, dtype)
+        else:
+            model = open_base(folder, name, fingerprint, base, device, dtype)
+        expected, present = record["tokenizer"]["fingerprint"], tokenizer_fingerprint(model.tokenizer)
+        if present != expected:
+            raise RLAIFError(
+                f"expected the tokenizer that the reward model in {folder} was trained with (fingerprint "
+                f"{expected[:12]}), found another ({present[:12]}) with {model.name}; its token ids would mean "
+                "something else. Train the model again"
+            )
+        trained_for = load_task(record["task"])
+        wanted = trained_for if task is None else load_task(task)
+        if wanted.kind != trained_for.kind:
+            raise RLAIFError(
+                f"expected a task of kind {trained_for.kind!r} for the reward model in {folder}, trained for "
+                f"{trained_for.name!r}; found {wanted.name!r} of kind {wanted.kind!r}, whose texts are put together in "
+                "another way"
+            )
+        tensors: dict[str, torch.Tensor] = {}
+        if not whole:
+            weight, tensors = read_head(folder)
+        made = cls(
+            model,
+            weight,
+            wanted,
+            layers=None if whole else record["layers"],
+            max_tokens=record["max_tokens"],
+            labels=LabelRecord(record["labels"]),
+            normalization=Normalization(**record["normalization"]),
+            owns_weights=whole,
+        )
+        if record["lora"] is not None and not whole:
+            made.adapter = attach_adapter(folder, model, record["lora"], tensors)
+        return made
 
 
 def _backend(accepts: Provenance | None) -> Callable[..., RewardModel]:

@@ -66,12 +66,7 @@ class PairFigures:
 
 
 def pair_figures(margin: ArrayLike, records: Sequence[Preference], *, min_gap: float = 0.5) -> PairFigures:
-    """Figures of predicted log-odds on judged pairs.
-
-    Args:
-        margin: r1 - r2 of each pair, (m,).
-        records: The m judged pairs; the mean ratings, where there are any, are in ``meta["means"]``.
-        min_gap: See `PairFigures`.
+    """Figures of predicted log-odds r1 - r2, (m,), on m judged pairs; mean ratings, if any, are in ``meta["means"]``.
 
     Raises:
         RLAIFError: If there are no pairs.
@@ -79,9 +74,9 @@ def pair_figures(margin: ArrayLike, records: Sequence[Preference], *, min_gap: f
     odds = np.asarray(margin, dtype=np.float64)
     target = np.array([record.p_first for record in records])
     predicted = 1 / (1 + np.exp(-odds))
-    lengths = np.array([(len(r.response_1), len(r.response_2)) for r in records], dtype=np.float64).reshape(-1, 2)
-    gaps = [abs(r.meta["means"][0] - r.meta["means"][1]) if "means" in r.meta else math.nan for r in records]
-    clear = [i for i, gap in enumerate(gaps) if gap >= min_gap - 1e-9]
+    longer = [(1 + np.sign(len(r.response_1) - len(r.response_2))) / 2 for r in records]
+    means = [record.meta.get("means", (math.nan, math.nan)) for record in records]
+    clear = [i for i, (first, second) in enumerate(means) if abs(first - second) >= min_gap - 1e-9]
     return PairFigures(
         pairs=len(records),
         accuracy=pair_accuracy(predicted, records),
@@ -90,23 +85,18 @@ def pair_figures(margin: ArrayLike, records: Sequence[Preference], *, min_gap: f
         excess_cross_entropy=excess_cross_entropy(odds, target),
         brier=brier(predicted, target),
         ece=expected_calibration_error(predicted, target),
-        longer=pair_accuracy((1 + np.sign(lengths[:, 0] - lengths[:, 1])) / 2, records),
+        longer=pair_accuracy(longer, records),
         reliability=reliability_table(predicted, target),
     )
 
 
-def pair_accuracy(p_first: ArrayLike, records: Sequence[Preference], *, level: float = 0.95) -> Interval:
-    """Share of pairs on which prediction and judgement prefer the same response, ties one half, with an interval.
+def pair_accuracy(p_first: ArrayLike, records: Sequence[Preference]) -> Interval:
+    """Share of m pairs on which prediction and judgement prefer the same response, ties one half, with an interval.
 
     Pairs with a prompt are clustered by it. Pairs of whole texts depend on each other where they share a text: the
     variance is the dyadic one (Aronow, Samii & Assenova 2015), sum over texts of the squared sum of the residuals of
     its pairs, less what is counted twice, and the interval is Wilson's with as many independent pairs as give that
     variance.
-
-    Args:
-        p_first: Predicted, (m,) in [0, 1].
-        records: The m judged pairs.
-        level: Nominal coverage.
 
     Raises:
         RLAIFError: If there are no pairs, or the numbers differ.
@@ -118,7 +108,7 @@ def pair_accuracy(p_first: ArrayLike, records: Sequence[Preference], *, level: f
         )
     target = np.array([record.p_first for record in records])
     if all(record.prompt for record in records):
-        return accuracy(predicted, target, clusters=[record.prompt for record in records], level=level)
+        return accuracy(predicted, target, clusters=[record.prompt for record in records])
     correct = (1 + np.sign(predicted - 0.5) * np.sign(target - 0.5)) / 2
     m, share = len(records), float(correct.mean())
     residual = correct - share
@@ -126,7 +116,7 @@ def pair_accuracy(p_first: ArrayLike, records: Sequence[Preference], *, level: f
     by_text = np.bincount(group_codes(texts, 2 * m), weights=np.concatenate([residual, residual]))
     variance = float(by_text @ by_text - residual @ residual) / m**2
     independent = m if variance <= 0 else min(m, max(1, round(share * (1 - share) / variance)))
-    limits = wilson(share * independent, independent, level=level)
+    limits = wilson(share * independent, independent)
     return Interval(share, limits.low, limits.high, m)
 
 

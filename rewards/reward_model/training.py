@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,8 +22,8 @@ from torch import Tensor
 from rewards.reward_model.data import Judged, LabelledData
 from rewards.reward_model.features import depth_of, extract
 from rewards.reward_model.head import HeadFit, centred, fit_head
-from rewards.reward_model.model import RewardModel
-from rewards.reward_model.parts import DEFAULT_MAX_TOKENS, LabelRecord, Normalization
+from rewards.reward_model.model import DEFAULT_MAX_TOKENS, RewardModel
+from rewards.reward_model.record import LabelRecord, Normalization
 from rewards.reward_model.report import PairFigures, pair_accuracy, pair_figures
 from rewards.reward_model.tuning import Tuned, TuningConfig, tune
 from rlaif_env.api import RLAIFError
@@ -78,14 +78,13 @@ class Trained:
     Attributes:
         model: The model.
         figures: On held-out pairs, by who judged them: "human", "labels".
-        report: Everything measured, JSON-able.
-        curve: Accuracy of the head alone by number of training pairs, on the first test.
+        report: Everything measured, JSON-able: the same "figures", "labels", "training", and "curve", the accuracy of
+            the head alone by number of training pairs, on the first test.
     """
 
     model: RewardModel
     figures: Mapping[str, PairFigures]
     report: Mapping[str, Any]
-    curve: Sequence[Mapping[str, float]]
 
 
 @dataclass(frozen=True)
@@ -112,15 +111,9 @@ def train_rm(
     log: Callable[[int, Mapping[str, float]], None] = lambda step, metrics: None,
     progress: Progress = lambda what, total: lambda done: None,
 ) -> Trained:
-    """Train a reward model and measure it.
+    """Train a reward model on preferences as `load_labels` divides them, and measure it.
 
-    Args:
-        config: The settings.
-        base: The base model.
-        task: What is judged.
-        data: The preferences, as `rewards.reward_model.data.load_labels` divides them.
-        log: Called with the step and the metrics of "lora" and "full".
-        progress: See `Progress`.
+    ``log`` is called with the step and the metrics of "lora" and "full"; see `Progress` for the other.
 
     Raises:
         RLAIFError: If a setting does not fit the model, or a loss is not finite.
@@ -174,7 +167,7 @@ def train_rm(
         "training": training,
         "curve": curve,
     }
-    return Trained(model, figures, report, curve)
+    return Trained(model, figures, report)
 
 
 def _read_states(base: Backbone, train: Judged, validation: Judged, layers: int, progress: Progress) -> _Frozen:

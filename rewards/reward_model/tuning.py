@@ -85,17 +85,10 @@ def tune(
     log: Callable[[int, Mapping[str, float]], None] = lambda step, metrics: None,
     advance: Callable[[int], object] = lambda pairs: None,
 ) -> Tuned:
-    """Minimise the preference loss over adapter or weights and head together.
+    """Minimise the preference loss over adapter or weights and head together, stopping by the validation pairs.
 
-    Args:
-        base: The model to start from.
-        weight: The fitted head, (H,).
-        layers: How many layers the head's state has passed.
-        train: To train on.
-        validation: To stop by.
-        config: The settings.
-        log: Called with the step and its metrics.
-        advance: Called with the number of pairs done.
+    ``weight`` is the fitted head, (H,), on the state after so many layers; ``log`` is called with the step and its
+    metrics, ``advance`` with the number of pairs done.
 
     Raises:
         RLAIFError: If a loss is not finite.

@@ -56,7 +56,7 @@ def _reward_model(base: Backbone, *, adapter: bool) -> Any:
 
     from rewards.reward_model.features import lora_targets
     from rewards.reward_model.model import RewardModel
-    from rewards.reward_model.parts import LabelRecord
+    from rewards.reward_model.record import LabelRecord
 
     name = None
     if adapter:

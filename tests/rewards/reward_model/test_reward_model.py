@@ -21,7 +21,7 @@ from rewards import check_backend, make_reward
 from rewards.reward_model.data import Judged
 from rewards.reward_model.features import encode_for_reward, extract, last_states, lora_targets
 from rewards.reward_model.model import RewardModel, any_rm, distilled_rm, human_rm
-from rewards.reward_model.parts import LabelRecord, Normalization
+from rewards.reward_model.record import LabelRecord, Normalization
 from rlaif_env.api import Preference, RLAIFError
 from rlaif_env.data.tasks import PromptSource, Task
 from rlaif_env.models import Backbone, backbone

@@ -229,7 +229,7 @@ def test_a_head_learns_the_labels(head: Any) -> None:
     target = [r.p_first for r in toy_data().tests["labels"]]
     assert figures.excess_cross_entropy < excess_cross_entropy(np.zeros(100), target)
     assert head.report["training"]["layers"] in (1, 2)
-    assert [row["pairs"] for row in head.curve] == [128, 256, 400]
+    assert [row["pairs"] for row in head.report["curve"]] == [128, 256, 400]
 
 
 def test_the_figures_are_those_of_the_model_in_service(head: Any) -> None:
