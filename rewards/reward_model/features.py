@@ -47,15 +47,8 @@ def encode_for_reward(
 ) -> tuple[list[int], int]:
     """Token ids of one scored text, ending in exactly one EOS, and how many tokens were cut from its beginning.
 
-    An EOS that is spelled out inside the text is left out; a text longer than ``max_tokens`` keeps its end, where the
-    response is.
-
-    Args:
-        tokenizer: The model's tokenizer.
-        task: Says how prompt and response make one text.
-        prompt: What the response answers; may be empty.
-        response: The response; may be empty.
-        max_tokens: Longest row, EOS included, at least 2.
+    An EOS that is spelled out inside the text is left out; a text longer than ``max_tokens``, EOS included and at least
+    2, keeps its end, where the response is. Prompt and response may be empty.
     """
     eos = tokenizer.eos_token_id
     row = [i for i in encode(tokenizer, [reward_text(task, prompt, response)])[0] if i != eos]

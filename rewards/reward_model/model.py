@@ -27,20 +27,17 @@ from numpy.typing import NDArray
 from rewards.reward_model.features import depth_of, encode_for_reward, extract
 from rewards.reward_model.record import (
     BACKENDS,
-    FORMAT,
     MADE_BY,
-    RECORD,
     LabelRecord,
     Normalization,
     Provenance,
-    model_card,
     read_record,
+    write_record,
 )
 from rewards.reward_model.weights import attach_adapter, open_base, open_merged, read_head, save_head, save_merged
 from rlaif_env.api import BackendError, RLAIFError, Scores
 from rlaif_env.data.tasks import Task, load_task
 from rlaif_env.models import BUILTIN_MODEL, Backbone, tokenizer_fingerprint
-from rlaif_env.runs import write_json
 
 __all__ = ["RewardModel", "any_rm", "distilled_rm", "human_rm"]
 
@@ -167,9 +164,7 @@ class RewardModel:
             save_head(folder, self.backbone, self.weight, self.adapter)
         if whole := merged or self.owns_weights:
             save_merged(folder, self.backbone, self.weight, self.layers, self.adapter)
-        record = self._record(figures or {})
-        (folder / "README.md").write_text(model_card(record, whole), encoding="utf-8")
-        write_json(folder / RECORD, record)  # last: what is there before it is not yet a reward model
+        write_record(folder, self._record(figures or {}), whole=whole)
 
     def _record(self, figures: Mapping[str, Any]) -> dict[str, Any]:
         """What reward_model.json holds."""
@@ -180,7 +175,6 @@ class RewardModel:
         if name != BUILTIN_MODEL and Path(name).is_dir():
             name = str(Path(name).resolve())
         return {
-            "format": FORMAT,
             "base": {"name": name, "fingerprint": None if self.owns_weights else base.fingerprint()},
             "tokenizer": {"fingerprint": tokenizer_fingerprint(base.tokenizer), "pad_token": base.tokenizer.pad_token},
             "task": {**self.task.to_json(), "source": {}},

@@ -14,31 +14,18 @@ from typing import Any, Literal
 
 from rlaif_env.api import RLAIFError
 from rlaif_env.models import refuse_pickled
+from rlaif_env.runs import write_json
 from rlaif_env.tables import is_number
 
-__all__ = [
-    "BACKENDS",
-    "FORMAT",
-    "MADE_BY",
-    "RECORD",
-    "LabelRecord",
-    "Normalization",
-    "Provenance",
-    "model_card",
-    "read_record",
-]
-
-RECORD, FORMAT = "reward_model.json", 1
+__all__ = ["BACKENDS", "MADE_BY", "LabelRecord", "Normalization", "Provenance", "read_record", "write_record"]
 
 Provenance = Literal["human", "ai", "mixed"]
 """Who made a reward model's labels."""
 
-BACKENDS: Mapping[Provenance, str] = {"human": "human-rm", "ai": "distilled-rm", "mixed": "reward-model"}
-MADE_BY: Mapping[Provenance, str] = {
-    "human": "people",
-    "ai": "a language model",
-    "mixed": "people and language models together",
-}
+BACKENDS = {"human": "human-rm", "ai": "distilled-rm", "mixed": "reward-model"}
+MADE_BY = {"human": "people", "ai": "a language model", "mixed": "people and language models together"}
+
+_RECORD, _FORMAT = "reward_model.json", 1
 
 
 @dataclass(frozen=True)
@@ -76,29 +63,35 @@ class Normalization:
     std: float = 1.0
 
 
+def write_record(folder: Path, record: Mapping[str, Any], *, whole: bool) -> None:
+    """Write the card and, last, reward_model.json; ``whole``: the merged model is there too."""
+    (folder / "README.md").write_text(_card(record, whole), encoding="utf-8")
+    write_json(folder / _RECORD, {"format": _FORMAT, **record})  # last: what is there before it is no reward model yet
+
+
 def read_record(folder: Path) -> tuple[Path, dict[str, Any]]:
     """reward_model.json, and the folder it lies in: the one named or the ``model`` in it."""
     if not os.path.isdir(folder):
         raise RLAIFError(
             f"expected the folder of a reward model, found none at {folder}; train one with `rlaif train-rm`"
         )
-    if not (folder / RECORD).is_file() and (folder / "model" / RECORD).is_file():
+    if not (folder / _RECORD).is_file() and (folder / "model" / _RECORD).is_file():
         folder = folder / "model"
-    file = folder / RECORD
+    file = folder / _RECORD
     refuse_pickled(folder, "train the model again with `rlaif train-rm`")
     if not file.is_file():
         raise RLAIFError(
-            f"expected a reward model in {folder}, found no {RECORD} there: it says which base model, labels and "
+            f"expected a reward model in {folder}, found no {_RECORD} there: it says which base model, labels and "
             "encoding the weights belong to; train one with `rlaif train-rm`"
         )
     try:
         record = json.loads(file.read_bytes())
-        if (version := record["format"]) == FORMAT:
+        if (version := record["format"]) == _FORMAT:
             _check_record(record)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise RLAIFError(f"expected {file} to describe a reward model, found something else: {error}") from error
-    if version != FORMAT:
-        raise RLAIFError(f"expected {file} in format {FORMAT}, found {version!r:.60}; use the version that wrote it")
+    if version != _FORMAT:
+        raise RLAIFError(f"expected {file} in format {_FORMAT}, found {version!r:.60}; use the version that wrote it")
     return folder, record
 
 
@@ -133,8 +126,7 @@ Or open the merged model in plain transformers; the tokenizer puts the EOS after
 """
 
 
-def model_card(record: Mapping[str, Any], whole: bool) -> str:
-    """The text of the card of a model that reward_model.json describes; ``whole``: the merged model is there too."""
+def _card(record: Mapping[str, Any], whole: bool) -> str:
     labels, task, norm = LabelRecord(record["labels"]), record["task"], record["normalization"]
     backend = BACKENDS[labels.provenance]
     who = MADE_BY[labels.provenance] + (" (no human label among them)" if labels.provenance == "ai" else "")
