@@ -84,13 +84,13 @@ def describe(trained: Trained) -> str:
         f"after layer {training['layers']}, {training['seconds']:.0f} s ({training['cpu_seconds']:.0f} s of CPU); "
         f"truncated texts: {training['truncated_texts']}; pairs left out: {training['left_out_pairs'] or 'none'}"
     ]
-    for name, found in trained.figures.items():
-        lines.append(f"on {found.pairs} held-out pairs ({name}): accuracy {found.accuracy}")
-        if found.accuracy_at_gap is not None:
-            lines.append(f"  where mean ratings differ by {found.min_gap:g}: {found.accuracy_at_gap}")
+    for name, test in trained.figures.items():
+        lines.append(f"on {test.pairs} held-out pairs ({name}): accuracy {test.accuracy}")
+        if test.accuracy_at_gap is not None:
+            lines.append(f"  where mean ratings differ by {test.min_gap:g}: {test.accuracy_at_gap}")
         lines.append(
-            f"  the longer response: {found.longer}; cross-entropy over the labels' own "
-            f"{found.excess_cross_entropy:.3f} nats, Brier {found.brier:.3f}, ECE {found.ece:.3f}"
+            f"  the longer response: {test.longer}; cross-entropy over the labels' own "
+            f"{test.excess_cross_entropy:.3f} nats, Brier {test.brier:.3f}, ECE {test.ece:.3f}"
         )
     for row in trained.report["curve"]:
         lines.append(f"  {row['pairs']:>8.0f} pairs: {row['accuracy']:.3f} ({row['low']:.3f}-{row['high']:.3f})")

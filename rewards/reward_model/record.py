@@ -130,19 +130,15 @@ def _card(record: Mapping[str, Any], whole: bool) -> str:
     labels, task, norm = LabelRecord(record["labels"]), record["task"], record["normalization"]
     backend = BACKENDS[labels.provenance]
     who = MADE_BY[labels.provenance] + (" (no human label among them)" if labels.provenance == "ai" else "")
-    made_of = (
-        "a linear head"
-        if (lora := record["lora"]) is None
-        else f"a LoRA adapter of rank {lora['rank']} and a linear head"
-    )
+    made_of = "a linear head"
     if record["base"]["fingerprint"] is None:
         made_of = "all weights trained, with a linear head"
+    elif record["lora"] is not None:
+        made_of = f"a LoRA adapter of rank {record['lora']['rank']} and a linear head"
     rewards = "The reward is the raw score."
     if norm["kind"] != "none":
-        rewards = (
-            f"The reward is (raw score - {norm['mean']:.4g}) / {norm['std']:.4g}: standardised over the training "
-            "responses."
-        )
+        scaled = f"(raw score - {norm['mean']:.4g}) / {norm['std']:.4g}"
+        rewards = f"The reward is {scaled}: standardised over the training responses."
     figures = f"\n## Figures\n\n```json\n{json.dumps(record['figures'], indent=2)}\n```\n" if record["figures"] else ""
     return f"""---
 library_name: transformers

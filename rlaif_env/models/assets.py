@@ -98,11 +98,7 @@ def model_folder() -> Path:
 
 
 def corpus_folder() -> Path:
-    """The folder ``hutto_ICWSM_2014`` with the ratings of four kinds of snippets; fetched on first use.
-
-    Raises:
-        AssetError: If it is not cached and cannot be fetched, or is not the expected file.
-    """
+    """The folder ``hutto_ICWSM_2014`` with the ratings of four kinds of snippets; as `model_folder`."""
     return _obtain(_CORPUS)
 
 
@@ -299,8 +295,8 @@ def _copy(source: IO[bytes], target: Path, size: int) -> None:
                 break
             file.write(chunk)
     if left:
-        found = "more" if left < 0 else "fewer"
-        raise AssetError(f"{target.name}: expected {size} bytes in the archive, found {found}")
+        copied = "more" if left < 0 else "fewer"
+        raise AssetError(f"{target.name}: expected {size} bytes in the archive, found {copied}")
 
 
 def _sha256(path: Path) -> str:
@@ -312,8 +308,8 @@ def _sha256(path: Path) -> str:
 
 
 def _check_sha256(path: Path, expected: str) -> None:
-    if (found := _sha256(path)) != expected:
-        raise AssetError(f"{path}: expected SHA-256 {expected}, found {found}. Delete it and try again.")
+    if (digest := _sha256(path)) != expected:
+        raise AssetError(f"{path}: expected SHA-256 {expected}, found {digest}. Delete it and try again.")
 
 
 def _manifest(folder: Path, asset: _Asset) -> Mapping[str, Mapping[str, Any]] | None:
