@@ -76,7 +76,7 @@ def pair_figures(margin: ArrayLike, records: Sequence[Preference], *, min_gap: f
     predicted = 1 / (1 + np.exp(-odds))
     longer = [(1 + np.sign(len(r.response_1) - len(r.response_2))) / 2 for r in records]
     means = [record.meta.get("means", (math.nan, math.nan)) for record in records]
-    clear = [i for i, (first, second) in enumerate(means) if abs(first - second) >= min_gap - 1e-9]
+    clear = [i for i, mean in enumerate(means) if abs(mean[0] - mean[1]) >= min_gap - 1e-9]
     return PairFigures(
         pairs=len(records),
         accuracy=pair_accuracy(predicted, records),

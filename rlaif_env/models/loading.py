@@ -68,10 +68,7 @@ def refuse_pickled(folder: Path, mend: str) -> None:
 
 
 def load_weights(kind: Any, path: str | Path, dtype: str, *, trust_remote_code: bool = False) -> tuple[Any, list[str]]:
-    """A model of one of transformers' auto classes from safetensors, and the names of weights that are not there.
-
-    transformers would go on with random values in their place: the caller refuses it.
-    """
+    """A model of an auto class of transformers from safetensors, and the weights it would fill with random values."""
     import torch
 
     with quiet():
