@@ -21,7 +21,7 @@ _NAMES = {
     "LocalLM": "rewards.language_model.local",
     "PreferenceLabeler": "rewards.labeling.labeler",
     "RewardModel": "rewards.reward_model.model",
-    "TrainRMConfig": "rewards.reward_model.training",
+    "TrainRMConfig": "rewards.reward_model.command",
     "as_trl_reward": "rewards.compose",
     "check_backend": "rewards.checks",
     "train_rm": "rewards.reward_model.training",

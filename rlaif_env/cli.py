@@ -22,7 +22,7 @@ __all__ = ["COMMANDS", "main"]
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "sft": ("agents.sft:main", "fine-tune a language model on a task's demonstrations"),
     "label": ("rewards.labeling.command:main", "have a language model label which of two responses is better"),
-    "train-rm": ("rewards.reward_model.training:main", "train a reward model on preferences"),
+    "train-rm": ("rewards.reward_model.command:main", "train a reward model on preferences"),
     "train": ("agents.training.command:main", "train a policy with REINFORCE on any reward"),
     "evaluate": ("benchmarks.evaluation.command:main", "compare policies on held-out prompts"),
     "compare": ("benchmarks.comparison.command:main", "compare the reward backends, end to end"),

@@ -27,7 +27,7 @@ from benchmarks.evaluation.judges import judged
 from benchmarks.evaluation.systems import System, answer
 from rewards import make_reward
 from rewards.labeling.command import LabelConfig, label
-from rewards.reward_model.training import TrainRMConfig, train_and_save
+from rewards.reward_model.command import TrainRMConfig, train_and_save
 from rlaif_env.api import DataError, Preference, RLAIFError
 from rlaif_env.data.jsonl import read_jsonl, write_jsonl
 from rlaif_env.data.preferences import read_preferences, write_preferences

@@ -72,15 +72,10 @@ class Judged:
     ) -> Judged:
         """Encode preferences with `encode_for_reward`."""
         index: dict[tuple[str, str], int] = {}
-        for record in records:
-            for response in (record.response_1, record.response_2):
-                index.setdefault((record.prompt, response), len(index))
+        numbers = [[index.setdefault(text, len(index)) for text in _texts(record)] for record in records]
         encoded = [encode_for_reward(tokenizer, task, *text, max_tokens) for text in index]
-        pairs = Pairs(
-            torch.tensor([index[r.prompt, r.response_1] for r in records], dtype=torch.int64),
-            torch.tensor([index[r.prompt, r.response_2] for r in records], dtype=torch.int64),
-            torch.tensor([r.p_first for r in records], dtype=torch.float32),
-        )
+        first, second = torch.tensor(numbers, dtype=torch.int64).reshape(-1, 2).T
+        pairs = Pairs(first, second, torch.tensor([r.p_first for r in records], dtype=torch.float32))
         return cls([row for row, _ in encoded], pairs, sum(cut > 0 for _, cut in encoded), records)
 
 
@@ -99,33 +94,28 @@ def load_labels(task: Task, labels: str | Path, *, pairs: int, texts: int, test_
         DataError: If the file has bad rows.
         RLAIFError: If there are no preferences to train on or none to hold out.
     """
-    corpus = task.source.corpus is not None
+    corpus, human = task.source.corpus is not None, str(labels) == "human"
     left_out: Counter[str] = Counter()
-    if str(labels) == "human":
-        train = _drawn_pairs(pairs, texts, seed) if corpus else task.preferences("train")
-        held_out = (
-            human_preferences("validation", _VALIDATION_PAIRS, seed) if corpus else task.preferences("validation")
-        )
-        divided = {"train": train, "validation": held_out}
-        tests = {} if corpus else {"human": _limited(task.preferences("test"), test_pairs, 0, left_out)}
+
+    def people(split: str, count: int) -> Iterable[Preference]:
+        return human_preferences(split, count, seed) if corpus else task.preferences(split)
+
+    tests: dict[str, list[Preference]] = {}
+    if human:
+        train = people("train", _enough_pairs(pairs, texts) if corpus else pairs)
+        validation = people("validation", _VALIDATION_PAIRS)
     else:
-        sides: dict[str, list[Preference]] = {side: [] for side in _SIDES}
+        sides: dict[str | None, list[Preference]] = {side: [] for side in (*_SIDES, None)}
         for record in read_preferences(labels, allow_empty=True):
-            side = side_of(record)
-            if side is None:
-                left_out["texts of two sides"] += 1
-            else:
-                sides[side].append(record)
-        divided = {"train": sides["train"], "validation": sides["validation"]}
-        tests = {"labels": sides["test"][:test_pairs]} if sides["test"] else {}
-        if task.source.preferences is not None:  # whoever made the labels, people's are the yardstick
-            tests["human"] = _limited(task.preferences("test"), test_pairs, 0, left_out)
-    if corpus:
-        tests["human"] = human_preferences("test", test_pairs, seed)
-    drawn = corpus and str(labels) == "human"  # more than wanted on purpose: what is over was never asked for
+            sides[side_of(record)].append(record)
+        train, validation, tests["labels"] = sides["train"], sides["validation"], sides["test"][:test_pairs]
+        left_out["texts of two sides"] = len(sides[None])
+    if human or corpus or task.source.preferences is not None:  # whoever made the labels, people's are the yardstick
+        tests["human"] = _limited(people("test", test_pairs), test_pairs, 0, left_out)
+    asked_for = Counter[str]() if human and corpus else left_out  # of drawn pairs what is over was never asked for
     chosen = {
-        "train": _limited(divided["train"], pairs, texts, Counter() if drawn else left_out),
-        "validation": _limited(divided["validation"], _VALIDATION_PAIRS, _VALIDATION_TEXTS, Counter()),
+        "train": _limited(train, pairs, texts, asked_for),
+        "validation": _limited(validation, _VALIDATION_PAIRS, _VALIDATION_TEXTS, Counter()),
     }
     for side, records in chosen.items():
         if not records:
@@ -134,17 +124,16 @@ def load_labels(task: Task, labels: str | Path, *, pairs: int, texts: int, test_
                 "prompts are the least that can be divided"
             )
     seen = {key for record in chosen["train"] for key in _keys(record)}
-    clean: dict[str, list[Preference]] = {}
     for name, records in tests.items():
-        clean[name] = [record for record in records if not seen.intersection(_keys(record))]
-        left_out[f"{name} test pairs with a text of the training"] += len(records) - len(clean[name])
-    return LabelledData(chosen["train"], chosen["validation"], {name: r for name, r in clean.items() if r}, +left_out)
+        tests[name] = [record for record in records if seen.isdisjoint(_keys(record))]
+        left_out[f"{name} test pairs with a text of the training"] = len(records) - len(tests[name])
+    return LabelledData(tests={name: held for name, held in tests.items() if held}, left_out=+left_out, **chosen)
 
 
 def side_of(record: Preference) -> str | None:
     """The side a preference belongs to by its prompt, else by its texts; None if those are of two sides."""
-    found = {split_of(key, _SIDES, _DIVISION) for key in _keys(record)}
-    return found.pop() if len(found) == 1 else None
+    sides = {split_of(key, _SIDES, _DIVISION) for key in _keys(record)}
+    return sides.pop() if len(sides) == 1 else None
 
 
 def _keys(record: Preference) -> tuple[str, ...]:
@@ -152,11 +141,16 @@ def _keys(record: Preference) -> tuple[str, ...]:
     return (record.prompt,) if record.prompt.strip() else (record.response_1, record.response_2)
 
 
-def _drawn_pairs(pairs: int, texts: int, seed: int) -> list[Preference]:
-    """Enough pairs of the built-in corpus that so many are left when only so many texts are kept."""
+def _texts(record: Preference) -> tuple[tuple[str, str], tuple[str, str]]:
+    """The two texts that are compared, each with its prompt."""
+    return (record.prompt, record.response_1), (record.prompt, record.response_2)
+
+
+def _enough_pairs(pairs: int, texts: int) -> int:
+    """So many pairs of the built-in corpus that so many are left when only so many texts are kept."""
     size = len(movie_snippets("train"))
     share = (min(texts or size, size) / size) ** 2
-    return human_preferences("train", min(size * (size - 1) // 2, math.ceil(1.3 * pairs / share) + size), seed)
+    return min(size * (size - 1) // 2, math.ceil(1.3 * pairs / share) + size)
 
 
 def _limited(records: Iterable[Preference], pairs: int, texts: int, left_out: Counter[str]) -> list[Preference]:
@@ -164,12 +158,11 @@ def _limited(records: Iterable[Preference], pairs: int, texts: int, left_out: Co
     kept: list[Preference] = []
     seen: set[tuple[str, str]] = set()
     for record in records:
-        both = {(record.prompt, record.response_1), (record.prompt, record.response_2)}
         if len(kept) == pairs:
             left_out["beyond the number of pairs"] += 1
-        elif texts and len(seen | both) > texts:
+        elif texts and len(seen.union(_texts(record))) > texts:
             left_out["beyond the number of texts"] += 1
         else:
-            seen |= both
+            seen.update(_texts(record))
             kept.append(record)
     return kept

@@ -17,12 +17,14 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from rlaif_env.api import RLAIFError
+from rlaif_env.batches import length_buckets
 from rlaif_env.data.tasks import Task
 from rlaif_env.models import Backbone, encode, pad_rows
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedTokenizerBase
 
 __all__ = ["depth_of", "encode_for_reward", "extract", "last_states", "lora_targets", "reward_text"]
@@ -45,25 +47,14 @@ def encode_for_reward(
 ) -> tuple[list[int], int]:
     """Token ids of one scored text, ending in exactly one EOS, and how many tokens were cut from its beginning.
 
-    An EOS that is spelled out inside the text is left out; a text longer than ``max_tokens`` keeps its end, where the
-    response is.
-
-    Args:
-        tokenizer: The model's tokenizer.
-        task: Says how prompt and response make one text.
-        prompt: What the response answers; may be empty.
-        response: The response; may be empty.
-        max_tokens: Longest row, EOS included, at least 2.
-
-    Returns:
-        The ids, and the number of tokens that had to be cut.
+    An EOS that is spelled out inside the text is left out; a text longer than ``max_tokens``, EOS included and at least
+    2, keeps its end, where the response is. Prompt and response may be empty.
     """
     eos = tokenizer.eos_token_id
     row = [i for i in encode(tokenizer, [reward_text(task, prompt, response)])[0] if i != eos]
-    start = [row[0]] if row and row[0] == tokenizer.bos_token_id else []
-    body = row[len(start) :]
+    bos = row[:1] if row[:1] == [tokenizer.bos_token_id] else []
     cut = max(0, len(row) + 1 - max_tokens)
-    return [*start, *body[cut:], eos], cut
+    return [*bos, *row[len(bos) + cut :], eos], cut
 
 
 def depth_of(model: Any) -> int:
@@ -72,30 +63,19 @@ def depth_of(model: Any) -> int:
 
 
 def _blocks(model: Any) -> tuple[Any, str, Any]:
-    """The module that holds the list of layers, the list's name in it, and the norm after the last of them.
-
-    Raises:
-        RLAIFError: If the model is not built of one list of layers and a norm.
-    """
-    import torch
-
+    """The module that holds the list of layers, the list's name in it, and the norm after the last of them."""
     config = model.config.get_text_config()
     for owner in model.base_model.modules():
         children = dict(owner.named_children())
         for name, child in children.items():
             if isinstance(child, torch.nn.ModuleList) and len(child) == config.num_hidden_layers:
-                norms = [
-                    other
-                    for other in children.values()
-                    if (shapes := [tuple(p.shape) for p in other.parameters()])
-                    and set(shapes) == {(config.hidden_size,)}
-                ]
+                shapes = {(config.hidden_size,)}
+                norms = [other for other in children.values() if {tuple(p.shape) for p in other.parameters()} == shapes]
                 if norms:
                     return owner, name, norms[-1]
     raise RLAIFError(
         f"expected a model made of one list of {config.num_hidden_layers} layers and a norm, found another structure "
-        "in "
-        f"{type(model).__name__}; use all its layers (layers={config.num_hidden_layers})"
+        f"in {type(model).__name__}; use all its layers (layers={config.num_hidden_layers})"
     )
 
 
@@ -116,8 +96,6 @@ def _first_layers(model: Any, depth: int) -> Iterator[Any]:
 
 def lora_targets(model: Any, depth: int) -> list[str]:
     """Full names of the linear modules in a model's first layers, adapters on them or not."""
-    import torch
-
     owner, name, _ = _blocks(model)
     wanted = {id(module) for layer in getattr(owner, name)[:depth] for module in layer.modules()}
     return [
@@ -138,31 +116,16 @@ def last_states(model: Any, rows: Sequence[Sequence[int]], depths: Sequence[int]
     Returns:
         float32 (n, D, H).
     """
-    import torch
-
     lengths = torch.tensor([len(row) for row in rows], device=model.device)
     ids = torch.from_numpy(pad_rows(rows, rows[0][-1])[0]).to(model.device)
     at = (torch.arange(len(rows), device=model.device), lengths - 1)
-    several = len(depths) > 1
     with _first_layers(model, depths[-1]) as trunk:
-        out = trunk(input_ids=ids, use_cache=False, output_hidden_states=several)
-    last: torch.Tensor = out.last_hidden_state[at].float()
-    if not several:
-        return last[:, None]
-    norm = _blocks(model)[2]
-    earlier = [norm(out.hidden_states[depth][at]).float() for depth in depths[:-1]]
-    return torch.stack([*earlier, last], dim=1)
-
-
-def buckets(lengths: Sequence[int], tokens: int) -> list[list[int]]:
-    """Rows of like length together, at most so many padded tokens in each bucket (a longer row is one alone)."""
-    made: list[list[int]] = []
-    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        widest = lengths[made[-1][0]] if made else 0
-        if not made or widest * (len(made[-1]) + 1) > tokens or (lengths[i] < 0.7 * widest and len(made[-1]) >= 4):
-            made.append([])
-        made[-1].append(i)
-    return made
+        out = trunk(input_ids=ids, use_cache=False, output_hidden_states=len(depths) > 1)
+    states = [out.last_hidden_state[at].float()]
+    if len(depths) > 1:
+        norm = _blocks(model)[2]
+        states = [norm(out.hidden_states[depth][at]).float() for depth in depths[:-1]] + states
+    return torch.stack(states, dim=1)
 
 
 def extract(
@@ -172,28 +135,15 @@ def extract(
     *,
     adapter: str | None = None,
     tokens_per_batch: int = 2048,
-    advance: Callable[[int], object] | None = None,
+    advance: Callable[[int], object] = lambda done: None,
 ) -> torch.Tensor:
-    """`last_states` of any number of rows, without gradient, in the caller's order.
+    """`last_states` of any number of rows, without gradient, in the caller's order: float32 (n, D, H) on the CPU.
 
-    Args:
-        backbone: The model.
-        rows: n rows of ids.
-        depths: As in `last_states`.
-        adapter: The adapter that acts; None is the plain weights.
-        tokens_per_batch: Padded tokens in one forward pass.
-        advance: Called with the number of rows done after each pass.
-
-    Returns:
-        float32 (n, D, H) on the CPU.
+    A forward pass has at most so many padded tokens; ``advance`` is called with the number of rows done after each.
     """
-    import torch
-
-    width = int(backbone.model.config.get_text_config().hidden_size)
-    out = torch.zeros(len(rows), len(depths), width)
+    out = torch.zeros(len(rows), len(depths), backbone.model.config.get_text_config().hidden_size)
     with backbone.using(adapter) as model, torch.inference_mode():
-        for members in buckets([len(row) for row in rows], tokens_per_batch):
+        for members in length_buckets([len(row) for row in rows], tokens_per_batch):
             out[members] = last_states(model, [rows[i] for i in members], depths).cpu()
-            if advance is not None:
-                advance(len(members))
+            advance(len(members))
     return out

@@ -48,18 +48,17 @@ class Pairs:
         """`preference_loss` of the scores of the texts, (n,)."""
         return preference_loss(self.margins(scores), self.p_first.to(scores.dtype))
 
+    def entropy(self) -> float:
+        """Mean entropy of the labels, nats: the least that the loss can be."""
+        p = self.p_first.double()
+        return float((torch.special.entr(p) + torch.special.entr(1 - p)).mean())
+
 
 def preference_loss(margin: Tensor, p_first: Tensor) -> Tensor:
     """Cross-entropy between soft labels and softmax(r1, r2): mean of -p log s(r1 - r2) - (1 - p) log s(r2 - r1).
 
-    s is the logistic function. At p in {0, 1} this is the Bradley-Terry loss.
-
-    Args:
-        margin: r1 - r2, (m,).
-        p_first: (m,) in [0, 1].
-
-    Returns:
-        A scalar, nats.
+    s is the logistic function, the margin r1 - r2; (m,), (m,) -> a scalar, nats. At p in {0, 1} this is the
+    Bradley-Terry loss.
     """
     log_sigmoid = torch.nn.functional.logsigmoid
     return -(p_first * log_sigmoid(margin) + (1 - p_first) * log_sigmoid(-margin)).mean()
@@ -67,13 +66,7 @@ def preference_loss(margin: Tensor, p_first: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class HeadFit:
-    """A fitted head.
-
-    Attributes:
-        weight: (H,) float32, for features as they are.
-        penalty: The weight of the L2 penalty that did best on validation.
-        validation_loss: Cross-entropy there, nats.
-    """
+    """A fitted head, (H,) float32 for features as they are, with the penalty that did best and the validation loss."""
 
     weight: Tensor
     penalty: float
@@ -112,13 +105,10 @@ def fit_head(
         with torch.no_grad():
             loss = float(validation.loss(held_out @ weight))
         fits.append(HeadFit((weight.detach() / scale).float(), penalty, loss))
-        if len(fits) - 1 - _best(fits) == _PATIENCE:
+        best = min(range(len(fits)), key=lambda i: fits[i].validation_loss)
+        if len(fits) - 1 - best == _PATIENCE:
             break
-    return fits[_best(fits)]
-
-
-def _best(fits: Sequence[HeadFit]) -> int:
-    return min(range(len(fits)), key=lambda i: fits[i].validation_loss)
+    return fits[best]
 
 
 def _minimise(weight: Tensor, x: Tensor, pairs: Pairs, penalty: float) -> None:
@@ -135,17 +125,10 @@ def _minimise(weight: Tensor, x: Tensor, pairs: Pairs, penalty: float) -> None:
 
 
 def centred(weight: Tensor, features: Tensor) -> Tensor:
-    """The head whose scores have mean 0 on these features and the same differences between texts.
+    """The head whose scores have mean 0 on these features and the same differences between texts: (H,), (n, H) -> (H,).
 
     A linear head has no constant to subtract. But states after a norm have a direction u in which all texts are alike,
     u . h = 1, found by least squares; the mean score times u is taken off the weight.
-
-    Args:
-        weight: (H,).
-        features: (n, H).
-
-    Returns:
-        (H,) float32.
     """
     x = features.double()
     mean = x.mean(0)

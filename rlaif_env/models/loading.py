@@ -10,7 +10,7 @@ import math
 import os
 import weakref
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from rlaif_env.api import RLAIFError
 from rlaif_env.models.adapters import Backbone, quiet
@@ -18,7 +18,17 @@ from rlaif_env.models.adapters import Backbone, quiet
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["BUILTIN_MODEL", "backbone", "default_device", "default_dtype", "load_tokenizer", "logit_width", "resolve"]
+__all__ = [
+    "BUILTIN_MODEL",
+    "backbone",
+    "default_device",
+    "default_dtype",
+    "load_tokenizer",
+    "load_weights",
+    "logit_width",
+    "refuse_pickled",
+    "resolve",
+]
 
 BUILTIN_MODEL = "smollm2-135m-instruct"
 """Name of the model that needs no hub: see `rlaif_env.models.assets`."""
@@ -40,16 +50,36 @@ def resolve(name: str | Path) -> str:
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise RLAIFError(f"expected a model folder with a config.json, found none in {folder}")
-        pickled = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for p in folder.glob(pattern))
-        if pickled and not any(folder.glob("*.safetensors")):
-            raise RLAIFError(
-                f"expected safetensors weights in {folder}, found only pickled ones ({', '.join(pickled[:3])}), which "
-                "can run code when opened; convert them on a machine you trust with model.save_pretrained(folder)"
-            )
+        refuse_pickled(folder, "convert them on a machine you trust with model.save_pretrained(folder)")
         return str(folder.resolve())
     if folder.is_absolute() or str(name).startswith((".", "~")) or str(name).count("/") > 1:
         raise RLAIFError(f"expected a model folder, found nothing at {folder}")
     return str(name)
+
+
+def refuse_pickled(folder: Path, mend: str) -> None:
+    """An error that says how to mend it if a folder's only weights are pickled."""
+    pickled = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl"))
+    if pickled and not any(folder.glob("*.safetensors")):
+        raise RLAIFError(
+            f"expected safetensors weights in {folder}, found only pickled ones ({', '.join(pickled[:3])}), which can "
+            f"run code when opened; {mend}"
+        )
+
+
+def load_weights(kind: Any, path: str | Path, dtype: str, *, trust_remote_code: bool = False) -> tuple[Any, list[str]]:
+    """A model of an auto class of transformers from safetensors, and the weights it would fill with random values."""
+    import torch
+
+    with quiet():
+        model, info = kind.from_pretrained(
+            path,
+            dtype=getattr(torch, dtype),
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+        )
+    return model, sorted(info["missing_keys"])
 
 
 def _unknown_model(name: str | Path, error: Exception) -> RLAIFError:
@@ -131,7 +161,6 @@ def backbone(
     Raises:
         RLAIFError: If the model is unknown, has pickled weights only, or has fewer logits than its tokenizer ids.
     """
-    import torch
     from transformers import AutoModelForCausalLM
 
     device = device or default_device()
@@ -140,21 +169,14 @@ def backbone(
         raise RLAIFError(f"expected dtype 'float32', 'bfloat16' or 'float16', found {dtype!r}")
     path = resolve(name)
     key = (path, device, dtype)
-    if shared and (found := _loaded.get(key)) is not None:
-        return found
+    if shared and (loaded := _loaded.get(key)) is not None:
+        return loaded
     tokenizer = load_tokenizer(name)
     try:
-        with quiet():
-            model, said = cast(Any, AutoModelForCausalLM).from_pretrained(
-                path,
-                dtype=getattr(torch, dtype),
-                use_safetensors=True,
-                trust_remote_code=trust_remote_code,
-                output_loading_info=True,
-            )
+        model, missing = load_weights(AutoModelForCausalLM, path, dtype, trust_remote_code=trust_remote_code)
     except Exception as error:
         raise _unknown_model(name, error) from error
-    if missing := sorted(said["missing_keys"]):  # transformers would go on with random values in their place
+    if missing:
         raise RLAIFError(
             f"expected the weights of the whole model in {path}, found no {', '.join(missing[:3])}"
             f"{f' (and {len(missing) - 3} more)' if len(missing) > 3 else ''}; its config.json is of another model, or "

@@ -64,9 +64,6 @@ def sample(
         samples_per_prompt: K; the n = B * K results come with a prompt's samples side by side.
         compact: Whether finished rows leave the batch. The result is the same.
 
-    Returns:
-        The n samples.
-
     Raises:
         RLAIFError: If a prompt is empty or the numbers make no sense.
     """

@@ -18,8 +18,8 @@ from agents.reinforce import _Rollout
 from benchmarks.speed.model_speed import PlainLM
 from rewards.direct_score import DirectLLMScore
 from rewards.language_model.local import LocalLM
-from rewards.reward_model.features import buckets
 from rewards.reward_model.model import RewardModel
+from rlaif_env.batches import length_buckets
 from rlaif_env.models import plain_head
 from tests.tiny import tiny_backbone, tiny_model
 
@@ -191,7 +191,7 @@ def test_long_prompts_keep_groups_together_and_short_ones_sort_by_length() -> No
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.integers(1, 400), max_size=60), st.integers(1, 2000))
 def test_buckets_hold_every_row_once_and_little_padding(lengths: list[int], tokens: int) -> None:
-    made = buckets(lengths, tokens)
+    made = length_buckets(lengths, tokens)
     assert sorted(i for bucket in made for i in bucket) == list(range(len(lengths)))
     for bucket in made:
         inside = [lengths[i] for i in bucket]

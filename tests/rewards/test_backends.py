@@ -10,7 +10,7 @@ import pytest
 
 from agents.reinforce import ReinforceConfig
 from agents.training.command import TrainConfig, train
-from rewards.reward_model.training import main as train_rm
+from rewards.reward_model.command import main as train_rm
 from rlaif_env.api import Preference
 from rlaif_env.data.preferences import write_preferences
 from tests.tiny import tiny_backbone

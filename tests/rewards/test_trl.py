@@ -11,7 +11,8 @@ import torch
 
 from rewards import DirectLLMScore, LocalLM, as_trl_reward
 from rewards.compose import compose
-from rewards.reward_model.model import LabelRecord, RewardModel, distilled_rm, human_rm
+from rewards.reward_model.model import RewardModel, distilled_rm, human_rm
+from rewards.reward_model.record import LabelRecord
 from rlaif_env.api import RewardBackend
 from rlaif_env.data.tasks import PromptSource, Task
 from rlaif_env.models import backbone

@@ -55,7 +55,8 @@ def _reward_model(base: Backbone, *, adapter: bool) -> Any:
     import torch
 
     from rewards.reward_model.features import lora_targets
-    from rewards.reward_model.model import LabelRecord, RewardModel
+    from rewards.reward_model.model import RewardModel
+    from rewards.reward_model.record import LabelRecord
 
     name = None
     if adapter:

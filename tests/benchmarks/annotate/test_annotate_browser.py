@@ -17,7 +17,7 @@ import pytest
 from benchmarks.annotate.results import export, people_of
 from benchmarks.annotate.store import Store
 from rewards.reward_model.data import load_labels
-from rewards.reward_model.training import TrainRMConfig, train_rm
+from rewards.reward_model.training import RewardModelConfig, train_rm
 from rlaif_env.data.preferences import read_preferences
 from rlaif_env.data.tasks import load_task
 from tests.benchmarks.annotate.test_annotate_command import link_of, pair_file, serving
@@ -121,7 +121,7 @@ def test_twenty_items_by_keyboard_to_a_reward_model(browser: Any, tmp_path: Path
 
     task = load_task({**FILM, "source": {"prompts": ["unused"]}})
     data = load_labels(task, tmp_path / "preferences.jsonl", pairs=100, texts=0, test_pairs=100, seed=0)
-    trained = train_rm(TrainRMConfig(layers=1), base=tiny_backbone(), data=data)
+    trained = train_rm(RewardModelConfig(layers=1), tiny_backbone(), task, data)
     assert trained.model.labels.provenance == "human"
     assert trained.model.name.startswith("human-rm")
     scores = trained.model.score(["Film 1 is"] * 2, ["good and warm 1", "a bad idea 1"]).values

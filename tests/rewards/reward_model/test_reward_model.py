@@ -20,7 +20,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from rewards import check_backend, make_reward
 from rewards.reward_model.data import Judged
 from rewards.reward_model.features import encode_for_reward, extract, last_states, lora_targets
-from rewards.reward_model.model import LabelRecord, Normalization, RewardModel, any_rm, distilled_rm, human_rm
+from rewards.reward_model.model import RewardModel, any_rm, distilled_rm, human_rm
+from rewards.reward_model.record import LabelRecord, Normalization
 from rlaif_env.api import Preference, RLAIFError
 from rlaif_env.data.tasks import PromptSource, Task
 from rlaif_env.models import Backbone, backbone
@@ -452,7 +453,10 @@ def test_other_things_that_do_not_fit(saved: Path, tmp_path: Path, base_folder: 
         (lambda: reward_model(base, layers=3), "expected layers from 1 to 2 for tiny, found 3"),
         (lambda: reward_model(base, max_tokens=1), "expected max_tokens of at least 2, found 1"),
         (lambda: reward_model(base).save(saved), "to be new or empty, found files in it"),
-        (lambda: human_rm(model=saved, colour="red"), "reward 'human-rm': .* unexpected keyword argument 'colour'"),
+        (
+            lambda: make_reward("human-rm", model=saved, colour="red"),
+            "reward 'human-rm': .* unexpected keyword argument 'colour'",
+        ),
         (lambda: human_rm(model=reward_model(base), device="cpu"), "expected no other settings with a live model"),
         (lambda: RewardModel.load(saved, base=tiny_backbone(seed=4)), "found another \\(tiny,"),
     ]

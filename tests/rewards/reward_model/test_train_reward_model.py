@@ -11,14 +11,16 @@ import numpy as np
 import pytest
 import torch
 
+from rewards.reward_model.command import TrainRMConfig, describe, main, train_and_save
 from rewards.reward_model.data import Judged, LabelledData, load_labels, side_of
 from rewards.reward_model.head import Pairs, centred, fit_head, preference_loss
 from rewards.reward_model.model import RewardModel, distilled_rm, human_rm
 from rewards.reward_model.report import pair_accuracy, pair_figures
-from rewards.reward_model.training import TrainRMConfig, describe, main, train_rm
+from rewards.reward_model.training import RewardModelConfig, train_rm
 from rlaif_env.api import DataError, Preference, RLAIFError
 from rlaif_env.data.preferences import SPLITS, split_of, write_preferences
 from rlaif_env.data.tasks import PromptSource, Task
+from rlaif_env.models import backbone
 from rlaif_env.statistics import excess_cross_entropy
 from tests.tiny import tiny_backbone
 
@@ -43,8 +45,8 @@ def toy_data(n: int = 400) -> LabelledData:
     return LabelledData(rows[:n], rows[n : n + 100], {"labels": rows[n + 100 :]}, {})
 
 
-def config(**settings: Any) -> TrainRMConfig:
-    return TrainRMConfig(**{"task": TASK, "max_tokens": 64, **settings})
+def config(**settings: Any) -> RewardModelConfig:
+    return RewardModelConfig(**{"max_tokens": 64, **settings})
 
 
 # --- the loss ---------------------------------------------------------------------------------------------------------
@@ -218,7 +220,7 @@ def test_each_text_is_encoded_once() -> None:
 
 @pytest.fixture(scope="module")
 def head() -> Any:
-    return train_rm(config(), base=tiny_backbone(), data=toy_data())
+    return train_rm(config(), tiny_backbone(), TASK, toy_data())
 
 
 def test_a_head_learns_the_labels(head: Any) -> None:
@@ -227,7 +229,7 @@ def test_a_head_learns_the_labels(head: Any) -> None:
     target = [r.p_first for r in toy_data().tests["labels"]]
     assert figures.excess_cross_entropy < excess_cross_entropy(np.zeros(100), target)
     assert head.report["training"]["layers"] in (1, 2)
-    assert [row["pairs"] for row in head.curve] == [128, 256, 400]
+    assert [row["pairs"] for row in head.report["curve"]] == [128, 256, 400]
 
 
 def test_the_figures_are_those_of_the_model_in_service(head: Any) -> None:
@@ -245,14 +247,14 @@ def test_scores_have_mean_zero_on_the_training_responses(head: Any) -> None:
 
 def test_standardised_rewards_have_deviation_one_on_the_training_responses() -> None:
     data = toy_data(120)
-    model = train_rm(config(normalize="standardize", center=False), base=tiny_backbone(), data=data).model
+    model = train_rm(config(normalize="standardize", center=False), tiny_backbone(), TASK, data).model
     texts = {(r.prompt, t) for r in data.train for t in (r.response_1, r.response_2)}
     values = model.score(*zip(*texts, strict=True)).values
     assert (values.mean(), values.std()) == (pytest.approx(0.0, abs=1e-3), pytest.approx(1.0, abs=1e-3))
 
 
 def test_training_twice_with_a_seed_gives_the_same_model() -> None:
-    weights = [train_rm(config(), base=tiny_backbone(), data=toy_data(60)).model.weight for _ in range(2)]
+    weights = [train_rm(config(), tiny_backbone(), TASK, toy_data(60)).model.weight for _ in range(2)]
     assert torch.equal(*weights)
 
 
@@ -262,8 +264,8 @@ def test_gradients_through_the_model_lower_the_loss_and_save_what_they_learned(t
     tiny_backbone().save_merged(None, folder)
     data = toy_data(200)
     logged: list[dict[str, float]] = []
-    settings = config(model=str(folder), trainable=trainable, epochs=2, learning_rate=3e-3, batch_pairs=16, layers=2)
-    trained = train_rm(settings, data=data, log=lambda step, metrics: logged.append(dict(metrics)))
+    settings = config(trainable=trainable, epochs=2, learning_rate=3e-3, batch_pairs=16, layers=2)
+    trained = train_rm(settings, backbone(folder), TASK, data, log=lambda step, metrics: logged.append(dict(metrics)))
     validation = [row["validation_loss"] for row in logged if "validation_loss" in row]
     assert min(validation) < validation[0] - 0.01
     training = trained.report["training"]
@@ -292,12 +294,12 @@ def test_a_step_is_the_same_for_any_size_of_gradient_pass(tmp_path: Path) -> Non
     weights = []
     for micro_pairs in (2, 16):
         settings = config(trainable="lora", epochs=1, batch_pairs=16, micro_pairs=micro_pairs, layers=2)
-        weights.append(train_rm(settings, base=tiny_backbone(), data=toy_data(32)).model.weight)
+        weights.append(train_rm(settings, tiny_backbone(), TASK, toy_data(32)).model.weight)
     assert torch.allclose(*weights, atol=1e-5)
 
 
 def test_truncated_texts_are_counted() -> None:
-    report = train_rm(config(max_tokens=8), base=tiny_backbone(), data=toy_data(60)).report
+    report = train_rm(config(max_tokens=8), tiny_backbone(), TASK, toy_data(60)).report
     cut = report["training"]["truncated_texts"]
     assert cut == {"train": 120, "validation": 200, "test labels": 200}
 
@@ -341,12 +343,12 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
 )
 def test_settings_that_make_no_sense(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(RLAIFError, match=message):
-        TrainRMConfig(**settings)
+        RewardModelConfig(**settings)
 
 
 def test_more_layers_than_there_are() -> None:
     with pytest.raises(RLAIFError, match="expected layers from 1 to 2 for tiny, or 0 to choose, found 3"):
-        train_rm(config(layers=3), base=tiny_backbone(), data=toy_data(40))
+        train_rm(config(layers=3), tiny_backbone(), TASK, toy_data(40))
 
 
 # --- figures ----------------------------------------------------------------------------------------------------------
@@ -414,7 +416,7 @@ def test_the_report_in_words(head: Any) -> None:
 @pytest.mark.slow
 def test_people_prefer_what_the_model_prefers(tmp_path: Path) -> None:
     """The built-in model and corpus: a human reward model reaches 0.82 where ratings differ by half a point."""
-    trained = train_rm(TrainRMConfig(merged=False))
+    trained, _ = train_and_save(TrainRMConfig(merged=False, out=str(tmp_path / "run")), quiet=True)
     found = trained.figures["human"].accuracy_at_gap
     assert found is not None
     assert float(found) >= 0.82
