@@ -41,7 +41,7 @@ class Composite:
     """A weighted sum of reward backends; a reward backend.
 
     ``score`` returns the sum of weight times part and, for each part, info "part/<name>" (its own reward, before the
-    weight) and "<name>/<key>" for whatever it tells itself.
+    weight) and "<name>/<key>" for whatever else it reports.
 
     Args:
         parts: The terms, with different names.
@@ -116,32 +116,25 @@ def _part(name: str, value: Any) -> tuple[Any, Any, Mapping[str, Any] | None]:
     if isinstance(value, Mapping):
         settings = dict(value)
         if "weight" not in settings:
-            raise RLAIFError(
-                f"expected a weight in the part {name!r}, found {', '.join(map(str, settings)) or 'nothing'}"
-            )
+            given = ", ".join(map(str, settings)) or "nothing"
+            raise RLAIFError(f"expected a weight in the part {name!r}, found {given}")
         return settings.pop("weight"), settings.pop("reward", name), settings or None
-    if isinstance(value, tuple | list):
-        if len(value) != 2:
-            raise RLAIFError(f"expected (weight, reward) for the part {name!r}, found {len(value)} values")
-        return value[0], value[1], None
-    return value, name, None
+    if not isinstance(value, tuple | list):
+        return value, name, None
+    if len(value) != 2:
+        raise RLAIFError(f"expected (weight, reward) for the part {name!r}, found {len(value)} values")
+    return value[0], value[1], None
 
 
 def from_kwargs(
     *, task: str | Path | Task | Mapping[str, Any] = "movie-review", parts: Mapping[str, Any] | None = None
 ) -> Composite:
-    """Build the backend "compose" from JSON-able settings.
-
-    Example:
-        ``gym.make_vec(id, reward="compose", reward_kwargs={"parts": {"direct-llm": 0.5, "human-rm": {"weight": 0.5,
-        "model": "runs/rm"}}})``
+    """Build the reward "compose", a weighted sum of rewards, from JSON-able settings.
 
     Args:
-        task: What is judged.
-        parts: As in `compose`.
-
-    Raises:
-        RLAIFError: As in `compose`, or if there are no parts.
+        task: What the named rewards judge.
+        parts: The parts by name, as `compose` takes them, such as
+            ``{"direct-llm": 0.5, "human-rm": {"weight": 0.5, "model": "runs/rm"}}``.
     """
     if not parts:
         raise RLAIFError("reward 'compose': expected parts such as {\"direct-llm\": 1.0}, found none")
@@ -152,7 +145,7 @@ def as_trl_reward(backend: RewardBackend | Callable[..., Any]) -> Callable[..., 
     """A backend as one of TRL's ``reward_funcs``.
 
     Texts go to the backend as they are. Messages become one text, as they do when preferences are read: a prompt the
-    dialogue in the HH form up to the assistant's turn, a completion what the assistant says. Whatever the backend tells
+    dialogue in the HH form up to the assistant's turn, a completion what the assistant says. What the backend reports
     beside the reward goes to TRL's log where the trainer offers one.
 
     Args:
@@ -164,9 +157,9 @@ def as_trl_reward(backend: RewardBackend | Callable[..., Any]) -> Callable[..., 
     inner: RewardBackend = backend if isinstance(backend, RewardBackend) else CallableReward(backend)
 
     def reward(*, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float]:
-        asked = [p if isinstance(p, str) else prompt_of({"prompt": p}, ("prompt",)) for p in prompts]
-        said = [c if isinstance(c, str) else dialogue(c).removeprefix(_ASSISTANT) for c in completions]
-        scores = checked_scores(inner, asked, said)
+        texts = [p if isinstance(p, str) else prompt_of({"prompt": p}, ("prompt",)) for p in prompts]
+        responses = [c if isinstance(c, str) else dialogue(c).removeprefix(_ASSISTANT) for c in completions]
+        scores = checked_scores(inner, texts, responses)
         for key, array in scores.info.items():
             if callable(log := columns.get("log_extra")):
                 log(key, np.asarray(array).tolist())

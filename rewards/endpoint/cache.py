@@ -11,7 +11,6 @@ import argparse
 import hashlib
 import json
 import sqlite3
-import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from typing import Any
 
 from rlaif_env.api import RLAIFError
 from rlaif_env.models.assets import cache_folder
+from rlaif_env.tables import Table
 
 __all__ = ["AnswerCache", "cache_key", "cache_main", "default_cache"]
 
@@ -71,9 +71,8 @@ class AnswerCache:
         with self._explained():
             if self.path is not None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(
-                self.path or ":memory:", timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
-            )
+            where = self.path or ":memory:"
+            self._db = sqlite3.connect(where, _BUSY_SECONDS, isolation_level=None, check_same_thread=False)
             try:
                 self._prepare()
             except BaseException:
@@ -185,13 +184,10 @@ class AnswerCache:
         """Delete what was not used for so many days (of one model); returns how many answers went."""
         with self._lock, self._explained():
             self._count_hits()
-            where, values = "used <= ?", [time.time() - 86400 * unused_days]
-            arguments: list[Any] = list(values)
-            if model is not None:
-                where += " AND model = ?"
-                arguments.append(model)
+            before = time.time() - 86400 * unused_days
             with self._transaction():
-                gone = self._db.execute(f"DELETE FROM answers WHERE {where}", arguments).rowcount
+                question = "DELETE FROM answers WHERE used <= ? AND (? IS NULL OR model = ?)"
+                gone = self._db.execute(question, (before, model, model)).rowcount
             self._db.execute("VACUUM")
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         return gone
@@ -213,41 +209,31 @@ class AnswerCache:
 def cache_main(argv: Sequence[str] | None = None) -> int:
     """The command ``rlaif cache``: shows size and hits, or prunes; returns the exit code."""
     from rich.console import Console
-    from rich.table import Table
 
     parser = argparse.ArgumentParser("rlaif cache", description="Look after the stored answers of model servers.")
     parser.add_argument("action", nargs="?", choices=("show", "prune"), default="show")
     parser.add_argument("--path", type=Path, default=default_cache(), help="the file (default: %(default)s)")
-    parser.add_argument(
-        "--unused-days",
-        type=float,
-        default=30.0,
-        help="prune what was unused for so many days (default: %(default)s)",
-    )
+    days = "prune what was unused for so many days (default: %(default)s)"
+    parser.add_argument("--unused-days", type=float, default=30.0, help=days)
     parser.add_argument("--model", help="prune this model's answers only")
-    config = parser.parse_args(sys.argv[1:] if argv is None else list(argv))
-    console = Console()
+    config = parser.parse_args(argv)
+    console = Console(highlight=False)
     path: Path = config.path
     if not path.is_file():
-        console.print(f"no answers are stored at {path}", soft_wrap=True, highlight=False)
+        console.print(f"no answers are stored at {path}", soft_wrap=True)
         return 0
     with AnswerCache(path) as cache:
         if config.action == "prune":
             gone = cache.prune(unused_days=config.unused_days, model=config.model)
-            console.print(f"{gone} answers deleted, {len(cache)} kept", highlight=False)
+            console.print(f"{gone} answers deleted, {len(cache)} kept")
             return 0
-        table = Table("model", "endpoint", "answers", "hits", "kB", "last used")
+        rows = []
         for row in cache.summary():
             used = time.strftime("%Y-%m-%d %H:%M", time.localtime(row["used"]))
-            table.add_row(
-                row["model"],
-                row["endpoint"],
-                f"{row['answers']:,}",
-                f"{row['hits']:,}",
-                f"{row['bytes'] / 1000:,.0f}",
-                used,
-            )
+            counts = (f"{row['answers']:,}", f"{row['hits']:,}", f"{row['bytes'] / 1000:,.0f}")
+            rows.append((row["model"], row["endpoint"], *counts, used))
         size = sum(p.stat().st_size for p in (path, path.with_name(path.name + "-wal")) if p.is_file())
-        console.print(table)
-        console.print(f"{path}: {size / 1e6:.1f} MB on disk", soft_wrap=True, highlight=False)
+        columns = ("model", "endpoint", "answers", "hits", "kB", "last used")
+        console.print(Table("stored answers", columns, rows).rich())
+        console.print(f"{path}: {size / 1e6:.1f} MB on disk", soft_wrap=True)
     return 0

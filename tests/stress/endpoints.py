@@ -32,7 +32,7 @@ import numpy as np
 from rewards.direct_score import DirectLLMScore
 from rewards.endpoint.cache import AnswerCache
 from rewards.endpoint.client import RequestFailed
-from rewards.endpoint.likelihoods import LabelAnswer
+from rewards.endpoint.likelihoods import AnswerLikelihoods
 from rewards.endpoint.model import EndpointLM
 from rewards.language_model.local import LocalLM
 from rlaif_env.data.tasks import load_task
@@ -90,7 +90,7 @@ def fault_run(
         failures = dict(server.failed)
     bad = {i: str(row) for i, row in enumerate(found) if isinstance(row, RequestFailed)}
     hopeless = {i for i in range(n) if i % 100 == 7}
-    good = {i: row.logprobs for i, row in enumerate(found) if isinstance(row, LabelAnswer)}
+    good = {i: row.logprobs for i, row in enumerate(found) if isinstance(row, AnswerLikelihoods)}
     shown = np.exp(list(good.values()))
     truth = np.array([scores_of(prompts[i])[1:9] for i in good])
     hanging = failures.get("timeout", 0)
@@ -243,10 +243,10 @@ def agreement_run(url: str, model: str, *, n: int = 100, **settings: Any) -> dic
     """
     texts = [p.response_1 for p, _ in zip(load_task("movie-review").preferences("test"), range(n), strict=False)]
     none = [""] * len(texts)
-    local = DirectLLMScore(LocalLM()).score(none, texts).info
+    local = DirectLLMScore(LocalLM(), scale=(1, 10)).score(none, texts).info
     started = time.monotonic()
     with EndpointLM(url, model, cache=None, **settings) as lm:
-        served = DirectLLMScore(lm).score(none, texts).info
+        served = DirectLLMScore(lm, scale=(1, 10)).score(none, texts).info
         spent = time.monotonic() - started
         facts, requests = lm.facts, lm.usage.requests
     gap = np.abs(local["score"] - served["score"])

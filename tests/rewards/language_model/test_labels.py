@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rewards.direct_score import DirectLLMScore, expected_scores, score_distribution
-from rewards.language_model.label_tree import label_tree, word_start_mask
+from rewards.language_model.answer_tree import answer_tree, word_start_mask
 from rewards.language_model.local import LocalLM
 from rewards.prompts import leads_after
 from rlaif_env.api import BackendError, RLAIFError
@@ -87,7 +87,7 @@ def test_ten_and_eight_at_one_half_each_give_nine() -> None:
         loss.backward()
         optimizer.step()
     net.requires_grad_(False)
-    scorer = DirectLLMScore(LocalLM(model), "movie-review", template="Score: ")
+    scorer = DirectLLMScore(LocalLM(model), "movie-review", scale=(1, 10), template="Score: ")
     scores = scorer.score([""], [""])
     assert scores.info["score"][0] == pytest.approx(9.0, abs=0.02)
     assert scores.values[0] == pytest.approx(7 / 9, abs=0.005)
@@ -103,12 +103,12 @@ def test_expected_score_arithmetic_is_exact() -> None:
 
 
 def test_a_tree_shares_beginnings() -> None:
-    tree = label_tree(character_tokenizer(), SCORES)
+    tree = answer_tree(character_tokenizer(), SCORES)
     assert len(tree.tokens) == 10  # nine digits, and the 0 of 10 below the 1
     assert [len(ends) for ends in tree.ends] == [1] * 10
     assert tree.parents[tree.ends[9][0]] == tree.ends[0][0]
     assert tree.depths[tree.ends[9][0]] == 2
-    both = label_tree(character_tokenizer(("10",)), SCORES)
+    both = answer_tree(character_tokenizer(("10",)), SCORES)
     assert len(both.ends[9]) == 2  # "10" in one token, and in two
 
 
@@ -133,7 +133,7 @@ def test_word_starts() -> None:
 )
 def test_label_errors(labels: list[str], message: str) -> None:
     with pytest.raises(RLAIFError, match=message):
-        label_tree(character_tokenizer(), labels)
+        answer_tree(character_tokenizer(), labels)
 
 
 def test_a_row_without_mass_is_an_error_not_a_score() -> None:
