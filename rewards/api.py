@@ -8,15 +8,23 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import Self
 
 from rlaif_env.api import RLAIFError
 
-__all__ = ["MINIMUM_MASS", "BoundedModel", "LanguageModel", "configured", "seen_logprobs", "usable_scale"]
+__all__ = ["MINIMUM_MASS", "BoundedModel", "LanguageModel", "Live", "configured", "seen_logprobs", "usable_scale"]
 
 MINIMUM_MASS = 1e-3
 """The least probability that a model must put on the answers asked for; what it says under it is no score or label."""
 
 Config = TypeVar("Config")
+
+
+class Live:
+    """What is shared by deep copies, never cloned: a loaded model, a connection, a backend made of them."""
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self
 
 
 @runtime_checkable

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rewards.api import Live
 from rlaif_env.api import BackendError, RewardBackend, RLAIFError, Scores, checked_scores
 from rlaif_env.data.forms import dialogue, prompt_of
 from rlaif_env.data.tasks import Task, load_task
@@ -37,7 +38,7 @@ class Part:
     backend: RewardBackend
 
 
-class Composite:
+class Composite(Live):
     """A weighted sum of reward backends; a reward backend.
 
     ``score`` returns the sum of weight times part and, for each part, info "part/<name>" (its own reward, before the
@@ -57,10 +58,6 @@ class Composite:
             raise RLAIFError(f"expected parts with different names, found {', '.join(part.name for part in parts)}")
         self.parts = tuple(parts)
         self.name = "compose:" + "+".join(f"{part.weight:g}*{part.name}" for part in parts)
-
-    def __deepcopy__(self, memo: object) -> Composite:
-        """A live backend is shared, never cloned."""
-        return self
 
     def score(self, prompts: Sequence[str], responses: Sequence[str]) -> Scores:
         """Weighted sums; see `rlaif_env.api.RewardBackend`.

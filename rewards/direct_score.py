@@ -19,7 +19,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from rewards.api import MINIMUM_MASS, BoundedModel, LanguageModel, configured, seen_logprobs, usable_scale
+from rewards.api import MINIMUM_MASS, BoundedModel, LanguageModel, Live, configured, seen_logprobs, usable_scale
 from rewards.endpoint.config import ServerConfig
 from rewards.language_model.choice import language_model_from
 from rewards.language_model.config import LanguageModelConfig
@@ -77,7 +77,7 @@ class ScoreConfig:
             object.__setattr__(self, "scale", checked_scale(self.scale))
 
 
-class DirectLLMScore:
+class DirectLLMScore(Live):
     """A language model that scores each response; a reward backend.
 
     ``score`` returns values in [-1, 1] and info "score" (on the scale), "label_mass" and "score_std"; with a model
@@ -110,10 +110,6 @@ class DirectLLMScore:
         self.answers = [str(i) for i in range(self.scale[0], self.scale[1] + 1)]
         self.name = f"direct-llm:{language_model.name}"
         self.render("", "")  # a bad template or number of shots is an error now, not in the first batch
-
-    def __deepcopy__(self, memo: object) -> DirectLLMScore:
-        """A live backend is shared, never cloned."""
-        return self
 
     def render(self, prompt: str, response: str) -> str:
         """The scoring prompt for one response."""

@@ -14,7 +14,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ __all__ = ["AnswerCache", "cache_key", "cache_main", "default_cache"]
 
 _BUSY_SECONDS = 60.0
 _VERSION = 2
+_SUMMARY = {"model": str, "endpoint": str, "answers": int, "hits": int, "bytes": int, "used": float}
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS answers (
     key BLOB PRIMARY KEY,
@@ -54,7 +55,7 @@ def _digest(key: bytes, body: str) -> bytes:
     return hashlib.sha256(key + body.encode()).digest()[:8]
 
 
-class AnswerCache:
+class AnswerCache(AbstractContextManager["AnswerCache"]):
     """A store of answers by key. An answer whose bytes have changed on the disk is not given: it is asked for again.
 
     Args:
@@ -117,16 +118,15 @@ class AnswerCache:
     def put(self, rows: Iterable[tuple[bytes, str]], *, model: str, endpoint: str) -> None:
         """Store answers in one transaction; when it returns they survive this process. Those already there stay."""
         now = time.time()
-        with self._lock, self._explained(), self._transaction():
+        insert = (
+            "INSERT OR REPLACE INTO answers (key, model, endpoint, stored, used, body, digest) VALUES (?,?,?,?,?,?,?)"
+        )
+        with self._lock, self._explained(), self._db:
+            self._db.execute("BEGIN IMMEDIATE")
             for key, body in rows:
                 if self._intact(key) is not None:
                     continue
-                self._db.execute("DELETE FROM answers WHERE key = ?", (key,))
-                self._db.execute(
-                    "INSERT INTO answers (key, model, endpoint, stored, used, body, digest) "
-                    "VALUES (?, ?, ?, ?, ?, ?, ?)",
-                    (key, model, endpoint, now, now, body, _digest(key, body)),
-                )
+                self._db.execute(insert, (key, model, endpoint, now, now, body, _digest(key, body)))
                 if self._intact(key) is None:  # a tree with a flipped byte takes a row and does not find it again
                     raise sqlite3.DatabaseError("the file is damaged: an answer that was stored is not there")
 
@@ -138,28 +138,16 @@ class AnswerCache:
 
     def forget(self, key: bytes) -> None:
         """Delete one answer."""
-        with self._lock, self._explained(), self._transaction():
+        with self._lock, self._explained():
             self._hits.pop(key, None)
             self._db.execute("DELETE FROM answers WHERE key = ?", (key,))
 
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
-        self._db.execute("COMMIT")
-
     def _count_hits(self) -> None:
         if self._hits:
-            now = time.time()
-            with self._transaction():
-                self._db.executemany(
-                    "UPDATE answers SET hits = hits + ?, used = ? WHERE key = ?",
-                    [(count, now, key) for key, count in self._hits.items()],
-                )
+            rows = [(count, time.time(), key) for key, count in self._hits.items()]
+            with self._db:
+                self._db.execute("BEGIN IMMEDIATE")
+                self._db.executemany("UPDATE answers SET hits = hits + ?, used = ? WHERE key = ?", rows)
             self._hits.clear()
 
     def __len__(self) -> int:
@@ -170,24 +158,20 @@ class AnswerCache:
         """For each model and endpoint: answers, hits, bytes, when last used (seconds since 1970)."""
         with self._lock, self._explained():
             self._count_hits()
-            rows = self._db.execute(
-                "SELECT model, endpoint, count(*), sum(hits), sum(length(body)), max(used) FROM answers "
-                "GROUP BY model, endpoint ORDER BY model, endpoint"
-            ).fetchall()
-            kinds = (str, str, int, int, int, float)
-            if any(type(value) is not kind for row in rows for value, kind in zip(row, kinds, strict=True)):
+            sums = "count(*), sum(hits), sum(length(body)), max(used)"
+            groups = "GROUP BY model, endpoint ORDER BY model, endpoint"
+            rows = self._db.execute(f"SELECT model, endpoint, {sums} FROM answers {groups}").fetchall()
+            if any([type(value) for value in row] != list(_SUMMARY.values()) for row in rows):
                 raise sqlite3.DataError("values of the wrong kind")
-        names = ("model", "endpoint", "answers", "hits", "bytes", "used")
-        return [dict(zip(names, row, strict=True)) for row in rows]
+        return [dict(zip(_SUMMARY, row, strict=True)) for row in rows]
 
     def prune(self, *, unused_days: float = 0.0, model: str | None = None) -> int:
         """Delete what was not used for so many days (of one model); returns how many answers went."""
         with self._lock, self._explained():
             self._count_hits()
             before = time.time() - 86400 * unused_days
-            with self._transaction():
-                question = "DELETE FROM answers WHERE used <= ? AND (? IS NULL OR model = ?)"
-                gone = self._db.execute(question, (before, model, model)).rowcount
+            unused = "DELETE FROM answers WHERE used <= ? AND (? IS NULL OR model = ?)"
+            gone = self._db.execute(unused, (before, model, model)).rowcount
             self._db.execute("VACUUM")
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         return gone
@@ -198,9 +182,6 @@ class AnswerCache:
             with suppress(sqlite3.Error):
                 self._count_hits()
             self._db.close()
-
-    def __enter__(self) -> AnswerCache:
-        return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()

@@ -118,25 +118,21 @@ class EndpointClient:
             raise RLAIFError("expected an endpoint to be used in the process that made it, found a fork; make it there")
         with self._lock:
             if self._live is None:
-                loop = asyncio.new_event_loop()
+                n, loop = self.limits.concurrency, asyncio.new_event_loop()
+                http = httpx.AsyncClient(
+                    headers={
+                        "content-type": "application/json",
+                        **({"authorization": f"Bearer {self._key}"} if self._key else {}),
+                    },
+                    timeout=self.limits.timeout,
+                    limits=httpx.Limits(max_connections=None, max_keepalive_connections=n),  # the slots are the bound
+                    http2=importlib.util.find_spec("h2") is not None,
+                    trust_env=not is_loopback(self.url),
+                )
                 thread = threading.Thread(target=loop.run_forever, name=f"endpoint {self.url}", daemon=True)
                 thread.start()
-                self._live = asyncio.run_coroutine_threadsafe(self._open(loop, thread), loop).result()
+                self._live = _Live(loop, thread, http, asyncio.Semaphore(n))
             return self._live
-
-    async def _open(self, loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> _Live:
-        n = self.limits.concurrency
-        headers = {"content-type": "application/json"}
-        if self._key:
-            headers["authorization"] = f"Bearer {self._key}"
-        http = httpx.AsyncClient(
-            headers=headers,
-            timeout=self.limits.timeout,
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=n),  # the slots are the bound,
-            http2=importlib.util.find_spec("h2") is not None,
-            trust_env=not is_loopback(self.url),
-        )
-        return _Live(loop, thread, http, asyncio.Semaphore(n))
 
     def close(self) -> None:
         """End the connections and the thread; a later request starts them again."""
@@ -146,18 +142,19 @@ class EndpointClient:
             return
         if live.thread is threading.current_thread():  # collected as garbage there, where it cannot wait for itself
             live.loop.call_soon(live.loop.stop)
-        else:
-            asyncio.run_coroutine_threadsafe(self._shut(live), live.loop).result()
-            live.loop.call_soon_threadsafe(live.loop.stop)
-            live.thread.join()
-            live.loop.close()
+            return
 
-    async def _shut(self, live: _Live) -> None:
-        others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
-        await live.http.aclose()
+        async def shut() -> None:
+            others = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in others:
+                task.cancel()
+            await asyncio.gather(*others, return_exceptions=True)
+            await live.http.aclose()
+
+        asyncio.run_coroutine_threadsafe(shut(), live.loop).result()
+        live.loop.call_soon_threadsafe(live.loop.stop)
+        live.thread.join()
+        live.loop.close()
 
     def until(self) -> float:
         """The moment (`time.monotonic`) at which a call that begins now must have ended."""
@@ -167,16 +164,16 @@ class EndpointClient:
         self, items: Sequence[T], work: Callable[[T], Awaitable[R]], done: Callable[[], object]
     ) -> list[R | RequestFailed]:
         """Do the same with every item, some at a time; a failure takes the item's place, a fatal one all later ones."""
-        out: list[R | RequestFailed | None] = [None] * len(items)
+        results: list[Any] = [None] * len(items)
         queue = iter(range(len(items)))
         fatal: list[RequestFailed] = []
 
         async def worker() -> None:
             for i in queue:
                 try:
-                    out[i] = fatal[0] if fatal else await work(items[i])
+                    results[i] = fatal[0] if fatal else await work(items[i])
                 except RequestFailed as error:
-                    out[i] = error
+                    results[i] = error
                     if error.fatal:
                         fatal.append(error)
                 done()
@@ -188,7 +185,7 @@ class EndpointClient:
         finally:
             for task in tasks:
                 task.cancel()
-        return [result for result in out if result is not None]
+        return [result for result in results if result is not None]
 
     async def ask(
         self, route: str, payload: Mapping[str, Any], *, logprobs: bool, until: float, stored: bool = True

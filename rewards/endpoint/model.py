@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rewards.api import configured
+from rewards.api import Live, configured
 from rewards.endpoint.cache import AnswerCache, default_cache
 from rewards.endpoint.client import EndpointClient, RequestFailed
 from rewards.endpoint.config import ServerConfig
@@ -40,7 +40,7 @@ def _end(client: EndpointClient) -> None:
     client.cache.close()
 
 
-class EndpointLM:
+class EndpointLM(Live, AbstractContextManager["EndpointLM"]):
     """A language model behind an OpenAI-compatible server: vLLM, llama.cpp, Ollama, a hosted API.
 
     The server is probed before the first request; `probe` does it at once.
@@ -69,10 +69,6 @@ class EndpointLM:
         self._probing = threading.Lock()
         self._bounded = 0
         self._takes_top_k = True
-
-    def __deepcopy__(self, memo: object) -> EndpointLM:
-        """A live connection is shared, never cloned."""
-        return self
 
     def __repr__(self) -> str:
         return f"EndpointLM({self.url!r}, {self._client.model!r})"
@@ -254,9 +250,6 @@ class EndpointLM:
     def close(self) -> None:
         """End the connections and close the cache; a second call does nothing."""
         self._end()
-
-    def __enter__(self) -> EndpointLM:
-        return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()

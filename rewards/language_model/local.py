@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rewards.api import Live
 from rewards.language_model.answer_tree import AnswerTree, answer_logprobs, answer_tree, word_start_mask
 from rewards.prompts import before_stop, leads_after
 from rlaif_env.api import RLAIFError
@@ -32,7 +33,7 @@ _SHARED_MINIMUM = 8  # a shorter common beginning is not worth a cache
 _KEPT_PREFIXES = 4
 
 
-class LocalLM:
+class LocalLM(Live):
     """A causal LM in this process, its plain weights (no adapter) frozen.
 
     Args:
@@ -81,10 +82,6 @@ class LocalLM:
         self._word_start: torch.Tensor | None = None
         self._trees: dict[tuple[tuple[str, ...], tuple[str, ...]], AnswerTree] = {}
         self._prefixes: dict[tuple[int, ...], list[tuple[torch.Tensor, torch.Tensor]]] = {}
-
-    def __deepcopy__(self, memo: object) -> LocalLM:
-        """A live model is shared, never cloned."""
-        return self
 
     def render(self, prompt: str) -> str:
         """The text that the model sees for a prompt."""
