@@ -25,11 +25,7 @@ _RESPONSES = (
 
 
 def check_backend(
-    backend: Any,
-    prompts: Sequence[str] = _PROMPTS,
-    responses: Sequence[str] = _RESPONSES,
-    *,
-    tolerance: float = 1e-4,
+    backend: Any, prompts: Sequence[str] = _PROMPTS, responses: Sequence[str] = _RESPONSES, *, tolerance: float = 1e-4
 ) -> list[str]:
     """Hold a reward backend to its contract (`rlaif_env.api.RewardBackend`).
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +17,9 @@ from rlaif_env.data.forms import dialogue, prompt_of
 from rlaif_env.data.tasks import Task, load_task
 from rlaif_env.keywords import CallableReward, resolve_reward, unshare
 
-__all__ = ["Composite", "Part", "as_trl_reward", "compose", "from_kwargs"]
+__all__ = ["Composite", "as_trl_reward", "compose", "from_kwargs"]
 
 _ASSISTANT = "\n\nAssistant: "
-
-
-@dataclass(frozen=True)
-class Part:
-    """One term of a weighted sum.
-
-    Attributes:
-        name: What it is called in the log.
-        weight: What its reward is multiplied by.
-        backend: Where its reward comes from.
-    """
-
-    name: str
-    weight: float
-    backend: RewardBackend
 
 
 class Composite(Live):
@@ -45,19 +29,17 @@ class Composite(Live):
     weight) and "<name>/<key>" for whatever else it reports.
 
     Args:
-        parts: The terms, with different names.
+        parts: Weight and backend of each term by the name that it has in the log.
     """
 
-    def __init__(self, parts: Sequence[Part]) -> None:
+    def __init__(self, parts: Mapping[str, tuple[float, RewardBackend]]) -> None:
         if not parts:
             raise RLAIFError("expected at least one part to compose a reward of, found none")
-        for part in parts:
-            if not math.isfinite(part.weight):
-                raise RLAIFError(f"expected a finite weight for the part {part.name!r}, found {part.weight}")
-        if len({part.name for part in parts}) < len(parts):
-            raise RLAIFError(f"expected parts with different names, found {', '.join(part.name for part in parts)}")
-        self.parts = tuple(parts)
-        self.name = "compose:" + "+".join(f"{part.weight:g}*{part.name}" for part in parts)
+        for name, (weight, _) in parts.items():
+            if not math.isfinite(weight):
+                raise RLAIFError(f"expected a finite weight for the part {name!r}, found {weight}")
+        self.parts = dict(parts)
+        self.name = "compose:" + "+".join(f"{weight:g}*{name}" for name, (weight, _) in parts.items())
 
     def score(self, prompts: Sequence[str], responses: Sequence[str]) -> Scores:
         """Weighted sums; see `rlaif_env.api.RewardBackend`.
@@ -67,14 +49,14 @@ class Composite(Live):
         """
         total: NDArray[np.float64] = np.zeros(len(responses))
         info: dict[str, NDArray[Any]] = {}
-        for part in self.parts:
+        for name, (weight, backend) in self.parts.items():
             try:
-                scores = checked_scores(part.backend, prompts, responses)
+                scores = checked_scores(backend, prompts, responses)
             except BackendError as error:
-                raise BackendError(f"part {part.name!r} of {self.name}: {error}", error.rows) from error
-            total += part.weight * scores.values.astype(np.float64)
-            info[f"part/{part.name}"] = scores.values
-            info |= {f"{part.name}/{key}": np.asarray(array) for key, array in scores.info.items()}
+                raise BackendError(f"part {name!r} of {self.name}: {error}", error.rows) from error
+            total += weight * scores.values.astype(np.float64)
+            info[f"part/{name}"] = scores.values
+            info |= {f"{name}/{key}": np.asarray(array) for key, array in scores.info.items()}
         return Scores(total.astype(np.float32), info)
 
 
@@ -99,12 +81,12 @@ def compose(parts: Mapping[str, Any], *, task: str | Path | Task | Mapping[str, 
     if not isinstance(parts, Mapping):
         raise RLAIFError(f"expected the parts of a reward by name, found {parts!r:.80}")
     judged = load_task(task)
-    made = []
+    made = {}
     for name, value in parts.items():
         weight, reward, settings = _part(name, unshare(value))
         if isinstance(weight, bool) or not isinstance(weight, int | float) or abs(weight) > sys.float_info.max:
             raise RLAIFError(f"expected a number as the weight of the part {name!r}, found {weight!r:.60}")
-        made.append(Part(name, float(weight), resolve_reward(reward, judged, settings)))
+        made[name] = float(weight), resolve_reward(reward, judged, settings)
     return Composite(made)
 
 

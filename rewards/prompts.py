@@ -13,16 +13,7 @@ from string import Formatter
 from rlaif_env.api import RLAIFError
 from rlaif_env.data.tasks import Task
 
-__all__ = ["ScoreExemplar", "ScoreWording", "before_stop", "check_answers", "fill", "leads_after", "score_prompt"]
-
-
-@dataclass(frozen=True)
-class ScoreExemplar:
-    """A response with its score, as a fraction of the scale from 0 (lowest) to 1 (highest)."""
-
-    prompt: str
-    response: str
-    level: float
+__all__ = ["ScoreWording", "before_stop", "check_answers", "fill", "leads_after", "score_prompt"]
 
 
 @dataclass(frozen=True)
@@ -33,13 +24,13 @@ class ScoreWording:
         preamble: Who the rater is and what the scale means, with ``{low}`` and ``{high}``.
         sample: One response, with ``{prompt}`` and ``{response}`` or, where they are one text, ``{text}``.
         ending: What the score follows.
-        exemplars: Scored examples, used first to last.
+        exemplars: Scored responses, used first to last, each with its place on the scale from 0 to 1 (highest).
     """
 
     preamble: str
     sample: str
     ending: str
-    exemplars: tuple[ScoreExemplar, ...] = ()
+    exemplars: tuple[tuple[str, float], ...] = ()
 
 
 _PARTS = {"summary": ("the text and its summary", "summary"), "dialogue": ("the context and the response", "response")}
@@ -59,9 +50,9 @@ _SCORES: dict[str, ScoreWording] = {
         "Review: {text}",
         "Score: ",
         (
-            ScoreExemplar("", "Dull, badly acted and far too long.", 0.1),
-            ScoreExemplar("", "A wonderful film, funny and moving from the first scene to the last.", 0.9),
-            ScoreExemplar("", "It has its moments, but most of it is forgettable.", 0.45),
+            ("Dull, badly acted and far too long.", 0.1),
+            ("A wonderful film, funny and moving from the first scene to the last.", 0.9),
+            ("It has its moments, but most of it is forgettable.", 0.45),
         ),
     ),
     "summarization": _rated(
@@ -141,8 +132,8 @@ def score_prompt(
 
     low, high = scale or task.scale
     parts = [fill(wording.preamble, low=low, high=high)]
-    for e in wording.exemplars[:shots]:
-        parts.append(f"{sample(e.prompt, e.response)}\n{wording.ending}{round(low + e.level * (high - low))}")
+    for scored, level in wording.exemplars[:shots]:
+        parts.append(f"{sample('', scored)}\n{wording.ending}{round(low + level * (high - low))}")
     return "\n\n".join([*parts, f"{sample(prompt, response)}\n{wording.ending}"])
 
 

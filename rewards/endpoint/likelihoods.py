@@ -20,18 +20,14 @@ import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
+from rewards.endpoint.client import RequestFailed
 from rewards.endpoint.replies import Position
-from rlaif_env.api import RLAIFError
 
-__all__ = ["AnswerLikelihoods", "NoAnswerShown", "answer_likelihoods", "needs_second_answer"]
+__all__ = ["AnswerLikelihoods", "answer_likelihoods"]
 
 _NEGLIGIBLE = 1e-5
 _WORTH_ASKING = 0.005  # a less likely label is too rare for its longer words to be seen in a score
 _FLOOR = 1e-12
-
-
-class NoAnswerShown(RLAIFError):
-    """None of the labels is among the tokens that the server shows."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +43,6 @@ class AnswerLikelihoods:
     logprobs: tuple[float, ...]
     bounded: tuple[str, ...]
     requests: int
-
-
-def needs_second_answer(labels: Sequence[str]) -> list[str]:
-    """The labels that are the beginning of another label."""
-    return [a for a in labels if any(b != a and b.startswith(a) for b in labels)]
 
 
 async def answer_likelihoods(
@@ -74,7 +65,7 @@ async def answer_likelihoods(
         top: How many tokens were asked for; a server may add the drawn one.
 
     Raises:
-        NoAnswerShown: If no label is shown.
+        RequestFailed: If no label is shown.
     """
     spellings = {lead + label: label for label in labels for lead in leads}
     likelihoods: dict[str, float] = dict.fromkeys(labels, 0.0)
@@ -111,7 +102,7 @@ async def answer_likelihoods(
                 bounds[label] += before * _bound(position, len(unseen), top)
             if not text and not seen:
                 shown = ", ".join(repr(token) for token, _ in tokens[:5])
-                raise NoAnswerShown(
+                raise RequestFailed(
                     f"expected at least one of the labels {labels[0]!r} to {labels[-1]!r} among the {len(tokens)} "
                     f"likeliest next tokens, found {shown}; use another prompt, exemplars (shots), route or model"
                 )

@@ -23,8 +23,7 @@ from rewards.api import Live, configured
 from rewards.endpoint.cache import AnswerCache, default_cache
 from rewards.endpoint.client import EndpointClient, RequestFailed
 from rewards.endpoint.config import ServerConfig
-from rewards.endpoint.likelihoods import AnswerLikelihoods, NoAnswerShown, answer_likelihoods, needs_second_answer
-from rewards.endpoint.limits import Usage
+from rewards.endpoint.likelihoods import AnswerLikelihoods, answer_likelihoods
 from rewards.endpoint.probe import Capabilities, probe
 from rewards.endpoint.replies import Position, Reply
 from rewards.prompts import before_stop, check_answers, leads_after
@@ -51,6 +50,9 @@ class EndpointLM(Live, AbstractContextManager["EndpointLM"]):
         config: How the server is asked.
         settings: Fields of `ServerConfig` by name, instead of or in place of the config's.
 
+    Attributes:
+        usage: What was used so far, a `Usage`.
+
     Raises:
         RLAIFError: If the settings make no sense.
     """
@@ -63,7 +65,7 @@ class EndpointLM(Live, AbstractContextManager["EndpointLM"]):
             url, model, api_key_env=c.api_key_env, limits=c.limits, cache=AnswerCache(path), revision=c.revision
         )
         self._end = weakref.finalize(self, _end, self._client)  # also where nobody closes it: in an environment
-        self.url = self._client.url
+        self.url, self.usage = self._client.url, self._client.usage
         self.name = f"{model} at {self.url}"
         self._capabilities: Capabilities | None = None
         self._probing = threading.Lock()
@@ -87,11 +89,6 @@ class EndpointLM(Live, AbstractContextManager["EndpointLM"]):
                 except RequestFailed as error:
                     raise BackendError(f"probing {self.name}: {error}") from None
             return self._capabilities
-
-    @property
-    def usage(self) -> Usage:
-        """What was used so far."""
-        return self._client.usage
 
     def label_facts(self) -> dict[str, Any]:
         """What decides how exact the likelihoods are, to be kept with every label; JSON-able."""
@@ -132,9 +129,9 @@ class EndpointLM(Live, AbstractContextManager["EndpointLM"]):
 
     def _merged(self, labels: Sequence[str]) -> list[str]:
         """The answers that the server cannot tell from the beginning of another one."""
-        capabilities = self.probe()
-        can_tell = capabilities.prefill or capabilities.ten_is_split is False
-        return [] if can_tell else needs_second_answer(labels)
+        if self.probe().prefill or self.probe().ten_is_split is False:
+            return []
+        return [label for label in labels if any(other != label and other.startswith(label) for other in labels)]
 
     def answers(self, prompts: Sequence[str], labels: Sequence[str]) -> list[AnswerLikelihoods | RequestFailed]:
         """Likelihoods of the answers row by row; a row that failed holds its reason and does not stop the others.
@@ -160,17 +157,14 @@ class EndpointLM(Live, AbstractContextManager["EndpointLM"]):
                 reply = await self._client.ask(capabilities.path, payload, logprobs=True, until=until)
                 return reply.positions[0]
 
-            try:
-                return await answer_likelihoods(
-                    next_token,
-                    labels,
-                    _CHAT_LEADS if capabilities.route == "chat" else leads_after(prompt),
-                    more=capabilities.prefill,
-                    every_boundary=self.config.boundaries == "all",
-                    top=capabilities.top,
-                )
-            except NoAnswerShown as error:
-                raise RequestFailed(str(error)) from None
+            return await answer_likelihoods(
+                next_token,
+                labels,
+                _CHAT_LEADS if capabilities.route == "chat" else leads_after(prompt),
+                more=capabilities.prefill,
+                every_boundary=self.config.boundaries == "all",
+                top=capabilities.top,
+            )
 
         rows = self._each(prompts, answer)
         self._bounded += sum(len(row.bounded) for row in rows if isinstance(row, AnswerLikelihoods))
@@ -219,14 +213,13 @@ class EndpointLM(Live, AbstractContextManager["EndpointLM"]):
 
         async def answer(prompt: str) -> Reply:
             payload = {**capabilities.prompt_fields(prompt), **settings, **self.config.extra}
-            if top_k and self._takes_top_k:
-                try:
-                    payload_k = {**payload, "top_k": top_k}
-                    return await self._client.ask(capabilities.path, payload_k, logprobs=False, until=until)
-                except RequestFailed as error:
-                    if error.status not in (400, 422) or "top_k" not in str(error):
-                        raise
-                    self._takes_top_k = False
+            cut = {"top_k": top_k} if top_k and self._takes_top_k else {}
+            try:
+                return await self._client.ask(capabilities.path, payload | cut, logprobs=False, until=until)
+            except RequestFailed as error:
+                if not cut or error.status not in (400, 422) or "top_k" not in str(error):
+                    raise
+            self._takes_top_k = False
             return await self._client.ask(capabilities.path, payload, logprobs=False, until=until)
 
         return [before_stop(reply.text, stop) for reply in self._all(self._each(prompts, answer))]

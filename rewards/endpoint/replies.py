@@ -107,7 +107,9 @@ def parse_reply(body: str, *, logprobs: bool) -> Reply:
         raise MalformedReply(
             f"expected an answer with choices, found {f'an error: {error}' if error else 'no choices'}"
         )
-    choice = min((c for c in choices if isinstance(c, dict)), key=_index)
+    choice = min(
+        (c for c in choices if isinstance(c, dict)), key=lambda c: c["index"] if isinstance(c.get("index"), int) else 0
+    )
     message = choice.get("message")
     if isinstance(message, dict):
         text = message.get("content") or ""
@@ -120,11 +122,6 @@ def parse_reply(body: str, *, logprobs: bool) -> Reply:
     if logprobs and not positions:
         raise MalformedReply("expected log-probabilities in the answer, found none")
     return Reply(text, positions, reasoning, str(row.get("model") or ""), _usage(row.get("usage")))
-
-
-def _index(choice: Mapping[str, Any]) -> int:
-    index = choice.get("index")
-    return index if isinstance(index, int) else 0
 
 
 def _error_text(row: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -160,13 +161,11 @@ class LocalLM(Live):
         if len(rows) == 1:
             kept = [p for p in self._prefixes if len(rows[0]) > len(p) and tuple(rows[0][: len(p)]) == p]
             return max(kept, key=len, default=())
-        common, shortest = 0, min(len(row) for row in rows) - 1  # the last token stays: its logits are wanted
-        first, last = min(rows), max(rows)
-        while common < shortest and first[common] == last[common]:
-            common += 1
-        if common < _SHARED_MINIMUM:
+        shortest = min(len(row) for row in rows) - 1  # the last token stays: its logits are wanted
+        same = takewhile(lambda pair: pair[0] == pair[1], zip(min(rows), max(rows), strict=False))
+        best = tuple(token for token, _ in same)[:shortest]
+        if len(best) < _SHARED_MINIMUM:
             return ()
-        best = tuple(first[:common])
         held = self._prefixes.pop(best, None)
         if held is None:
             import torch

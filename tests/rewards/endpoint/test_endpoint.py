@@ -12,14 +12,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tyro
 
 from rewards.api import LanguageModel
 from rewards.direct_score import from_kwargs
-from rewards.endpoint.likelihoods import AnswerLikelihoods, NoAnswerShown, answer_likelihoods
-from rewards.endpoint.limits import retry_after
+from rewards.endpoint.client import RequestFailed
+from rewards.endpoint.config import ServerConfig
+from rewards.endpoint.likelihoods import AnswerLikelihoods, answer_likelihoods
+from rewards.endpoint.limits import Limits, retry_after
 from rewards.endpoint.model import EndpointLM
 from rewards.endpoint.replies import MalformedReply, Position, Reply, parse_reply
 from rewards.labeling.labeler import PreferenceLabeler
+from rewards.language_model.choice import language_model_from
+from rewards.language_model.config import LanguageModelConfig
 from rlaif_env.api import BackendError, RLAIFError
 from tests.stress.endpoint_server import FAULTS, FaultServer, scores_of
 from tests.stress.endpoints import fault_run
@@ -154,7 +159,7 @@ def test_the_drawn_token_does_not_lower_the_bound() -> None:
 
 
 def test_no_label_at_all_is_a_failure() -> None:
-    with pytest.raises(NoAnswerShown, match="expected at least one of the labels '7' to '8' among the 2 likeliest"):
+    with pytest.raises(RequestFailed, match="expected at least one of the labels '7' to '8' among the 2 likeliest"):
         answer({"": {"The": 0.6, "A": 0.4}}, ["7", "8"])
 
 
@@ -438,7 +443,7 @@ def test_the_reward_takes_a_url(server: FaultServer) -> None:
         url=server.url,
         server={"cache": None, "limits": FAST},
         template="Review: {text}\nScore: ",
-        scale=(1, 10),
+        scale=[1, 10],  # type: ignore[arg-type]
     )
     scores = reward.score([""], ["fine"])
     p = np.array(scores_of("Review: fine\nScore: "))
@@ -449,3 +454,24 @@ def test_the_reward_takes_a_url(server: FaultServer) -> None:
         from_kwargs(model="scorer", server={"cache": False})
     with pytest.raises(RLAIFError, match="a language model at a URL"):
         from_kwargs(model="scorer", url=server.url, server={"speed": 3})
+
+
+def test_a_price_alone_needs_no_server_and_other_settings_do() -> None:
+    prices = {"limits": {"price_in": 2.0, "price_out": 8.0}}
+    model = str(FIXTURES)  # a folder that is no model: it gets as far as being opened
+    with pytest.raises(RLAIFError, match=r"config\.json"):
+        language_model_from(LanguageModelConfig(model, server=prices))  # type: ignore[arg-type]
+    with pytest.raises(RLAIFError, match="expected a server's URL with the settings route, limits, found none"):
+        server = ServerConfig(route="chat", limits=Limits(concurrency=2))
+        language_model_from(LanguageModelConfig(model, server=server))
+
+
+def test_a_server_is_set_on_a_command_line() -> None:
+    words = ["--url", "http://localhost:8000", "--server.extra", '{"reasoning_effort": "none"}']
+    words += ["--server.cache", "False", "--server.limits.concurrency", "3"]
+    config = tyro.cli(LanguageModelConfig, args=words)
+    assert config.name == "smollm2-135m-instruct at http://localhost:8000/v1"
+    assert config.server == ServerConfig(extra={"reasoning_effort": "none"}, cache=False, limits=Limits(concurrency=3))
+    assert tyro.cli(LanguageModelConfig, args=["--server.cache", "a.sqlite"]).server.cache == "a.sqlite"
+    with pytest.raises(RLAIFError, match="expected an address without password"):
+        LanguageModelConfig(url=f"http://me:{KEY}@host/v1")

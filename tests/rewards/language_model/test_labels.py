@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import inspect
+from dataclasses import fields
+
 import numpy as np
 import pytest
 import torch
 
-from rewards.direct_score import DirectLLMScore, expected_scores, score_distribution
+from rewards import make_reward
+from rewards.api import MINIMUM_MASS
+from rewards.direct_score import (
+    DirectLLMScore,
+    ScoreConfig,
+    expected_scores,
+    from_kwargs,
+    rescaled,
+    score_distribution,
+)
 from rewards.language_model.answer_tree import answer_tree, word_start_mask
+from rewards.language_model.config import LanguageModelConfig
 from rewards.language_model.local import LocalLM
 from rewards.prompts import leads_after
 from rlaif_env.api import BackendError, RLAIFError
@@ -100,6 +113,30 @@ def test_expected_score_arithmetic_is_exact() -> None:
     probabilities, mass = score_distribution(logprobs)
     assert mass[0] == pytest.approx(1.0)
     assert expected_scores(probabilities)[0] == pytest.approx(9.0)
+
+
+def test_a_score_is_mapped_affinely() -> None:
+    assert rescaled(np.array([1.0, 5.5, 10.0]), (1, 10)).tolist() == [-1.0, 0.0, 1.0]
+    assert rescaled(np.array([1.0, 4.0]), (0, 4)).tolist() == [-0.5, 1.0]
+
+
+def test_the_scale_is_the_tasks_unless_another_is_given() -> None:
+    model = LocalLM(tiny_backbone())
+    assert DirectLLMScore(model).scale == (1, 9)
+    assert DirectLLMScore(model, "helpful").scale == (1, 10)
+    scorer = DirectLLMScore(model, scale=[0, 5], minimum_mass=0.0)
+    assert (scorer.config, scorer.scale) == (ScoreConfig((0, 5), minimum_mass=0.0), (0, 5))
+    with pytest.raises(RLAIFError, match=r"DirectLLMScore: .*unexpected keyword argument 'colour'"):
+        DirectLLMScore(model, colour=1)
+
+
+def test_the_factory_names_its_settings_and_says_no_default_itself() -> None:
+    parameters = inspect.signature(from_kwargs).parameters
+    assert parameters["scale"].default is None
+    assert parameters["minimum_mass"].default == MINIMUM_MASS == ScoreConfig().minimum_mass
+    assert {entry.name for config in (LanguageModelConfig, ScoreConfig) for entry in fields(config)} < set(parameters)
+    with pytest.raises(RLAIFError, match=r"reward 'direct-llm': .*unexpected keyword argument 'colour'"):
+        make_reward("direct-llm", colour=1)
 
 
 def test_a_tree_shares_beginnings() -> None:
