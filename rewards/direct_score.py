@@ -25,8 +25,9 @@ from rewards.language_model.choice import language_model_from
 from rewards.language_model.config import LanguageModelConfig
 from rewards.language_model.local import LocalLM
 from rewards.prompts import score_prompt
-from rlaif_env.api import BackendError, Scores
+from rlaif_env.api import BackendError, RLAIFError, Scores
 from rlaif_env.data.tasks import Task, checked_scale, load_task
+from rlaif_env.tables import is_number
 
 __all__ = ["DirectLLMScore", "ScoreConfig", "expected_scores", "from_kwargs", "rescaled", "score_distribution"]
 
@@ -64,7 +65,7 @@ class ScoreConfig:
         minimum_mass: A row on whose scores the model puts less probability than this cannot be scored: it raises.
 
     Raises:
-        RLAIFError: If the scale is none.
+        RLAIFError: If the scale is none, or a value is of the wrong kind.
     """
 
     scale: tuple[int, int] | None = None
@@ -75,6 +76,11 @@ class ScoreConfig:
     def __post_init__(self) -> None:
         if self.scale is not None:
             object.__setattr__(self, "scale", checked_scale(self.scale))
+        given: tuple[Any, ...] = (self.shots, self.template, self.minimum_mass)
+        if type(given[0]) is not int or not isinstance(given[1], str | None) or not is_number(given[2]):
+            raise RLAIFError(
+                f"expected a number of shots, a template's text and a number as minimum_mass, found {given}"
+            )
 
 
 class DirectLLMScore(Live):
