@@ -40,10 +40,10 @@ from rlaif_env.statistics import spearman
 from tests import ROOT
 from tests.stress.endpoint_server import FAULTS, FaultServer, scores_of
 
-__all__ = ["agreement_run", "fault_run", "kill_run", "main", "speed_run"]
+__all__ = ["CHILD", "agreement_run", "fault_run", "kill_run", "main", "speed_run"]
 
 _LABELS = [str(i) for i in range(2, 10)]
-_CHILD = """
+CHILD = """
 import sys
 from rewards.endpoint.model import EndpointLM
 url, store, n = sys.argv[1], sys.argv[2], int(sys.argv[3])
@@ -152,9 +152,8 @@ def kill_run(n: int, *, seconds: float = 0.05) -> dict[str, int]:
     with tempfile.TemporaryDirectory() as folder, FaultServer(seconds=seconds) as server:
         store = Path(folder) / "answers.sqlite"
         server.keep_requests = False
-        command = [sys.executable, "-c", _CHILD, server.url, str(store), str(n)]
-        root = ROOT
-        child = subprocess.Popen(command, cwd=root)
+        command = [sys.executable, "-c", CHILD, server.url, str(store), str(n)]
+        child = subprocess.Popen(command, cwd=ROOT)
         while sum(server.answered.values()) < n // 2 and child.poll() is None:
             time.sleep(0.005)
         os.kill(child.pid, signal.SIGKILL)
@@ -163,7 +162,7 @@ def kill_run(n: int, *, seconds: float = 0.05) -> dict[str, int]:
         with AnswerCache(store) as cache:
             stored = len(cache)
         first = sum(server.answered.values())
-        subprocess.run(command, cwd=root, check=True)
+        subprocess.run(command, cwd=ROOT, check=True)
         with AnswerCache(store) as cache:
             in_the_end = len(cache)
         second = sum(server.answered.values()) - first
