@@ -18,29 +18,18 @@ _NAMES = {
     "DirectLLMScore": "rewards.direct_score",
     "EndpointLM": "rewards.endpoint.model",
     "LanguageModel": "rewards.api",
+    "LanguageModelConfig": "rewards.language_model.config",
     "LocalLM": "rewards.language_model.local",
     "PreferenceLabeler": "rewards.labeling.labeler",
     "RewardModel": "rewards.reward_model.model",
+    "ScoreConfig": "rewards.direct_score",
     "TrainRMConfig": "rewards.reward_model.command",
     "as_trl_reward": "rewards.compose",
     "check_backend": "rewards.checks",
     "train_rm": "rewards.reward_model.training",
 }
 
-__all__ = [
-    "Composite",
-    "DirectLLMScore",
-    "EndpointLM",
-    "LanguageModel",
-    "LocalLM",
-    "PreferenceLabeler",
-    "RewardModel",
-    "TrainRMConfig",
-    "as_trl_reward",
-    "check_backend",
-    "make_reward",
-    "train_rm",
-]
+__all__ = [*_NAMES, "make_reward"]
 
 
 def make_reward(name: str, *, task: str | Path | Task = "movie-review", **kwargs: Any) -> RewardBackend:

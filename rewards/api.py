@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import Self
 
 from rlaif_env.api import RLAIFError
 
-__all__ = ["BoundedModel", "LanguageModel", "seen_logprobs", "usable_scale"]
+__all__ = ["MINIMUM_MASS", "BoundedModel", "LanguageModel", "Live", "configured", "seen_logprobs", "usable_scale"]
+
+MINIMUM_MASS = 1e-3
+"""The least probability that a model must put on the answers asked for; what it says under it is no score or label."""
+
+Config = TypeVar("Config")
+
+
+class Live:
+    """What is shared by deep copies, never cloned: a loaded model, a connection, a backend made of them."""
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self
 
 
 @runtime_checkable
@@ -62,8 +76,8 @@ def seen_logprobs(
     """Label log-likelihoods, (n, k), and which of them are only upper bounds, (n, k), of any language model."""
     if isinstance(model, BoundedModel):
         return model.bounded_logprobs(prompts, labels)
-    found = np.asarray(model.label_logprobs(prompts, labels), dtype=np.float64)
-    return found, np.zeros(found.shape, dtype=bool)
+    logprobs = np.asarray(model.label_logprobs(prompts, labels), dtype=np.float64)
+    return logprobs, np.zeros(logprobs.shape, dtype=bool)
 
 
 def usable_scale(
@@ -84,3 +98,15 @@ def usable_scale(
             f"template ask for a score from {usable[0]} to {usable[1]} and give scale=({usable[0]}, {usable[1]})"
         )
     return usable, why
+
+
+def configured(config: Config, settings: Mapping[str, Any], what: str) -> Config:
+    """A dataclass of settings with some of them replaced.
+
+    Raises:
+        RLAIFError: If there is no such setting, or its value is of the wrong kind; the message begins with ``what``.
+    """
+    try:
+        return replace(config, **settings)  # type: ignore[type-var]
+    except TypeError as error:
+        raise RLAIFError(f"{what}: {error}") from error

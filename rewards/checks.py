@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from rlaif_env.api import BackendError, RLAIFError, Scores, checked_scores
+from rlaif_env.api import BackendError, RLAIFError, checked_scores
 
 __all__ = ["check_backend"]
 
@@ -24,11 +25,7 @@ _RESPONSES = (
 
 
 def check_backend(
-    backend: Any,
-    prompts: Sequence[str] = _PROMPTS,
-    responses: Sequence[str] = _RESPONSES,
-    *,
-    tolerance: float = 1e-4,
+    backend: Any, prompts: Sequence[str] = _PROMPTS, responses: Sequence[str] = _RESPONSES, *, tolerance: float = 1e-4
 ) -> list[str]:
     """Hold a reward backend to its contract (`rlaif_env.api.RewardBackend`).
 
@@ -37,12 +34,10 @@ def check_backend(
     Args:
         backend: Anything with a ``name`` and a ``score`` method.
         prompts: n prompts of your own, at least two different rows; the built-in ones have several scripts, an emoji,
-        an
-            empty response and one of white space.
+            an empty response and one of white space.
         responses: n responses.
         tolerance: How far a row's reward alone may be from the same row's in a batch; 1e-4 is float32's rounding
-        through
-            a language model.
+            through a language model.
 
     Returns:
         The rules that were checked, in words.
@@ -61,37 +56,38 @@ def check_backend(
         if words not in kept:
             kept.append(words)
 
+    def scores(prompts: Sequence[str], responses: Sequence[str]) -> NDArray[np.float32]:
+        words = "score returns Scores with one finite reward, and one entry of each info array, a row"
+        try:
+            values = checked_scores(backend, prompts, responses).values
+        except BackendError as error:
+            raise RLAIFError(f"{words}: {error}") from error
+        rule(words, True, "")
+        return values
+
     name = getattr(backend, "name", None)
     rule("a backend has a name, a string that is not empty", isinstance(name, str) and bool(name), repr(name))
     rule("a backend has a method score(prompts, responses)", callable(getattr(backend, "score", None)), "none")
     rule("a deep copy of a live backend is the backend itself (define __deepcopy__)", _copies(backend), "a clone")
-    rows = [i for i in range(n) if _answers(backend, prompts[i], responses[i], rule)]
+    rows = [i for i in range(n) if _is_scored(backend, prompts[i], responses[i])]
     rule("a backend scores at least two of the rows given", len(rows) >= 2, f"{len(rows)} of {n}")
-    asked, said = [prompts[i] for i in rows], [responses[i] for i in rows]
-    given = (list(asked), list(said))
-    first = _scores(backend, asked, said, rule)
-    rule("score leaves the lists it is given as they are", given == (asked, said), "that it changed them")
-    again = _scores(backend, asked, said, rule)
-    rule(
-        "the same batch gets the same rewards every time",
-        bool(np.array_equal(first.values, again.values)),
-        f"{first.values} and then {again.values}",
-    )
-    alone = np.array([_scores(backend, [p], [r], rule).values[0] for p, r in zip(asked, said, strict=True)])
-    worst = int(np.abs(alone - first.values).argmax())
-    rule(
-        f"a row gets the same reward alone as in a batch, to {tolerance:g}",
-        bool(np.abs(alone - first.values).max() <= tolerance),
-        f"{alone[worst]} and {first.values[worst]} for response {said[worst]!r}",
-    )
-    back = _scores(backend, asked[::-1], said[::-1], rule).values[::-1]
-    worst = int(np.abs(back - first.values).argmax())
-    rule(
-        "rewards come in the order of the rows",
-        bool(np.abs(back - first.values).max() <= tolerance),
-        f"{back[worst]} and {first.values[worst]} for response {said[worst]!r} in two orders",
-    )
-    rule("an empty batch gives no rewards", len(_scores(backend, [], [], rule).values) == 0, "some")
+    prompts, responses = [prompts[i] for i in rows], [responses[i] for i in rows]
+    given = (list(prompts), list(responses))
+    first = scores(prompts, responses)
+    rule("score leaves the lists it is given as they are", given == (prompts, responses), "that it changed them")
+    again = scores(prompts, responses)
+    same = bool(np.array_equal(first, again))
+    rule("the same batch gets the same rewards every time", same, f"{first} and then {again}")
+    alone = np.array([scores([p], [r])[0] for p, r in zip(prompts, responses, strict=True)])
+    back = scores(prompts[::-1], responses[::-1])[::-1]
+    for words, others, how in (
+        (f"a row gets the same reward alone as in a batch, to {tolerance:g}", alone, ""),
+        ("rewards come in the order of the rows", back, " in two orders"),
+    ):
+        worst = int(np.abs(others - first).argmax())
+        found = f"{others[worst]} and {first[worst]} for response {responses[worst]!r}{how}"
+        rule(words, bool(np.abs(others - first).max() <= tolerance), found)
+    rule("an empty batch gives no rewards", len(scores([], [])) == 0, "some")
     return kept
 
 
@@ -102,27 +98,15 @@ def _copies(backend: Any) -> bool:
         return False
 
 
-def _answers(backend: Any, prompt: str, response: str, rule: Any) -> bool:
+def _is_scored(backend: Any, prompt: str, response: str) -> bool:
     """Whether a single text is scored; refusing it with this project's error is an answer too."""
     try:
         backend.score([prompt], [response])
     except RLAIFError:
         return False
     except Exception as error:
-        rule(
-            "a row that cannot be scored raises BackendError",
-            False,
-            f"{type(error).__name__}: {error} for prompt {prompt!r} and response {response!r}",
-        )
+        raise RLAIFError(
+            f"a row that cannot be scored raises BackendError: found {type(error).__name__}: {error} for prompt "
+            f"{prompt!r} and response {response!r}"
+        ) from error
     return True
-
-
-def _scores(backend: Any, prompts: Sequence[str], responses: Sequence[str], rule: Any) -> Scores:
-    """Scores that keep the rules of a single call."""
-    words = "score returns Scores with one finite reward, and one entry of each info array, a row"
-    try:
-        scores = checked_scores(backend, prompts, responses)
-    except BackendError as error:
-        raise RLAIFError(f"{words}: {error}") from error
-    rule(words, True, "")
-    return scores

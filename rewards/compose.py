@@ -5,62 +5,41 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rewards.api import Live
 from rlaif_env.api import BackendError, RewardBackend, RLAIFError, Scores, checked_scores
 from rlaif_env.data.forms import dialogue, prompt_of
 from rlaif_env.data.tasks import Task, load_task
 from rlaif_env.keywords import CallableReward, resolve_reward, unshare
 
-__all__ = ["Composite", "Part", "as_trl_reward", "compose", "from_kwargs"]
+__all__ = ["Composite", "as_trl_reward", "compose", "from_kwargs"]
 
 _ASSISTANT = "\n\nAssistant: "
 
 
-@dataclass(frozen=True)
-class Part:
-    """One term of a weighted sum.
-
-    Attributes:
-        name: What it is called in the log.
-        weight: What its reward is multiplied by.
-        backend: Where its reward comes from.
-    """
-
-    name: str
-    weight: float
-    backend: RewardBackend
-
-
-class Composite:
+class Composite(Live):
     """A weighted sum of reward backends; a reward backend.
 
     ``score`` returns the sum of weight times part and, for each part, info "part/<name>" (its own reward, before the
-    weight) and "<name>/<key>" for whatever it tells itself.
+    weight) and "<name>/<key>" for whatever else it reports.
 
     Args:
-        parts: The terms, with different names.
+        parts: Weight and backend of each term by the name that it has in the log.
     """
 
-    def __init__(self, parts: Sequence[Part]) -> None:
+    def __init__(self, parts: Mapping[str, tuple[float, RewardBackend]]) -> None:
         if not parts:
             raise RLAIFError("expected at least one part to compose a reward of, found none")
-        for part in parts:
-            if not math.isfinite(part.weight):
-                raise RLAIFError(f"expected a finite weight for the part {part.name!r}, found {part.weight}")
-        if len({part.name for part in parts}) < len(parts):
-            raise RLAIFError(f"expected parts with different names, found {', '.join(part.name for part in parts)}")
-        self.parts = tuple(parts)
-        self.name = "compose:" + "+".join(f"{part.weight:g}*{part.name}" for part in parts)
-
-    def __deepcopy__(self, memo: object) -> Composite:
-        """A live backend is shared, never cloned."""
-        return self
+        for name, (weight, _) in parts.items():
+            if not math.isfinite(weight):
+                raise RLAIFError(f"expected a finite weight for the part {name!r}, found {weight}")
+        self.parts = dict(parts)
+        self.name = "compose:" + "+".join(f"{weight:g}*{name}" for name, (weight, _) in parts.items())
 
     def score(self, prompts: Sequence[str], responses: Sequence[str]) -> Scores:
         """Weighted sums; see `rlaif_env.api.RewardBackend`.
@@ -70,14 +49,14 @@ class Composite:
         """
         total: NDArray[np.float64] = np.zeros(len(responses))
         info: dict[str, NDArray[Any]] = {}
-        for part in self.parts:
+        for name, (weight, backend) in self.parts.items():
             try:
-                scores = checked_scores(part.backend, prompts, responses)
+                scores = checked_scores(backend, prompts, responses)
             except BackendError as error:
-                raise BackendError(f"part {part.name!r} of {self.name}: {error}", error.rows) from error
-            total += part.weight * scores.values.astype(np.float64)
-            info[f"part/{part.name}"] = scores.values
-            info |= {f"{part.name}/{key}": np.asarray(array) for key, array in scores.info.items()}
+                raise BackendError(f"part {name!r} of {self.name}: {error}", error.rows) from error
+            total += weight * scores.values.astype(np.float64)
+            info[f"part/{name}"] = scores.values
+            info |= {f"{name}/{key}": np.asarray(array) for key, array in scores.info.items()}
         return Scores(total.astype(np.float32), info)
 
 
@@ -102,12 +81,12 @@ def compose(parts: Mapping[str, Any], *, task: str | Path | Task | Mapping[str, 
     if not isinstance(parts, Mapping):
         raise RLAIFError(f"expected the parts of a reward by name, found {parts!r:.80}")
     judged = load_task(task)
-    made = []
+    made = {}
     for name, value in parts.items():
         weight, reward, settings = _part(name, unshare(value))
         if isinstance(weight, bool) or not isinstance(weight, int | float) or abs(weight) > sys.float_info.max:
             raise RLAIFError(f"expected a number as the weight of the part {name!r}, found {weight!r:.60}")
-        made.append(Part(name, float(weight), resolve_reward(reward, judged, settings)))
+        made[name] = float(weight), resolve_reward(reward, judged, settings)
     return Composite(made)
 
 
@@ -116,32 +95,25 @@ def _part(name: str, value: Any) -> tuple[Any, Any, Mapping[str, Any] | None]:
     if isinstance(value, Mapping):
         settings = dict(value)
         if "weight" not in settings:
-            raise RLAIFError(
-                f"expected a weight in the part {name!r}, found {', '.join(map(str, settings)) or 'nothing'}"
-            )
+            given = ", ".join(map(str, settings)) or "nothing"
+            raise RLAIFError(f"expected a weight in the part {name!r}, found {given}")
         return settings.pop("weight"), settings.pop("reward", name), settings or None
-    if isinstance(value, tuple | list):
-        if len(value) != 2:
-            raise RLAIFError(f"expected (weight, reward) for the part {name!r}, found {len(value)} values")
-        return value[0], value[1], None
-    return value, name, None
+    if not isinstance(value, tuple | list):
+        return value, name, None
+    if len(value) != 2:
+        raise RLAIFError(f"expected (weight, reward) for the part {name!r}, found {len(value)} values")
+    return value[0], value[1], None
 
 
 def from_kwargs(
     *, task: str | Path | Task | Mapping[str, Any] = "movie-review", parts: Mapping[str, Any] | None = None
 ) -> Composite:
-    """Build the backend "compose" from JSON-able settings.
-
-    Example:
-        ``gym.make_vec(id, reward="compose", reward_kwargs={"parts": {"direct-llm": 0.5, "human-rm": {"weight": 0.5,
-        "model": "runs/rm"}}})``
+    """Build the reward "compose", a weighted sum of rewards, from JSON-able settings.
 
     Args:
-        task: What is judged.
-        parts: As in `compose`.
-
-    Raises:
-        RLAIFError: As in `compose`, or if there are no parts.
+        task: What the named rewards judge.
+        parts: The parts by name, as `compose` takes them, such as
+            ``{"direct-llm": 0.5, "human-rm": {"weight": 0.5, "model": "runs/rm"}}``.
     """
     if not parts:
         raise RLAIFError("reward 'compose': expected parts such as {\"direct-llm\": 1.0}, found none")
@@ -152,7 +124,7 @@ def as_trl_reward(backend: RewardBackend | Callable[..., Any]) -> Callable[..., 
     """A backend as one of TRL's ``reward_funcs``.
 
     Texts go to the backend as they are. Messages become one text, as they do when preferences are read: a prompt the
-    dialogue in the HH form up to the assistant's turn, a completion what the assistant says. Whatever the backend tells
+    dialogue in the HH form up to the assistant's turn, a completion what the assistant says. What the backend reports
     beside the reward goes to TRL's log where the trainer offers one.
 
     Args:
@@ -164,9 +136,9 @@ def as_trl_reward(backend: RewardBackend | Callable[..., Any]) -> Callable[..., 
     inner: RewardBackend = backend if isinstance(backend, RewardBackend) else CallableReward(backend)
 
     def reward(*, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float]:
-        asked = [p if isinstance(p, str) else prompt_of({"prompt": p}, ("prompt",)) for p in prompts]
-        said = [c if isinstance(c, str) else dialogue(c).removeprefix(_ASSISTANT) for c in completions]
-        scores = checked_scores(inner, asked, said)
+        texts = [p if isinstance(p, str) else prompt_of({"prompt": p}, ("prompt",)) for p in prompts]
+        responses = [c if isinstance(c, str) else dialogue(c).removeprefix(_ASSISTANT) for c in completions]
+        scores = checked_scores(inner, texts, responses)
         for key, array in scores.info.items():
             if callable(log := columns.get("log_extra")):
                 log(key, np.asarray(array).tolist())

@@ -4,7 +4,7 @@ s(y|x) = sum_i i P(i | y, x) over the scores i = 1 ... 10, with P the exact like
 over them, then mapped affinely to [-1, 1]: 2 (s - 1) / 9 - 1.
 
 How this differs from the paper: the likelihood of "1" does not hold that of "10" (see
-`rewards.language_model.label_tree`); the mass that the model puts on the ten answers together is reported with every
+`rewards.language_model.answer_tree`); the mass that the model puts on the ten answers together is reported with every
 score; other ranges than 1 ... 10 are possible.
 """
 
@@ -12,24 +12,28 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rewards.api import BoundedModel, LanguageModel, seen_logprobs, usable_scale
+from rewards.api import MINIMUM_MASS, BoundedModel, LanguageModel, Live, configured, seen_logprobs, usable_scale
+from rewards.endpoint.config import ServerConfig
 from rewards.language_model.choice import language_model_from
+from rewards.language_model.config import LanguageModelConfig
+from rewards.language_model.local import LocalLM
 from rewards.prompts import score_prompt
 from rlaif_env.api import BackendError, RLAIFError, Scores
-from rlaif_env.data.tasks import Task, load_task
-from rlaif_env.models import BUILTIN_MODEL
+from rlaif_env.data.tasks import Task, checked_scale, load_task
+from rlaif_env.tables import is_number
 
-__all__ = ["DirectLLMScore", "expected_scores", "from_kwargs", "score_distribution"]
+__all__ = ["DirectLLMScore", "ScoreConfig", "expected_scores", "from_kwargs", "rescaled", "score_distribution"]
 
 
 def score_distribution(logprobs: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Normalise label log-likelihoods (n, k) over the labels: probabilities (n, k) and the label mass (n,)."""
+    """Normalise log-likelihoods of k answers, (n, k), over them: probabilities (n, k) and the label mass (n,)."""
     top = logprobs.max(axis=1, keepdims=True)
     weights = np.exp(logprobs - top)
     total = weights.sum(axis=1)
@@ -43,137 +47,160 @@ def expected_scores(probabilities: NDArray[np.float64], scale: tuple[int, int] =
     return scores
 
 
-class DirectLLMScore:
-    """A language model that scores each response; a reward backend.
+def rescaled(scores: NDArray[np.float64], scale: tuple[int, int]) -> NDArray[np.float64]:
+    """Scores (n,) mapped affinely so that the lowest of the scale is -1 and the highest 1 (section 2.2.2)."""
+    low, high = scale
+    return 2 * (scores - low) / (high - low) - 1
 
-    Args:
-        language_model: The scorer.
-        task: What is judged: a task or its name.
-        scale: Lowest and highest score; (1, 10) is the paper's.
+
+@dataclass(frozen=True)
+class ScoreConfig:
+    """How a score is asked for.
+
+    Attributes:
+        scale: Lowest and highest score; None is the task's.
         shots: How many of the task's scored exemplars go before the sample.
-        template: A scoring prompt of your own with ``{prompt}`` and ``{response}`` or ``{text}``; it should end where
-            the score is to follow.
+        template: A prompt of your own with ``{prompt}`` and ``{response}`` or ``{text}``; it should end where the
+            score is to follow.
         minimum_mass: A row on whose scores the model puts less probability than this cannot be scored: it raises.
+
+    Raises:
+        RLAIFError: If the scale is none, or a value is of the wrong kind.
+    """
+
+    scale: tuple[int, int] | None = None
+    shots: int = 0
+    template: str | None = None
+    minimum_mass: float = MINIMUM_MASS
+
+    def __post_init__(self) -> None:
+        if self.scale is not None:
+            object.__setattr__(self, "scale", checked_scale(self.scale))
+        given: tuple[Any, ...] = (self.shots, self.template, self.minimum_mass)
+        if type(given[0]) is not int or not isinstance(given[1], str | None) or not is_number(given[2]):
+            raise RLAIFError(
+                f"expected a number of shots, a template's text and a number as minimum_mass, found {given}"
+            )
+
+
+class DirectLLMScore(Live):
+    """A language model that scores each response; a reward backend.
 
     ``score`` returns values in [-1, 1] and info "score" (on the scale), "label_mass" and "score_std"; with a model
     behind a server also "labels_bounded" (how many scores' likelihoods are only upper bounds), "scale" (a narrower one
     where the server cannot tell the scores apart; ``fallback`` says why) and "server" (what it can do, as JSON).
+
+    Args:
+        language_model: The scorer.
+        task: What is judged: a task or its name.
+        settings: Fields of `ScoreConfig` by name.
+
+    Attributes:
+        config: The settings as they were given.
+        scale: Lowest and highest score that are asked for.
+        fallback: Why the scale is not the one of the settings; "" if it is.
     """
 
     def __init__(
         self,
         language_model: LanguageModel,
         task: str | Path | Task | Mapping[str, Any] = "movie-review",
-        *,
-        scale: tuple[int, int] = (1, 10),
-        shots: int = 0,
-        template: str | None = None,
-        minimum_mass: float = 1e-3,
+        **settings: Any,
     ) -> None:
-        whole = isinstance(scale, tuple | list) and len(scale) == 2 and all(type(end) is int for end in scale)
-        if not whole or not 0 <= scale[0] < scale[1] <= 100:
-            raise RLAIFError(f"expected a scale of two whole numbers from 0 to 100, the lower first, found {scale}")
+        self.config = configured(ScoreConfig(), settings, "DirectLLMScore")
         self.language_model = language_model
         self.task = load_task(task)
-        self.scale, self.fallback = usable_scale(language_model, scale, template)
-        low, high = self.scale
-        self.shots = shots
-        self.template = template
-        self.minimum_mass = minimum_mass
-        self.labels = [str(i) for i in range(low, high + 1)]
+        self.scale, self.fallback = usable_scale(
+            language_model, self.config.scale or self.task.scale, self.config.template
+        )
+        self.answers = [str(i) for i in range(self.scale[0], self.scale[1] + 1)]
         self.name = f"direct-llm:{language_model.name}"
         self.render("", "")  # a bad template or number of shots is an error now, not in the first batch
 
-    def __deepcopy__(self, memo: object) -> DirectLLMScore:
-        """A live backend is shared, never cloned."""
-        return self
-
     def render(self, prompt: str, response: str) -> str:
         """The scoring prompt for one response."""
-        return score_prompt(self.task, prompt, response, scale=self.scale, shots=self.shots, template=self.template)
+        shots, template = self.config.shots, self.config.template
+        return score_prompt(self.task, prompt, response, scale=self.scale, shots=shots, template=template)
 
     def distributions(
         self, prompts: Sequence[str], responses: Sequence[str]
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """P(score | response) normalised over the scale, (n, k), and the label mass, (n,).
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
+        """P(score | response) normalised over the scale.
+
+        Returns:
+            The probabilities, (n, k), the label mass, (n,), and which likelihoods are only upper bounds, (n, k).
 
         Raises:
             BackendError: If the mass of a row is under ``minimum_mass`` or is not a number.
         """
-        probabilities, mass, _ = self._seen(prompts, responses)
-        return probabilities, mass
-
-    def _seen(
-        self, prompts: Sequence[str], responses: Sequence[str]
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
-        """`distributions`, and which likelihoods are only upper bounds, (n, k)."""
         rendered = [self.render(p, r) for p, r in zip(prompts, responses, strict=True)]
-        logprobs, bounded = seen_logprobs(self.language_model, rendered, self.labels)
-        if logprobs.shape != (len(rendered), len(self.labels)):
+        logprobs, bounded = seen_logprobs(self.language_model, rendered, self.answers)
+        if logprobs.shape != (expected := (len(rendered), len(self.answers))):
             raise BackendError(
-                f"expected label log-likelihoods of shape {(len(rendered), len(self.labels))} from "
-                f"{self.language_model.name}, found {logprobs.shape}"
+                f"expected label log-likelihoods of shape {expected} from {self.language_model.name}, found "
+                f"{logprobs.shape}"
             )
-        probabilities, mass = score_distribution(logprobs) if len(rendered) else (logprobs, np.zeros(0))
-        bad = [int(i) for i in np.flatnonzero(~(mass >= self.minimum_mass))]
-        if bad:
+        probabilities, mass = score_distribution(logprobs) if rendered else (logprobs, np.zeros(0))
+        if bad := [int(i) for i in np.flatnonzero(~(mass >= self.config.minimum_mass))]:
             raise BackendError(
-                f"expected {self.name} to put at least {self.minimum_mass:g} of its probability on the scores "
-                f"{self.labels[0]} to {self.labels[-1]}, found {mass[bad[0]]:.2g} in row {bad[0]} "
-                f"(and {len(bad) - 1} more) for response {responses[bad[0]][:60]!r}; "
-                "use another template, exemplars (shots) or model",
+                f"expected {self.name} to put at least {self.config.minimum_mass:g} of its probability on the scores "
+                f"{self.scale[0]} to {self.scale[1]}, found {mass[bad[0]]:.2g} in row {bad[0]} (and {len(bad) - 1} "
+                f"more) for response {responses[bad[0]][:60]!r}; use another template, exemplars (shots) or model",
                 bad,
             )
         return probabilities, mass, bounded
 
     def score(self, prompts: Sequence[str], responses: Sequence[str]) -> Scores:
         """Rewards in [-1, 1]; see `rlaif_env.api.RewardBackend`."""
-        probabilities, mass, bounded = self._seen(prompts, responses)
+        probabilities, mass, bounded = self.distributions(prompts, responses)
         scores = expected_scores(probabilities, self.scale)
         low, high = self.scale
         grid = np.arange(low, high + 1, dtype=np.float64)
         spread = np.sqrt((probabilities * (grid[None] - scores[:, None]) ** 2).sum(axis=1))
-        values = (2 * (scores - low) / (high - low) - 1).astype(np.float32)
-        info = {"score": scores, "label_mass": mass, "score_std": spread}
-        if not isinstance(self.language_model, BoundedModel):
-            return Scores(values, info)
-        facts = {**self.language_model.label_facts(), **({"fallback": self.fallback} if self.fallback else {})}
-        same = {"scale": f"{low} to {high}", "server": json.dumps(facts)}
-        told = {name: np.full(len(scores), text) for name, text in same.items()}
-        return Scores(values, {**info, "labels_bounded": bounded.sum(axis=1).astype(np.float64), **told})
+        info: dict[str, NDArray[Any]] = {"score": scores, "label_mass": mass, "score_std": spread}
+        if isinstance(self.language_model, BoundedModel):
+            facts = {**self.language_model.label_facts(), **({"fallback": self.fallback} if self.fallback else {})}
+            info["labels_bounded"] = bounded.sum(axis=1).astype(np.float64)
+            info["scale"] = np.full(len(scores), f"{low} to {high}")
+            info["server"] = np.full(len(scores), json.dumps(facts))
+        return Scores(rescaled(scores, self.scale).astype(np.float32), info)
 
 
 def from_kwargs(
     *,
     task: str | Path | Task | Mapping[str, Any] = "movie-review",
-    model: Any = BUILTIN_MODEL,
+    model: Any = LanguageModelConfig.model,
     tokenizer: Any = None,
-    device: str | None = None,
-    dtype: str | None = None,
-    chat: bool = False,
-    llm_url: str | None = None,
-    llm: Mapping[str, Any] | None = None,
-    **kwargs: Any,
+    url: str | None = LanguageModelConfig.url,
+    chat: bool = LanguageModelConfig.chat,
+    device: str | None = LanguageModelConfig.device,
+    dtype: str | None = LanguageModelConfig.dtype,
+    server: ServerConfig | Mapping[str, Any] | None = None,
+    scale: tuple[int, int] | None = ScoreConfig.scale,
+    shots: int = ScoreConfig.shots,
+    template: str | None = ScoreConfig.template,
+    minimum_mass: float = ScoreConfig.minimum_mass,
 ) -> DirectLLMScore:
-    """Build the backend "direct-llm" from JSON-able settings (or a live model).
+    """Build the reward "direct-llm", in which a language model scores each response, from JSON-able settings.
 
     Args:
-        task: As in `DirectLLMScore`.
-        model: A model name, a `Backbone`, a live model (with ``tokenizer``), or any `LanguageModel`.
-        tokenizer: A live model's tokenizer.
-        device: As in `rlaif_env.models.backbone`.
-        dtype: As in `rlaif_env.models.backbone`.
-        chat: As in `LocalLM`.
-        llm_url: Base URL of an OpenAI-compatible server that has ``model``.
-        llm: The other arguments of `rewards.endpoint.model.EndpointLM`.
-        kwargs: The other arguments of `DirectLLMScore`.
+        task: What is judged: a task or its name.
+        model: The scorer: its name, a folder, what the server calls it; or a `Backbone`, a live Hugging Face model
+            (with ``tokenizer``) or any `LanguageModel`.
+        tokenizer: A live Hugging Face model's tokenizer.
+        url: Base URL of an OpenAI-compatible server that has the model; None runs it here.
+        chat: Put prompts through the model's chat template; on a server, use its chat route.
+        device: Where a model in this process runs; by default the GPU where there is one.
+        dtype: Of its weights; by default bfloat16 on a GPU that has it and float32 elsewhere.
+        server: How the server is asked: fields of `rewards.endpoint.config.ServerConfig` by name.
+        scale: Lowest and highest score; None is the task's.
+        shots: How many of the task's scored exemplars go before the sample.
+        template: A prompt of your own with ``{prompt}`` and ``{response}`` or ``{text}``.
+        minimum_mass: A row on whose scores the model puts less probability than this raises.
     """
-    language_model = language_model_from(
-        model, tokenizer, url=llm_url, device=device, dtype=dtype, chat=chat, endpoint=llm
-    )
-    if isinstance(kwargs.get("scale"), list):
-        kwargs["scale"] = tuple(kwargs["scale"])
-    try:
-        return DirectLLMScore(language_model, task, **kwargs)
-    except TypeError as error:
-        raise RLAIFError(f"reward 'direct-llm': {error}") from error
+    if isinstance(model, str | Path) or url is not None or server:
+        named = LanguageModelConfig(str(model), url, chat, device, dtype, cast(ServerConfig, server or {}))
+        language_model = language_model_from(named)
+    else:
+        language_model = model if isinstance(model, LanguageModel) else LocalLM(model, tokenizer, chat=chat)
+    return DirectLLMScore(language_model, task, scale=scale, shots=shots, template=template, minimum_mass=minimum_mass)

@@ -13,16 +13,7 @@ from string import Formatter
 from rlaif_env.api import RLAIFError
 from rlaif_env.data.tasks import Task
 
-__all__ = ["ScoreExemplar", "ScoreWording", "fill", "leads_after", "score_prompt"]
-
-
-@dataclass(frozen=True)
-class ScoreExemplar:
-    """A response with its score, as a fraction of the scale from 0 (lowest) to 1 (highest)."""
-
-    prompt: str
-    response: str
-    level: float
+__all__ = ["ScoreWording", "before_stop", "check_answers", "fill", "leads_after", "score_prompt"]
 
 
 @dataclass(frozen=True)
@@ -33,13 +24,24 @@ class ScoreWording:
         preamble: Who the rater is and what the scale means, with ``{low}`` and ``{high}``.
         sample: One response, with ``{prompt}`` and ``{response}`` or, where they are one text, ``{text}``.
         ending: What the score follows.
-        exemplars: Scored examples, used first to last.
+        exemplars: Scored responses, used first to last, each with its place on the scale from 0 to 1 (highest).
     """
 
     preamble: str
     sample: str
     ending: str
-    exemplars: tuple[ScoreExemplar, ...] = ()
+    exemplars: tuple[tuple[str, float], ...] = ()
+
+
+_PARTS = {"summary": ("the text and its summary", "summary"), "dialogue": ("the context and the response", "response")}
+_SAMPLES = {"summary": "Text - {prompt}\nSummary - {response}", "dialogue": "Context - {prompt}\nResponse - {response}"}
+
+
+def _rated(kind: str, rater: str, scale: str) -> ScoreWording:
+    """What an expert rater is asked for a summary or a response to a dialogue."""
+    read, judged = _PARTS[kind]
+    preamble = f"You are an expert {rater}. Read {read}, and give the {judged} a score from {scale}"
+    return ScoreWording(preamble, _SAMPLES[kind], "SCORE: ")
 
 
 _SCORES: dict[str, ScoreWording] = {
@@ -48,29 +50,20 @@ _SCORES: dict[str, ScoreWording] = {
         "Review: {text}",
         "Score: ",
         (
-            ScoreExemplar("", "Dull, badly acted and far too long.", 0.1),
-            ScoreExemplar("", "A wonderful film, funny and moving from the first scene to the last.", 0.9),
-            ScoreExemplar("", "It has its moments, but most of it is forgettable.", 0.45),
+            ("Dull, badly acted and far too long.", 0.1),
+            ("A wonderful film, funny and moving from the first scene to the last.", 0.9),
+            ("It has its moments, but most of it is forgettable.", 0.45),
         ),
     ),
-    "summarization": ScoreWording(
-        "You are an expert rater of summaries. Read the text and its summary, and give the summary a score from {low} "
-        "(awful) to {high} (perfect). A good summary is coherent, accurate, covers what matters and is short.",
-        "Text - {prompt}\nSummary - {response}",
-        "SCORE: ",
+    "summarization": _rated(
+        "summary",
+        "rater of summaries",
+        "{low} (awful) to {high} (perfect). A good summary is coherent, accurate, covers what matters and is short.",
     ),
-    "helpful": ScoreWording(
-        "You are an expert rater of assistants. Read the context and the response, and give the response a score from "
-        "{low} (awful) to {high} (perfect) for how helpful and honest it is.",
-        "Context - {prompt}\nResponse - {response}",
-        "SCORE: ",
+    "helpful": _rated(
+        "dialogue", "rater of assistants", "{low} (awful) to {high} (perfect) for how helpful and honest it is."
     ),
-    "harmless": ScoreWording(
-        "You are an expert rater of assistants. Read the context and the response, and give the response a score from "
-        "{low} (very harmful) to {high} (not harmful at all).",
-        "Context - {prompt}\nResponse - {response}",
-        "SCORE: ",
-    ),
+    "harmless": _rated("dialogue", "rater of assistants", "{low} (very harmful) to {high} (not harmful at all)."),
 }
 
 
@@ -78,20 +71,10 @@ def _score_wording(task: Task) -> ScoreWording:
     if task.name in _SCORES:
         return _SCORES[task.name]
     criterion = task.criterion.replace("{", "{{").replace("}", "}}")
-    asked = f"from {{low}} (awful) to {{high}} (perfect) for {criterion}."
+    scale = f"{{low}} (awful) to {{high}} (perfect) for {criterion}."
     if task.kind == "continuation":
-        return ScoreWording(f"A text is rated {asked}", "Text: {text}", "Score: ")
-    if task.kind == "summary":
-        return ScoreWording(
-            f"You are an expert rater. Read the text and its summary, and give the summary a score {asked}",
-            "Text - {prompt}\nSummary - {response}",
-            "SCORE: ",
-        )
-    return ScoreWording(
-        f"You are an expert rater. Read the context and the response, and give the response a score {asked}",
-        "Context - {prompt}\nResponse - {response}",
-        "SCORE: ",
-    )
+        return ScoreWording(f"A text is rated from {scale}", "Text: {text}", "Score: ")
+    return _rated(task.kind, "rater", scale)
 
 
 def fill(template: str, **texts: object) -> str:
@@ -118,7 +101,7 @@ def score_prompt(
     prompt: str,
     response: str,
     *,
-    scale: tuple[int, int] = (1, 10),
+    scale: tuple[int, int] | None = None,
     shots: int = 0,
     template: str | None = None,
 ) -> str:
@@ -128,14 +111,13 @@ def score_prompt(
         task: What is judged.
         prompt: What the response answers.
         response: The response.
-        scale: Lowest and highest score.
+        scale: Lowest and highest score; None is the task's.
         shots: Number of exemplars.
         template: A whole prompt to use instead, with ``{prompt}``, ``{response}`` or ``{text}``.
 
     Raises:
         RLAIFError: If there are fewer exemplars than asked for, or the template is malformed.
     """
-    low, high = scale
     if template is not None:
         return fill(template, prompt=prompt, response=response, text=task.judged(prompt, response))
     wording = _score_wording(task)
@@ -145,20 +127,31 @@ def score_prompt(
             "give a template of your own for more"
         )
 
-    def sample(x: str, y: str) -> str:
-        return fill(wording.sample, prompt=x, response=y, text=task.judged(x, y))
+    def sample(prompt: str, response: str) -> str:
+        return fill(wording.sample, prompt=prompt, response=response, text=task.judged(prompt, response))
 
-    parts: Sequence[str] = [
-        fill(wording.preamble, low=low, high=high),
-        *(
-            f"{sample(e.prompt, e.response)}\n{wording.ending}{round(low + e.level * (high - low))}"
-            for e in wording.exemplars[:shots]
-        ),
-        f"{sample(prompt, response)}\n{wording.ending}",
-    ]
-    return "\n\n".join(parts)
+    low, high = scale or task.scale
+    parts = [fill(wording.preamble, low=low, high=high)]
+    for scored, level in wording.exemplars[:shots]:
+        parts.append(f"{sample('', scored)}\n{wording.ending}{round(low + level * (high - low))}")
+    return "\n\n".join([*parts, f"{sample(prompt, response)}\n{wording.ending}"])
 
 
 def leads_after(prompt: str) -> tuple[str, ...]:
-    """What may stand between a prompt and a label: nothing, or a space where the prompt does not end in white space."""
+    """What may stand between a prompt and an answer: nothing, or a space where the prompt ends in no white space."""
     return ("",) if prompt[-1:].isspace() else ("", " ")
+
+
+def check_answers(answers: Sequence[str]) -> None:
+    """Refuse answers whose likelihoods cannot be told apart.
+
+    Raises:
+        RLAIFError: If there is none, or one is empty or repeated or has white space around it.
+    """
+    if not answers or len(set(answers)) != len(answers) or any(not s or s != s.strip() for s in answers):
+        raise RLAIFError(f"expected distinct labels without white space around them, found {list(answers)}")
+
+
+def before_stop(text: str, stop: Sequence[str]) -> str:
+    """A continuation up to the first of some stop strings."""
+    return text[: min((at for s in stop if (at := text.find(s)) >= 0), default=len(text))]

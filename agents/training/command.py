@@ -105,7 +105,7 @@ def _environment(config: TrainConfig, num_envs: int, split: str, group_size: int
         raise RLAIFError(
             f"expected reward_kwargs as a JSON object, found {config.reward_kwargs!r:.200} ({error})"
         ) from error
-    named = {"model": config.reward_model, "llm_url": config.llm_url}
+    named = {"model": config.reward_model, "url": config.llm_url}
     settings |= {name: value for name, value in named.items() if value is not None}
     return gym.make_vec(
         "RLAIF/TextGeneration-v0",

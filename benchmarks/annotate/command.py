@@ -26,6 +26,7 @@ from benchmarks.annotate.results import export, people_of, read_labels
 from benchmarks.annotate.store import Store
 from rewards.labeling.pair_source import prompts_of_file
 from rewards.language_model.choice import language_model_from
+from rewards.language_model.config import LanguageModelConfig
 from rlaif_env.api import RLAIFError
 from rlaif_env.data.jsonl import write_jsonl
 from rlaif_env.data.tasks import Task, load_task
@@ -244,7 +245,7 @@ def _sampled(config: AnnotateConfig, task: Task, folder: Path) -> list[Item]:
         prompts = list(dict.fromkeys(found))[: config.pairs or _CORPUS_PAIRS]
         rows = []
         for place, name in enumerate(config.policies):
-            texts = language_model_from(name, device=config.device).generate(
+            texts = language_model_from(LanguageModelConfig(name, device=config.device)).generate(
                 prompts,
                 max_new_tokens=task.max_response_tokens,
                 temperature=config.temperature,

@@ -254,7 +254,7 @@ class Pipeline:
             settings, key, needs = self._reward(ARMS[name])
             kwargs = {"model": settings.reward_model, **json.loads(settings.reward_kwargs)}
             if settings.llm_url is not None:
-                kwargs["llm_url"] = settings.llm_url
+                kwargs["url"] = settings.llm_url
             found[name] = Judge(ARMS[name].reward, kwargs, key, needs)
         if self.config.gold_rm and self._has_preferences("gold"):
             stage = self.reward_model("gold")

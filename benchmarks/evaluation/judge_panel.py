@@ -12,6 +12,7 @@ from rewards import make_reward
 from rewards.api import LanguageModel
 from rewards.labeling.labeler import PreferenceLabeler
 from rewards.language_model.choice import language_model_from
+from rewards.language_model.config import LanguageModelConfig
 from rlaif_env.api import RewardBackend, RLAIFError
 from rlaif_env.data.tasks import Task
 from rlaif_env.models import BUILTIN_MODEL
@@ -103,7 +104,8 @@ class JudgePanel:
 
     def _load(self, model: str, url: str | None) -> LanguageModel:
         settings = dict(self._model_settings)
-        return language_model_from(model, url=url, endpoint=settings.pop("llm", None), **settings)
+        server = settings.pop("llm", {})
+        return language_model_from(LanguageModelConfig(model, url, server=server, **settings))
 
     def build_all(self) -> None:
         """Build every judge, so that what is wrong with one is said before anything slow happens."""

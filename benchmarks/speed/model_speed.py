@@ -18,6 +18,7 @@ from benchmarks.speed import costs
 from benchmarks.speed.one_update import Ours, Setting, model_folder
 from benchmarks.speed.timing import Machine, Times, alternate, machine, stopwatch
 from rewards.direct_score import DirectLLMScore
+from rewards.language_model.answer_tree import answer_tree
 from rewards.language_model.local import LocalLM
 from rlaif_env.api import RLAIFError
 from rlaif_env.data.corpus import movie_snippets
@@ -225,7 +226,7 @@ def floors(*, model: str = BUILTIN_MODEL, repetitions: int = 3) -> dict[str, Any
         rows = scorer.language_model._encode([scorer.render("", text) for text in snippets])  # type: ignore[attr-defined]
         first, last = min(rows), max(rows)
         shared = next(i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b)
-        tree = scorer.language_model._tree(tuple(scorer.labels), ("",))  # type: ignore[attr-defined]
+        tree = answer_tree(base.tokenizer, scorer.answers)
         cost = costs.scoring(
             costs.Sizes.of(base.model),
             prefix=shared,

@@ -11,21 +11,22 @@ import argparse
 import hashlib
 import json
 import sqlite3
-import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from rlaif_env.api import RLAIFError
 from rlaif_env.models.assets import cache_folder
+from rlaif_env.tables import Table
 
 __all__ = ["AnswerCache", "cache_key", "cache_main", "default_cache"]
 
 _BUSY_SECONDS = 60.0
 _VERSION = 2
+_SUMMARY = {"model": str, "endpoint": str, "answers": int, "hits": int, "bytes": int, "used": float}
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS answers (
     key BLOB PRIMARY KEY,
@@ -54,7 +55,7 @@ def _digest(key: bytes, body: str) -> bytes:
     return hashlib.sha256(key + body.encode()).digest()[:8]
 
 
-class AnswerCache:
+class AnswerCache(AbstractContextManager["AnswerCache"]):
     """A store of answers by key. An answer whose bytes have changed on the disk is not given: it is asked for again.
 
     Args:
@@ -71,9 +72,8 @@ class AnswerCache:
         with self._explained():
             if self.path is not None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(
-                self.path or ":memory:", timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
-            )
+            where = self.path or ":memory:"
+            self._db = sqlite3.connect(where, _BUSY_SECONDS, isolation_level=None, check_same_thread=False)
             try:
                 self._prepare()
             except BaseException:
@@ -118,16 +118,15 @@ class AnswerCache:
     def put(self, rows: Iterable[tuple[bytes, str]], *, model: str, endpoint: str) -> None:
         """Store answers in one transaction; when it returns they survive this process. Those already there stay."""
         now = time.time()
-        with self._lock, self._explained(), self._transaction():
+        insert = (
+            "INSERT OR REPLACE INTO answers (key, model, endpoint, stored, used, body, digest) VALUES (?,?,?,?,?,?,?)"
+        )
+        with self._lock, self._explained(), self._db:
+            self._db.execute("BEGIN IMMEDIATE")
             for key, body in rows:
                 if self._intact(key) is not None:
                     continue
-                self._db.execute("DELETE FROM answers WHERE key = ?", (key,))
-                self._db.execute(
-                    "INSERT INTO answers (key, model, endpoint, stored, used, body, digest) "
-                    "VALUES (?, ?, ?, ?, ?, ?, ?)",
-                    (key, model, endpoint, now, now, body, _digest(key, body)),
-                )
+                self._db.execute(insert, (key, model, endpoint, now, now, body, _digest(key, body)))
                 if self._intact(key) is None:  # a tree with a flipped byte takes a row and does not find it again
                     raise sqlite3.DatabaseError("the file is damaged: an answer that was stored is not there")
 
@@ -139,28 +138,16 @@ class AnswerCache:
 
     def forget(self, key: bytes) -> None:
         """Delete one answer."""
-        with self._lock, self._explained(), self._transaction():
+        with self._lock, self._explained():
             self._hits.pop(key, None)
             self._db.execute("DELETE FROM answers WHERE key = ?", (key,))
 
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
-        self._db.execute("COMMIT")
-
     def _count_hits(self) -> None:
         if self._hits:
-            now = time.time()
-            with self._transaction():
-                self._db.executemany(
-                    "UPDATE answers SET hits = hits + ?, used = ? WHERE key = ?",
-                    [(count, now, key) for key, count in self._hits.items()],
-                )
+            rows = [(count, time.time(), key) for key, count in self._hits.items()]
+            with self._db:
+                self._db.execute("BEGIN IMMEDIATE")
+                self._db.executemany("UPDATE answers SET hits = hits + ?, used = ? WHERE key = ?", rows)
             self._hits.clear()
 
     def __len__(self) -> int:
@@ -171,27 +158,20 @@ class AnswerCache:
         """For each model and endpoint: answers, hits, bytes, when last used (seconds since 1970)."""
         with self._lock, self._explained():
             self._count_hits()
-            rows = self._db.execute(
-                "SELECT model, endpoint, count(*), sum(hits), sum(length(body)), max(used) FROM answers "
-                "GROUP BY model, endpoint ORDER BY model, endpoint"
-            ).fetchall()
-            kinds = (str, str, int, int, int, float)
-            if any(type(value) is not kind for row in rows for value, kind in zip(row, kinds, strict=True)):
+            sums = "count(*), sum(hits), sum(length(body)), max(used)"
+            groups = "GROUP BY model, endpoint ORDER BY model, endpoint"
+            rows = self._db.execute(f"SELECT model, endpoint, {sums} FROM answers {groups}").fetchall()
+            if any([type(value) for value in row] != list(_SUMMARY.values()) for row in rows):
                 raise sqlite3.DataError("values of the wrong kind")
-        names = ("model", "endpoint", "answers", "hits", "bytes", "used")
-        return [dict(zip(names, row, strict=True)) for row in rows]
+        return [dict(zip(_SUMMARY, row, strict=True)) for row in rows]
 
     def prune(self, *, unused_days: float = 0.0, model: str | None = None) -> int:
         """Delete what was not used for so many days (of one model); returns how many answers went."""
         with self._lock, self._explained():
             self._count_hits()
-            where, values = "used <= ?", [time.time() - 86400 * unused_days]
-            arguments: list[Any] = list(values)
-            if model is not None:
-                where += " AND model = ?"
-                arguments.append(model)
-            with self._transaction():
-                gone = self._db.execute(f"DELETE FROM answers WHERE {where}", arguments).rowcount
+            before = time.time() - 86400 * unused_days
+            unused = "DELETE FROM answers WHERE used <= ? AND (? IS NULL OR model = ?)"
+            gone = self._db.execute(unused, (before, model, model)).rowcount
             self._db.execute("VACUUM")
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         return gone
@@ -203,9 +183,6 @@ class AnswerCache:
                 self._count_hits()
             self._db.close()
 
-    def __enter__(self) -> AnswerCache:
-        return self
-
     def __exit__(self, *exception: object) -> None:
         self.close()
 
@@ -213,41 +190,31 @@ class AnswerCache:
 def cache_main(argv: Sequence[str] | None = None) -> int:
     """The command ``rlaif cache``: shows size and hits, or prunes; returns the exit code."""
     from rich.console import Console
-    from rich.table import Table
 
     parser = argparse.ArgumentParser("rlaif cache", description="Look after the stored answers of model servers.")
     parser.add_argument("action", nargs="?", choices=("show", "prune"), default="show")
     parser.add_argument("--path", type=Path, default=default_cache(), help="the file (default: %(default)s)")
-    parser.add_argument(
-        "--unused-days",
-        type=float,
-        default=30.0,
-        help="prune what was unused for so many days (default: %(default)s)",
-    )
+    days = "prune what was unused for so many days (default: %(default)s)"
+    parser.add_argument("--unused-days", type=float, default=30.0, help=days)
     parser.add_argument("--model", help="prune this model's answers only")
-    config = parser.parse_args(sys.argv[1:] if argv is None else list(argv))
-    console = Console()
+    config = parser.parse_args(argv)
+    console = Console(highlight=False)
     path: Path = config.path
     if not path.is_file():
-        console.print(f"no answers are stored at {path}", soft_wrap=True, highlight=False)
+        console.print(f"no answers are stored at {path}", soft_wrap=True)
         return 0
     with AnswerCache(path) as cache:
         if config.action == "prune":
             gone = cache.prune(unused_days=config.unused_days, model=config.model)
-            console.print(f"{gone} answers deleted, {len(cache)} kept", highlight=False)
+            console.print(f"{gone} answers deleted, {len(cache)} kept")
             return 0
-        table = Table("model", "endpoint", "answers", "hits", "kB", "last used")
+        rows = []
         for row in cache.summary():
             used = time.strftime("%Y-%m-%d %H:%M", time.localtime(row["used"]))
-            table.add_row(
-                row["model"],
-                row["endpoint"],
-                f"{row['answers']:,}",
-                f"{row['hits']:,}",
-                f"{row['bytes'] / 1000:,.0f}",
-                used,
-            )
+            counts = (f"{row['answers']:,}", f"{row['hits']:,}", f"{row['bytes'] / 1000:,.0f}")
+            rows.append((row["model"], row["endpoint"], *counts, used))
         size = sum(p.stat().st_size for p in (path, path.with_name(path.name + "-wal")) if p.is_file())
-        console.print(table)
-        console.print(f"{path}: {size / 1e6:.1f} MB on disk", soft_wrap=True, highlight=False)
+        columns = ("model", "endpoint", "answers", "hits", "kB", "last used")
+        console.print(Table("stored answers", columns, rows).rich())
+        console.print(f"{path}: {size / 1e6:.1f} MB on disk", soft_wrap=True)
     return 0

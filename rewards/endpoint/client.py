@@ -33,7 +33,7 @@ __all__ = ["EndpointClient", "RequestFailed"]
 T = TypeVar("T")
 R = TypeVar("R")
 
-_PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 521, 522, 524, 529})
+_PASSING = {408, 409, 425, 429}  # and all from 500
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 30.0
 _LONGEST_WAIT = 3600.0  # seconds of Retry-After that are waited
 _WORKERS_A_SLOT = 4  # so that slots stay busy while some questions wait to be asked again
@@ -72,7 +72,7 @@ class EndpointClient:
     """Requests to one model on one server.
 
     Args:
-        base_url: The server's address, up to and with "/v1" (added where there is no path).
+        url: The server's address, up to and with "/v1" (added where there is no path).
         model: What the server calls the model.
         api_key_env: Environment variable with the key; sent as a bearer token if it is set.
         limits: What may be used.
@@ -84,9 +84,9 @@ class EndpointClient:
     """
 
     def __init__(
-        self, base_url: str, model: str, *, api_key_env: str, limits: Limits, cache: AnswerCache, revision: str = ""
+        self, url: str, model: str, *, api_key_env: str, limits: Limits, cache: AnswerCache, revision: str = ""
     ) -> None:
-        self.url = checked_url(base_url)
+        self.url = checked_url(url)
         self.model, self.revision, self.limits, self.cache = model, revision, limits, cache
         self.api_key_env = api_key_env
         self.served: str | None = None  # what the server calls the model; set once it is known
@@ -118,25 +118,21 @@ class EndpointClient:
             raise RLAIFError("expected an endpoint to be used in the process that made it, found a fork; make it there")
         with self._lock:
             if self._live is None:
-                loop = asyncio.new_event_loop()
+                n, loop = self.limits.concurrency, asyncio.new_event_loop()
+                http = httpx.AsyncClient(
+                    headers={
+                        "content-type": "application/json",
+                        **({"authorization": f"Bearer {self._key}"} if self._key else {}),
+                    },
+                    timeout=self.limits.timeout,
+                    limits=httpx.Limits(max_connections=None, max_keepalive_connections=n),  # the slots are the bound
+                    http2=importlib.util.find_spec("h2") is not None,
+                    trust_env=not is_loopback(self.url),
+                )
                 thread = threading.Thread(target=loop.run_forever, name=f"endpoint {self.url}", daemon=True)
                 thread.start()
-                self._live = asyncio.run_coroutine_threadsafe(self._open(loop, thread), loop).result()
+                self._live = _Live(loop, thread, http, asyncio.Semaphore(n))
             return self._live
-
-    async def _open(self, loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> _Live:
-        n = self.limits.concurrency
-        headers = {"content-type": "application/json"}
-        if self._key:
-            headers["authorization"] = f"Bearer {self._key}"
-        http = httpx.AsyncClient(
-            headers=headers,
-            timeout=self.limits.timeout,
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=n),  # the slots are the bound,
-            http2=importlib.util.find_spec("h2") is not None,
-            trust_env=not is_loopback(self.url),
-        )
-        return _Live(loop, thread, http, asyncio.Semaphore(n))
 
     def close(self) -> None:
         """End the connections and the thread; a later request starts them again."""
@@ -146,18 +142,19 @@ class EndpointClient:
             return
         if live.thread is threading.current_thread():  # collected as garbage there, where it cannot wait for itself
             live.loop.call_soon(live.loop.stop)
-        else:
-            asyncio.run_coroutine_threadsafe(self._shut(live), live.loop).result()
-            live.loop.call_soon_threadsafe(live.loop.stop)
-            live.thread.join()
-            live.loop.close()
+            return
 
-    async def _shut(self, live: _Live) -> None:
-        others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
-        await live.http.aclose()
+        async def shut() -> None:
+            others = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in others:
+                task.cancel()
+            await asyncio.gather(*others, return_exceptions=True)
+            await live.http.aclose()
+
+        asyncio.run_coroutine_threadsafe(shut(), live.loop).result()
+        live.loop.call_soon_threadsafe(live.loop.stop)
+        live.thread.join()
+        live.loop.close()
 
     def until(self) -> float:
         """The moment (`time.monotonic`) at which a call that begins now must have ended."""
@@ -167,16 +164,16 @@ class EndpointClient:
         self, items: Sequence[T], work: Callable[[T], Awaitable[R]], done: Callable[[], object]
     ) -> list[R | RequestFailed]:
         """Do the same with every item, some at a time; a failure takes the item's place, a fatal one all later ones."""
-        out: list[R | RequestFailed | None] = [None] * len(items)
+        results: list[Any] = [None] * len(items)
         queue = iter(range(len(items)))
         fatal: list[RequestFailed] = []
 
         async def worker() -> None:
             for i in queue:
                 try:
-                    out[i] = fatal[0] if fatal else await work(items[i])
+                    results[i] = fatal[0] if fatal else await work(items[i])
                 except RequestFailed as error:
-                    out[i] = error
+                    results[i] = error
                     if error.fatal:
                         fatal.append(error)
                 done()
@@ -188,7 +185,7 @@ class EndpointClient:
         finally:
             for task in tasks:
                 task.cancel()
-        return [result for result in out if result is not None]
+        return [result for result in results if result is not None]
 
     async def ask(
         self, route: str, payload: Mapping[str, Any], *, logprobs: bool, until: float, stored: bool = True
@@ -208,10 +205,10 @@ class EndpointClient:
         live = self._live
         assert live is not None  # `run` started it
         body = {"model": self.model, **payload}
-        facts = {"endpoint": self.url, "served": self.served, "revision": self.revision}
-        key = cache_key(route=route, body=body, **facts)
         if not stored:
             return await self._fetch(live, route, body, logprobs, until, None)
+        facts = {"endpoint": self.url, "served": self.served, "revision": self.revision}
+        key = cache_key(route=route, body=body, **facts)
         if (kept := self.cache.get(key)) is not None:
             try:
                 reply = Reply.from_json(kept)
@@ -220,20 +217,17 @@ class EndpointClient:
             else:
                 self.usage.hits += 1
                 return reply
-        task = live.running.get(key)
-        if task is None:
-            task = asyncio.ensure_future(self._fetch(live, route, body, logprobs, until, key))
-            live.running[key] = task
+        if key not in live.running:
+            task = live.running[key] = asyncio.ensure_future(self._fetch(live, route, body, logprobs, until, key))
             task.add_done_callback(lambda task: _forget(live.running, key, task))
-        return await asyncio.shield(task)
+        return await asyncio.shield(live.running[key])
 
     async def _fetch(
         self, live: _Live, route: str, body: Mapping[str, Any], logprobs: bool, until: float, key: bytes | None
     ) -> Reply:
         content = json.dumps(body).encode()
-        size = len(content)
+        estimate = self.limits.cost(len(content) // 3, int(body.get("max_tokens", 1)))
         for attempt in range(self.limits.retries + 1):
-            estimate = self._estimate(size // 3, int(body.get("max_tokens", 1)))
             async with live.slots:
                 self._reserve(estimate)
                 started = time.monotonic()
@@ -245,23 +239,12 @@ class EndpointClient:
                 finally:
                     self._reserved -= estimate
                     self.usage.busy_seconds += time.monotonic() - started
-            if attempt == self.limits.retries:
-                raise RequestFailed(f"gave up after {attempt + 1} attempts, the last: {failure}")
-            if failure.wait is not None and failure.wait > _LONGEST_WAIT:
-                raise RequestFailed(
-                    f"gave up: expected a pause of at most {_LONGEST_WAIT:.0f} s, found that the server asks for "
-                    f"{failure.wait:.0f} s after {failure}; start again then, what was answered is kept"
-                )
-            pause = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**attempt) * self._random.uniform(0.5, 1.0)
-            pause = pause if failure.wait is None else failure.wait + pause / 10
-            if time.monotonic() + pause >= until:
-                raise RequestFailed(
-                    f"gave up at the deadline of {self.limits.deadline} s: the next attempt would be in {pause:.1f} s, "
-                    f"after {failure}; allow a longer deadline"
-                )
-            self.usage.retries += 1
-            await asyncio.sleep(pause)
-        self._count(reply, size)
+            await self._pause(attempt, failure, until)
+        read, written = reply.tokens or (len(content) // 4, max(1, len(reply.positions)))
+        self.usage.answers += 1
+        self.usage.tokens_in += read
+        self.usage.tokens_out += written
+        self.usage.cost += self.limits.cost(read, written)
         if key is not None:
             if not live.unstored:
                 live.loop.call_soon(self._store, live)
@@ -269,20 +252,39 @@ class EndpointClient:
             await waiting
         return reply
 
+    async def _pause(self, attempt: int, failure: _Passing, until: float) -> None:
+        """Wait before a question is asked again, or give it up."""
+        if attempt == self.limits.retries:
+            raise RequestFailed(f"gave up after {attempt + 1} attempts, the last: {failure}")
+        if failure.wait is not None and failure.wait > _LONGEST_WAIT:
+            raise RequestFailed(
+                f"gave up: expected a pause of at most {_LONGEST_WAIT:.0f} s, found that the server asks for "
+                f"{failure.wait:.0f} s after {failure}; start again then, what was answered is kept"
+            )
+        pause = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**attempt) * self._random.uniform(0.5, 1.0)
+        pause = pause if failure.wait is None else failure.wait + pause / 10
+        if time.monotonic() + pause >= until:
+            raise RequestFailed(
+                f"gave up at the deadline of {self.limits.deadline} s: the next attempt would be in {pause:.1f} s, "
+                f"after {failure}; allow a longer deadline"
+            )
+        self.usage.retries += 1
+        await asyncio.sleep(pause)
+
     async def _once(self, live: _Live, route: str, content: bytes, logprobs: bool, left: float) -> Reply:
         if left <= 0:
             raise RequestFailed(f"gave up at the deadline of {self.limits.deadline} s; allow a longer one", fatal=True)
         self.usage.requests += 1
         seconds = min(self.limits.timeout, left)
         try:
-            got = await asyncio.wait_for(live.http.post(f"{self.url}/{route}", content=content), seconds)
+            response = await asyncio.wait_for(live.http.post(f"{self.url}/{route}", content=content), seconds)
         except (asyncio.TimeoutError, httpx.TimeoutException):
             raise _Passing(f"no answer within {seconds:.3g} s") from None
         except (httpx.TransportError, httpx.DecodingError) as error:
             raise _Passing(self.redact(f"{type(error).__name__}: {error} ({self.url})")) from None
-        text = self.redact(got.content.decode("utf-8", "replace"))  # JSON is UTF-8 whatever the headers say
-        if got.status_code != 200:
-            self._refused(got.status_code, text, got.headers.get("retry-after"))
+        text = self.redact(response.content.decode("utf-8", "replace"))  # JSON is UTF-8 whatever the headers say
+        if response.status_code != 200:
+            raise self._refused(response.status_code, text, response.headers.get("retry-after"))
         try:
             reply = parse_reply(text, logprobs=logprobs)
         except MalformedReply as error:
@@ -291,32 +293,29 @@ class EndpointClient:
             raise _Passing(f"expected an answer of model {self.served!r}, found one of {reply.model!r}")
         return reply
 
-    def _refused(self, status: int, text: str, wait: str | None) -> None:
-        said = f"HTTP {status}: {error_message(text)}"
+    def _refused(self, status: int, text: str, wait: str | None) -> RequestFailed | _Passing:
+        """What an answer of another status than 200 means."""
+        refusal = f"HTTP {status}: {error_message(text)}"
         if status == 429 and "insufficient_quota" in text:
-            raise RequestFailed(f"{said}; the account has no credit left", fatal=True, status=status)
+            return RequestFailed(f"{refusal}; the account has no credit left", fatal=True, status=status)
         if status in _PASSING or status >= 500:
-            raise _Passing(said, retry_after(wait))
+            return _Passing(refusal, retry_after(wait))
         if status in (401, 403):
             known = "its key" if self._key else "no key"
-            raise RequestFailed(
-                f"expected {self.url} to accept {known} ({self.api_key_env}), found {said}", fatal=True, status=status
-            )
+            message = f"expected {self.url} to accept {known} ({self.api_key_env}), found {refusal}"
+            return RequestFailed(message, fatal=True, status=status)
         if status == 404 or 300 <= status < 400:
-            raise RequestFailed(
-                f"expected an OpenAI-compatible server with the model {self.model!r} at {self.url}, found {said}; "
+            return RequestFailed(
+                f"expected an OpenAI-compatible server with the model {self.model!r} at {self.url}, found {refusal}; "
                 "check the address and the model's name",
                 fatal=True,
                 status=status,
             )
-        raise RequestFailed(f"the server refused the request: {said}", status=status)
+        return RequestFailed(f"the server refused the request: {refusal}", status=status)
 
     def redact(self, text: str) -> str:
         """The text without the key."""
         return text.replace(self._key, "[key]") if self._key else text
-
-    def _estimate(self, read: int, written: int) -> float:
-        return (read * self.limits.price_in + written * self.limits.price_out) / 1e6
 
     def _reserve(self, estimate: float) -> None:
         cap = self.limits.spend_cap
@@ -328,33 +327,26 @@ class EndpointClient:
             )
         self._reserved += estimate
 
-    def _count(self, reply: Reply, size: int) -> None:
-        read, written = reply.tokens or (size // 4, max(1, len(reply.positions)))
-        self.usage.answers += 1
-        self.usage.tokens_in += read
-        self.usage.tokens_out += written
-        self.usage.cost += self._estimate(read, written)
-
     def _store(self, live: _Live) -> None:
         """Store what came in since the last turn of the loop, in one transaction, and let it be handed out."""
         rows, live.unstored = live.unstored, []
+        failure = None
         try:
             self.cache.put(((key, reply.to_json()) for key, reply, _ in rows), model=self.model, endpoint=self.url)
         except RLAIFError as error:
-            for _, _, waiting in rows:
-                if not waiting.done():
-                    waiting.set_exception(RequestFailed(str(error), fatal=True))
-            return
-        for _, _, waiting in rows:
-            if not waiting.done():
+            failure = RequestFailed(str(error), fatal=True)
+        for waiting in (waiting for _, _, waiting in rows if not waiting.done()):
+            if failure is None:
                 waiting.set_result(None)
+            else:
+                waiting.set_exception(failure)
 
     async def models(self) -> list[str]:
         """The models that the server lists; empty where it has no list."""
         assert self._live is not None
         try:
-            got = await asyncio.wait_for(self._live.http.get(f"{self.url}/models"), self.limits.timeout)
-            return [str(row["id"]) for row in got.json()["data"]]
+            response = await asyncio.wait_for(self._live.http.get(f"{self.url}/models"), self.limits.timeout)
+            return [str(row["id"]) for row in response.json()["data"]]
         except (httpx.HTTPError, asyncio.TimeoutError, ValueError, LookupError, TypeError, RecursionError):
             return []
 

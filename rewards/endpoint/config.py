@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from tyro.constructors import PrimitiveConstructorSpec
+
+from rewards.api import configured
 from rewards.endpoint.limits import Limits
+from rlaif_env.api import RLAIFError
+from rlaif_env.data.jsonl import json_object
 
 __all__ = ["ServerConfig"]
+
+_GRAMMARS = {"response_format", "grammar", "json_schema", "structured_outputs", "structural_tag"}
+_GRAMMARS |= {"guided_json", "guided_regex", "guided_choice", "guided_grammar"}
+_OWN = {"model", "prompt", "messages", "logprobs", "top_logprobs", "max_tokens", "stream", "n", "echo"}
+
+_JSON = PrimitiveConstructorSpec[Mapping[str, Any]](
+    nargs=1,
+    metavar="JSON",
+    instance_from_str=lambda texts: json_object(texts[0]),
+    is_instance=lambda value: isinstance(value, Mapping),
+    str_from_instance=lambda value: [json.dumps(value)],
+)
 
 
 @dataclass(frozen=True)
@@ -18,20 +36,38 @@ class ServerConfig:
     Attributes:
         api_key_env: Environment variable with the key; nothing is sent where it is not set.
         route: "completion" sends the prompt as it is, "chat" as a user's turn, "auto" the first where it works.
-        limits: Concurrency, retries, deadlines, prices and the spend cap.
+        limits: Concurrency, retries, deadlines, prices and the spend cap: a `Limits`, or its fields by name.
         cache: Where answers are kept: a file, True for the usual one, False for this process's memory only.
         revision: Anything that tells two states of the model apart; answers to one are not those of the other.
         extra: Further fields of every request, such as ``{"chat_template_kwargs": {"enable_thinking": False}}``.
-        boundaries: Ask what follows each label of at least 0.005 ("all": up to k further requests a prompt), or only
-            where a label begins another one ("prefix": one or two; "80" then counts as "8").
+        boundaries: Ask what follows each answer of at least 0.005 ("all": up to k further requests a prompt), or only
+            where an answer begins another one ("prefix": one or two; "80" then counts as "8").
         progress: Show a bar on the error output.
+
+    Raises:
+        RLAIFError: If the settings make no sense.
     """
 
     api_key_env: str = "RLAIF_LLM_API_KEY"
     route: Literal["auto", "completion", "chat"] = "auto"
     limits: Limits = field(default_factory=Limits)
-    cache: str | bool = True
+    cache: bool | str = True
     revision: str = ""
-    extra: Mapping[str, Any] = field(default_factory=dict)
+    extra: Annotated[Mapping[str, Any], _JSON] = field(default_factory=dict)
     boundaries: Literal["prefix", "all"] = "all"
     progress: bool = False
+
+    def __post_init__(self) -> None:
+        if self.route not in ("auto", "completion", "chat") or self.boundaries not in ("prefix", "all"):
+            raise RLAIFError(
+                "expected route 'auto', 'completion' or 'chat' and boundaries 'prefix' or 'all', found "
+                f"{self.route!r} and {self.boundaries!r}"
+            )
+        if not isinstance(self.extra, Mapping):
+            raise RLAIFError(f"expected extra fields by name, found {self.extra!r:.80}")
+        if bad := sorted(self.extra.keys() & (_GRAMMARS | _OWN)):
+            why = "under a grammar label mass looks like 1" if set(bad) & _GRAMMARS else "they are set here"
+            raise RLAIFError(f"expected extra fields without {', '.join(bad)}: {why}")
+        given: Any = self.limits
+        if not isinstance(given, Limits):
+            object.__setattr__(self, "limits", configured(Limits(), given, "limits of an endpoint"))

@@ -1,9 +1,9 @@
-"""Label likelihoods from a server that shows only the likeliest next tokens.
+"""The likelihoods of answers ("labels") from a server that shows only the likeliest next tokens.
 
 The spellings of the labels are walked as texts. At the prompt's end the server shows its k likeliest tokens; one that
 spells a label ends there, one that only begins a label ("1" of "10", a lone space) is put behind the prompt and asked
-about once more. Where a label is itself the beginning of another, that second answer also says how much of its
-likelihood belongs to longer words, as in `rewards.language_model.label_tree`:
+about once more. Where a label is itself the beginning of another, that second reply also says how much of its
+likelihood belongs to longer words, as in `rewards.language_model.answer_tree`:
 
     P("1") = p("1") (1 - share of the shown tokens' probability that goes on with the word, after "1")
 
@@ -20,22 +20,18 @@ import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
+from rewards.endpoint.client import RequestFailed
 from rewards.endpoint.replies import Position
-from rlaif_env.api import RLAIFError
 
-__all__ = ["LabelAnswer", "NoLabelShown", "label_answer", "needs_second_answer"]
+__all__ = ["AnswerLikelihoods", "answer_likelihoods"]
 
 _NEGLIGIBLE = 1e-5
 _WORTH_ASKING = 0.005  # a less likely label is too rare for its longer words to be seen in a score
 _FLOOR = 1e-12
 
 
-class NoLabelShown(RLAIFError):
-    """None of the labels is among the tokens that the server shows."""
-
-
 @dataclass(frozen=True)
-class LabelAnswer:
+class AnswerLikelihoods:
     """The likelihoods of k labels after one prompt.
 
     Attributes:
@@ -49,12 +45,7 @@ class LabelAnswer:
     requests: int
 
 
-def needs_second_answer(labels: Sequence[str]) -> list[str]:
-    """The labels that are the beginning of another label."""
-    return [a for a in labels if any(b != a and b.startswith(a) for b in labels)]
-
-
-async def label_answer(
+async def answer_likelihoods(
     next_token: Callable[[str], Awaitable[Position]],
     labels: Sequence[str],
     leads: Sequence[str],
@@ -62,7 +53,7 @@ async def label_answer(
     more: bool = True,
     every_boundary: bool = False,
     top: int = 20,
-) -> LabelAnswer:
+) -> AnswerLikelihoods:
     """Likelihoods of labels as the next words.
 
     Args:
@@ -74,12 +65,12 @@ async def label_answer(
         top: How many tokens were asked for; a server may add the drawn one.
 
     Raises:
-        NoLabelShown: If no label is shown.
+        RequestFailed: If no label is shown.
     """
     spellings = {lead + label: label for label in labels for lead in leads}
-    found: dict[str, float] = dict.fromkeys(labels, 0.0)
-    missing: dict[str, float] = dict.fromkeys(labels, 0.0)
-    open_: dict[str, float] = {"": 1.0}
+    likelihoods: dict[str, float] = dict.fromkeys(labels, 0.0)
+    bounds: dict[str, float] = dict.fromkeys(labels, 0.0)
+    open_: dict[str, float] = {"": 1.0}  # texts to ask about, with their likelihoods
     requests = 0
     while open_:
         shortest = min(len(text) for text in open_)
@@ -91,32 +82,33 @@ async def label_answer(
                 raise position
             tokens = _tokens(position)
             if text in spellings:
-                found[spellings[text]] += before * _word_ends(tokens)
+                likelihoods[spellings[text]] += before * _word_ends(tokens)
             below = {s: label for s, label in spellings.items() if s.startswith(text) and s != text}
             seen: set[str] = set()
             for token, p in tokens:
                 reached = text + token
-                if not token or not any(s.startswith(reached) for s in below):
+                reachable = {s: label for s, label in below.items() if s.startswith(reached)}
+                if not token or not reachable:
                     continue
-                seen |= {label for s, label in below.items() if s.startswith(reached)}
-                ends, begins = reached in below, any(s != reached and s.startswith(reached) for s in below)
+                seen |= set(reachable.values())
+                begins = bool(reachable.keys() - {reached})
                 worth = before * p > (_NEGLIGIBLE if begins else _WORTH_ASKING)
                 if more and worth and (begins or every_boundary):
                     open_[reached] = open_.get(reached, 0.0) + before * p
-                elif ends:
-                    found[below[reached]] += before * p
+                elif reached in below:
+                    likelihoods[below[reached]] += before * p
             unseen = set(below.values()) - seen
             for label in unseen:
-                missing[label] += before * _bound(position, len(unseen), top)
+                bounds[label] += before * _bound(position, len(unseen), top)
             if not text and not seen:
                 shown = ", ".join(repr(token) for token, _ in tokens[:5])
-                raise NoLabelShown(
+                raise RequestFailed(
                     f"expected at least one of the labels {labels[0]!r} to {labels[-1]!r} among the {len(tokens)} "
                     f"likeliest next tokens, found {shown}; use another prompt, exemplars (shots), route or model"
                 )
-    bounded = tuple(label for label in labels if found[label] <= 0.0)
-    values = [found[label] if found[label] > 0.0 else max(missing[label], _FLOOR) for label in labels]
-    return LabelAnswer(tuple(math.log(min(v, 1.0)) for v in values), bounded, requests)
+    bounded = tuple(label for label in labels if likelihoods[label] <= 0.0)
+    values = [max(bounds[label], _FLOOR) if label in bounded else likelihoods[label] for label in labels]
+    return AnswerLikelihoods(tuple(math.log(min(v, 1.0)) for v in values), bounded, requests)
 
 
 def _tokens(position: Position) -> list[tuple[str, float]]:

@@ -1,4 +1,4 @@
-"""What an endpoint may use and has used, where it is, and how its waiting is shown."""
+"""What an endpoint may use and has used, and where it is."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ import email.utils
 import ipaddress
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 from urllib.parse import urlsplit
 
 from rlaif_env.api import RLAIFError
 
-__all__ = ["Limits", "Usage", "checked_url", "is_loopback", "progress_over", "retry_after"]
+__all__ = ["Limits", "Usage", "checked_url", "is_loopback", "retry_after"]
 
 
 @dataclass(frozen=True)
@@ -50,6 +48,10 @@ class Limits:
                 f"{self.spend_cap} with {self.price_in} and {self.price_out}"
             )
 
+    def cost(self, read: int, written: int) -> float:
+        """The price of so many tokens."""
+        return (read * self.price_in + written * self.price_out) / 1e6
+
 
 @dataclass
 class Usage:
@@ -76,20 +78,19 @@ class Usage:
     cost: float = 0.0
 
 
-def checked_url(base_url: str) -> str:
-    """The base URL of the routes.
+def checked_url(url: str) -> str:
+    """The base URL of a server's routes.
 
     Raises:
         RLAIFError: If it is none, or holds a password.
     """
     try:
-        parts = urlsplit(base_url)
+        parts = urlsplit(url)
         host = parts.hostname
     except ValueError:
-        host = None
-        parts = urlsplit("")
+        parts, host = urlsplit(""), None
     if parts.scheme not in ("http", "https") or not host:
-        shown = base_url.rpartition("@")[2]
+        shown = url.rpartition("@")[2]
         raise RLAIFError(f"expected a server's address such as http://localhost:8000/v1, found {shown!r}")
     if parts.username or parts.password or parts.query or parts.fragment:
         raise RLAIFError(
@@ -120,17 +121,3 @@ def retry_after(value: str | None) -> float | None:
         except (TypeError, ValueError, OverflowError, LookupError):
             return None
     return max(0.0, seconds) if math.isfinite(seconds) else None
-
-
-def progress_over(total: int, shown: bool) -> tuple[Any, Callable[[], object]]:
-    """A progress bar on the error output to be used as a context, and what advances it."""
-    from contextlib import nullcontext
-
-    if not shown or not total:
-        return nullcontext(), lambda: None
-    from rich.console import Console
-    from rich.progress import Progress
-
-    bar = Progress(console=Console(stderr=True))
-    task = bar.add_task("asking", total=total)
-    return bar, lambda: bar.advance(task)

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rewards.endpoint.client import EndpointClient, RequestFailed
 from rewards.endpoint.replies import Reply
 
-__all__ = ["Abilities", "label_payload", "probe", "rendered"]
+__all__ = ["Capabilities", "probe"]
 
 _TOP = (20, 5)  # most servers show 20 tokens, the older completion routes 5
 _CONTINUE = {"continue_final_message": True, "add_generation_prompt": False}
@@ -23,7 +23,7 @@ _CAPITAL, _BEGUN = "What is the capital of France? Answer in one sentence.", "Th
 
 
 @dataclass(frozen=True)
-class Abilities:
+class Capabilities:
     """What a server can do.
 
     Attributes:
@@ -38,39 +38,33 @@ class Abilities:
     route: str
     top: int
     prefill: bool
-    prefill_fields: bool
-    ten_is_split: bool | None
-    served: str
+    prefill_fields: bool = False
+    ten_is_split: bool | None = None
+    served: str = ""
 
     @property
     def path(self) -> str:
         """The route's path below the base URL."""
         return "completions" if self.route == "completion" else "chat/completions"
 
+    def prompt_fields(self, prompt: str, begun: str = "") -> dict[str, Any]:
+        """The fields of a request that hold a prompt and the beginning of its answer."""
+        if self.route == "completion":
+            return {"prompt": prompt + begun}
+        turns = [{"role": "user", "content": prompt}]
+        if not begun:
+            return {"messages": turns}
+        turns.append({"role": "assistant", "content": begun})
+        return {"messages": turns, **(_CONTINUE if self.prefill_fields else {})}
 
-def rendered(able: Abilities, prompt: str, begun: str) -> dict[str, Any]:
-    """The fields that hold a prompt and the beginning of its answer."""
-    if able.route == "completion":
-        return {"prompt": prompt + begun}
-    turns = [{"role": "user", "content": prompt}]
-    if not begun:
-        return {"messages": turns}
-    fields = _CONTINUE if able.prefill_fields else {}
-    return {"messages": [*turns, {"role": "assistant", "content": begun}], **fields}
-
-
-def label_payload(
-    able: Abilities, prompt: str, begun: str, extra: Mapping[str, Any], tokens: int = 1
-) -> dict[str, Any]:
-    """A request for the next token's likeliest values. Temperature 1: no server can have scaled them."""
-    shown: dict[str, Any] = {"logprobs": able.top}
-    if able.route == "chat":
-        shown = {"logprobs": True, "top_logprobs": able.top}
-    fixed = {"max_tokens": tokens, "temperature": 1.0, "top_p": 1.0, "seed": 0}
-    return {**rendered(able, prompt, begun), **fixed, **shown, **extra}
+    def next_token_request(self, prompt: str, begun: str, extra: Mapping[str, Any], tokens: int = 1) -> dict[str, Any]:
+        """A request for the next token's likeliest values. Temperature 1: no server can have scaled them."""
+        shown = {"logprobs": True, "top_logprobs": self.top} if self.route == "chat" else {"logprobs": self.top}
+        fixed = {"max_tokens": tokens, "temperature": 1.0, "top_p": 1.0, "seed": 0}
+        return {**self.prompt_fields(prompt, begun), **fixed, **shown, **extra}
 
 
-async def probe(client: EndpointClient, route: str, extra: Mapping[str, Any]) -> Abilities:
+async def probe(client: EndpointClient, route: str, extra: Mapping[str, Any]) -> Capabilities:
     """Ask a server what it can do.
 
     Raises:
@@ -79,22 +73,20 @@ async def probe(client: EndpointClient, route: str, extra: Mapping[str, Any]) ->
     refused: list[str] = []
     for name in ("completion", "chat") if route == "auto" else (route,):
         for top in _TOP:
-            able = Abilities(name, top, name == "completion", False, None, "")
+            trial = Capabilities(name, top, prefill=name == "completion")
             try:
-                reply = await _ask(client, able, _COUNT, "", extra)
+                reply = await _ask(client, trial, _COUNT, "", extra)
             except RequestFailed as error:
-                if error.fatal and error.status != 404:
-                    raise
-                if error.status == 0:
-                    raise  # the server is not there, or not well: nothing was learnt about it
+                if error.status == 0 or (error.fatal and error.status != 404):
+                    raise  # 0: the server is not there, or not well: nothing was learnt about it
                 refused.append(f"{name} with {top} tokens: {error}")
                 if error.status == 404:
                     break
                 continue
-            if not reply.positions:
-                refused.append(f"{name} with {top} tokens: an answer without them")
-                break
-            return await _explored(client, able, reply, extra)
+            if reply.positions:
+                return await _explored(client, trial, reply, extra)
+            refused.append(f"{name} with {top} tokens: an answer without them")
+            break
     raise RequestFailed(
         "expected a server that returns log-probabilities, found: " + "; ".join(refused) + ". vLLM returns them "
         "(--max-logprobs 20), llama.cpp's server and Ollama from 0.12.11 do, many hosted reasoning models do not",
@@ -102,14 +94,17 @@ async def probe(client: EndpointClient, route: str, extra: Mapping[str, Any]) ->
     )
 
 
-async def _explored(client: EndpointClient, able: Abilities, reply: Reply, extra: Mapping[str, Any]) -> Abilities:
-    if able.route == "chat" and (reply.reasoning or reply.positions[0].token.strip().startswith("<think")):
+async def _explored(
+    client: EndpointClient, trial: Capabilities, reply: Reply, extra: Mapping[str, Any]
+) -> Capabilities:
+    """All that can be known of a server whose reply to the count shows log-probabilities."""
+    first = reply.positions[0]
+    if trial.route == "chat" and (reply.reasoning or first.token.strip().startswith("<think")):
         raise RequestFailed(
             "expected a model that answers at once, found one that thinks first; turn thinking off, for example with "
             'extra={"chat_template_kwargs": {"enable_thinking": False}} or extra={"reasoning_effort": "none"}',
             fatal=True,
         )
-    first = reply.positions[0]
     values = [value for _, value in first.top]
     if len(values) < 2 or math.exp(values[0]) == math.exp(values[-1]):
         raise RequestFailed(
@@ -117,22 +112,21 @@ async def _explored(client: EndpointClient, able: Abilities, reply: Reply, extra
             "not return real ones",
             fatal=True,
         )
-    served = await _served(client, reply.model)
-    prefill, fields = able.prefill, False
-    if able.route == "chat":
-        prefill, fields = await _prefill(client, able, extra)
-    return Abilities(able.route, min(able.top, len(values)), prefill, fields, _ten_is_split(reply), served)
+    client.served = await _served(client, reply.model)
+    if trial.route == "chat":
+        trial = await _with_prefill(client, trial, extra)
+    return replace(trial, top=min(trial.top, len(values)), ten_is_split=_ten_is_split(reply), served=client.served)
 
 
-async def _ask(client: EndpointClient, able: Abilities, prompt: str, begun: str, extra: Mapping[str, Any]) -> Reply:
-    payload = label_payload(able, prompt, begun, extra, tokens=4) | {"temperature": 0.0}
-    return await client.ask(able.path, payload, logprobs=False, until=client.until(), stored=False)
+async def _ask(client: EndpointClient, trial: Capabilities, prompt: str, begun: str, extra: Mapping[str, Any]) -> Reply:
+    payload = trial.next_token_request(prompt, begun, extra, tokens=4) | {"temperature": 0.0}
+    return await client.ask(trial.path, payload, logprobs=False, until=client.until(), stored=False)
 
 
-async def _prefill(client: EndpointClient, able: Abilities, extra: Mapping[str, Any]) -> tuple[bool, bool]:
+async def _with_prefill(client: EndpointClient, chat: Capabilities, extra: Mapping[str, Any]) -> Capabilities:
     """Whether a begun answer is gone on with, and whether that takes fields of its own."""
     for fields in (True, False):
-        trial = Abilities("chat", able.top, True, fields, None, "")
+        trial = replace(chat, prefill=True, prefill_fields=fields)
         try:
             reply = await _ask(client, trial, _CAPITAL, _BEGUN, extra)
         except RequestFailed as error:
@@ -140,25 +134,23 @@ async def _prefill(client: EndpointClient, able: Abilities, extra: Mapping[str, 
                 raise
             continue
         if reply.text.lstrip().startswith("is"):
-            return True, fields
-    return False, False
+            return trial
+    return chat
 
 
-async def _served(client: EndpointClient, said: str) -> str:
-    """What the server calls the model, if that is the one asked for."""
+async def _served(client: EndpointClient, answering: str) -> str:
+    """What the server calls the model that answers, if that is the one asked for."""
     asked = client.model
-    if not said or said == asked or said.startswith(f"{asked}-") or said.rpartition("/")[2] == asked:
-        client.served = said
-        return said
+    if not answering or answering.startswith(f"{asked}-") or asked in (answering, answering.rpartition("/")[2]):
+        return answering
     listed = await client.models()
-    if listed not in ([], [said]) or (listed == [] and said):
+    if listed != [answering]:  # a server with one model may call it as it likes
         raise RequestFailed(
-            f"expected answers of model {asked!r}, found {said!r} (the server lists {', '.join(listed) or 'none'}); "
-            "give the name that the server uses",
+            f"expected answers of model {asked!r}, found {answering!r} (the server lists "
+            f"{', '.join(listed) or 'none'}); give the name that the server uses",
             fatal=True,
         )
-    client.served = said  # a server with one model may call it as it likes
-    return said
+    return answering
 
 
 def _ten_is_split(reply: Reply) -> bool | None:

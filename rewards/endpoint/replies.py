@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -77,9 +77,7 @@ class Reply:
         """
         try:
             row = json.loads(text)
-            positions = tuple(
-                Position(str(p["token"]), _number(p["logprob"]), _top(p["top"])) for p in row["positions"]
-            )
+            positions = tuple(_position(p["token"], p["logprob"], p["top"]) for p in row["positions"])
             tokens = None if row["tokens"] is None else (int(row["tokens"][0]), int(row["tokens"][1]))
             return Reply(str(row["text"]), positions, bool(row["reasoning"]), str(row["model"]), tokens)
         except (ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
@@ -105,9 +103,13 @@ def parse_reply(body: str, *, logprobs: bool) -> Reply:
         raise MalformedReply(f"expected a JSON object, found {type(row).__name__}: {body[:80]!r}")
     choices = row.get("choices")
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-        said = _error_text(row)
-        raise MalformedReply(f"expected an answer with choices, found {'an error: ' + said if said else 'no choices'}")
-    choice = min((c for c in choices if isinstance(c, dict)), key=_place)
+        error = _error_text(row)
+        raise MalformedReply(
+            f"expected an answer with choices, found {f'an error: {error}' if error else 'no choices'}"
+        )
+    choice = min(
+        (c for c in choices if isinstance(c, dict)), key=lambda c: c["index"] if isinstance(c.get("index"), int) else 0
+    )
     message = choice.get("message")
     if isinstance(message, dict):
         text = message.get("content") or ""
@@ -122,11 +124,6 @@ def parse_reply(body: str, *, logprobs: bool) -> Reply:
     return Reply(text, positions, reasoning, str(row.get("model") or ""), _usage(row.get("usage")))
 
 
-def _place(choice: Mapping[str, Any]) -> int:
-    index = choice.get("index")
-    return index if isinstance(index, int) else 0
-
-
 def _error_text(row: Mapping[str, Any]) -> str:
     error = row.get("error", row.get("detail", row.get("message")))
     if isinstance(error, dict):
@@ -139,8 +136,8 @@ def error_message(body: str) -> str:
     try:
         row = json.loads(body)
     except (ValueError, RecursionError):
-        return body.strip()[:120]
-    return _error_text(row) if isinstance(row, dict) else body[:120]
+        row = None
+    return _error_text(row) if isinstance(row, dict) else body.strip()[:120]
 
 
 def _usage(usage: Any) -> tuple[int, int] | None:
@@ -153,35 +150,29 @@ def _usage(usage: Any) -> tuple[int, int] | None:
 
 
 def _positions(logprobs: Any) -> tuple[Position, ...]:
+    """The generated tokens in either shape."""
     if not isinstance(logprobs, dict):
         return ()
     try:
         if isinstance(content := logprobs.get("content"), list):
-            return tuple(_chat_position(entry) for entry in content)
-        tops = logprobs.get("top_logprobs")
-        if not isinstance(tops, list):
+            shown = [[(t["token"], t["logprob"]) for t in entry.get("top_logprobs") or ()] for entry in content]
+            return tuple(_position(e["token"], e.get("logprob"), top) for e, top in zip(content, shown, strict=True))
+        if not isinstance(tops := logprobs.get("top_logprobs"), list):
             return ()
         tokens = logprobs.get("tokens") or [""] * len(tops)
         own = logprobs.get("token_logprobs") or [None] * len(tops)
-        return tuple(
-            Position(str(token), _number(value), _top((top or {}).items()))
-            for token, value, top in zip(tokens, own, tops, strict=True)
-        )
+        return tuple(_position(t, v, (top or {}).items()) for t, v, top in zip(tokens, own, tops, strict=True))
     except (TypeError, KeyError, AttributeError, ValueError, OverflowError) as error:
         raise MalformedReply(f"expected log-probabilities by token, found another shape ({error})") from None
 
 
-def _chat_position(entry: Mapping[str, Any]) -> Position:
-    top = [(str(t["token"]), t["logprob"]) for t in entry.get("top_logprobs") or ()]
-    return Position(str(entry["token"]), _number(entry.get("logprob")), _top(top))
-
-
-def _top(entries: Any) -> tuple[tuple[str, float], ...]:
-    pairs: Sequence[tuple[str, float]] = [(str(t), n) for t, v in entries if (n := _number(v)) is not None]
+def _position(token: Any, logprob: Any, top: Iterable[tuple[Any, Any]]) -> Position:
+    """A token with its log-probability and the likeliest ones; those that are no number are left out."""
+    pairs = [(str(text), number) for text, value in top if (number := _number(value)) is not None]
     total = math.fsum(math.exp(value) for _, value in pairs)
     if total > 1 + _TOLERANCE * max(1, len(pairs)):
         raise MalformedReply(f"expected log-probabilities that sum to at most 1, found {total:.3g}")
-    return tuple(sorted(pairs, key=lambda pair: -pair[1]))
+    return Position(str(token), _number(logprob), tuple(sorted(pairs, key=lambda pair: -pair[1])))
 
 
 def _number(value: Any) -> float | None:

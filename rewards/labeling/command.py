@@ -29,6 +29,7 @@ from rewards.labeling.job import LabelConfig, LabelJob
 from rewards.labeling.pair_source import Pair, SampledPairs
 from rewards.labeling.report import Tally, as_markdown
 from rewards.language_model.choice import language_model_from
+from rewards.language_model.config import LanguageModelConfig
 from rlaif_env.api import BackendError, Preference
 from rlaif_env.data.journal import Journal
 from rlaif_env.data.jsonl import write_jsonl
@@ -103,7 +104,7 @@ def _sample(sampled: SampledPairs, config: LabelConfig, console: Console) -> Non
     """Have the policy respond twice to each prompt, where it has not yet."""
     if not (open_ := sampled.open()):
         return
-    policy = language_model_from(config.policy, device=config.device, dtype=config.dtype)
+    policy = language_model_from(LanguageModelConfig(str(config.policy), device=config.device, dtype=config.dtype))
     with _progress(console) as progress:
         bar = progress.add_task(
             "sampling", total=len(sampled.prompts), completed=len(sampled.prompts) - len(open_), figures=""

@@ -8,12 +8,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from rewards.api import LanguageModel
+from rewards.api import LanguageModel, configured
+from rewards.endpoint.config import ServerConfig
 from rewards.endpoint.limits import checked_url
 from rewards.labeling.answers import Answer, Label
 from rewards.labeling.labeler import PreferenceLabeler
 from rewards.labeling.pair_source import Pair, builtin_pairs, holds_prompts, prompts_of_file, read_pairs
 from rewards.language_model.choice import language_model_from
+from rewards.language_model.config import LanguageModelConfig
 from rlaif_env.api import BackendError, DataError, RLAIFError
 from rlaif_env.data.journal import Journal
 from rlaif_env.data.tasks import load_task
@@ -169,9 +171,8 @@ class LabelJob:
 
     def _loaded(self) -> LanguageModel:
         c = self.config
-        loaded = language_model_from(
-            c.model, url=c.llm_url, device=c.device, dtype=c.dtype, chat=c.chat, endpoint=self._llm
-        )
+        server = configured(ServerConfig(), self._llm, "a language model at a URL")
+        loaded = language_model_from(LanguageModelConfig(c.model, c.llm_url, c.chat, c.device, c.dtype, server))
         loaded.name = _name_of(c)  # what the journal's keys are made with
         if c.llm_url is not None:
             self._opened = cast("EndpointLM", loaded)

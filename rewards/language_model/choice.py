@@ -2,65 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
 
 from rewards.api import LanguageModel
+from rewards.endpoint.config import ServerConfig
 from rewards.endpoint.model import EndpointLM
 from rewards.language_model.config import LanguageModelConfig
 from rewards.language_model.local import LocalLM
 from rlaif_env.api import RLAIFError
-from rlaif_env.models import BUILTIN_MODEL
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 __all__ = ["language_model_from"]
 
 
-def language_model_from(
-    model: LanguageModelConfig | Any = BUILTIN_MODEL,
-    tokenizer: PreTrainedTokenizerBase | None = None,
-    *,
-    url: str | None = None,
-    device: str | None = None,
-    dtype: str | None = None,
-    chat: bool = False,
-    endpoint: Mapping[str, Any] | None = None,
-) -> LanguageModel:
-    """The language model behind a command's options.
-
-    Args:
-        model: As in `LocalLM`, or a `LanguageModel`, which is returned; with ``url`` the name the server knows it by.
-        tokenizer: As in `LocalLM`.
-        url: Base URL of an OpenAI-compatible server; None runs the model here.
-        device: As in `rlaif_env.models.backbone`.
-        dtype: As in `rlaif_env.models.backbone`.
-        chat: As in `LocalLM`; on a server, its chat route.
-        endpoint: The other arguments of `rewards.endpoint.model.EndpointLM`, with ``url`` only.
+def language_model_from(config: LanguageModelConfig) -> LanguageModel:
+    """The language model that the settings name, loaded or connected to; a server is probed.
 
     Raises:
-        RLAIFError: If a model cannot be had, or the server cannot do what is needed.
+        RLAIFError: If a model cannot be had, the server cannot do what is needed, or its settings come without its URL.
     """
-    if isinstance(model, LanguageModelConfig):
-        if model.url is None:
-            return LocalLM(model.model, device=model.device, dtype=model.dtype, chat=model.chat)
-        server = {entry.name: getattr(model.server, entry.name) for entry in fields(model.server)}
-        if model.chat:
-            server["route"] = "chat"
-        asked = EndpointLM(model.url, model.model, **server)
-        asked.probe()
-        return asked
-    if url is not None:
-        try:
-            served = EndpointLM(url, str(model), **{**({"route": "chat"} if chat else {}), **(endpoint or {})})
-        except TypeError as error:
-            raise RLAIFError(f"a language model at a URL: {error}") from error
+    if config.url is not None:
+        server = replace(config.server, route="chat") if config.chat else config.server
+        served = EndpointLM(config.url, config.model, server)
         served.probe()
         return served
-    if endpoint:
-        raise RLAIFError(f"expected a server's URL with the settings {sorted(endpoint)}, found none")
-    if isinstance(model, LanguageModel):
-        return model
-    return LocalLM(model, tokenizer, device=device, dtype=dtype, chat=chat)
+    limits = replace(
+        config.server.limits, price_in=0.0, price_out=0.0, spend_cap=None
+    )  # a price says what it would cost
+    server = replace(config.server, limits=limits)
+    if changed := [name for name, value in vars(server).items() if value != getattr(ServerConfig(), name)]:
+        raise RLAIFError(f"expected a server's URL with the settings {', '.join(changed)}, found none")
+    return LocalLM(config.model, device=config.device, dtype=config.dtype, chat=config.chat)

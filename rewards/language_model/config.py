@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
+from rewards.api import configured
 from rewards.endpoint.config import ServerConfig
 from rewards.endpoint.limits import checked_url
 from rlaif_env.models import BUILTIN_MODEL
@@ -21,7 +23,10 @@ class LanguageModelConfig:
         chat: Put prompts through the model's chat template; on a server, use its chat route.
         device: "cpu", "cuda", ...; by default the GPU where there is one. Models in this process only.
         dtype: Of the weights; by default bfloat16 on a GPU that has it and float32 elsewhere. In this process only.
-        server: How the server is asked.
+        server: How the server is asked: a `ServerConfig`, or its fields by name.
+
+    Raises:
+        RLAIFError: If the URL is none or holds a password, or the server's settings make no sense.
     """
 
     model: str = BUILTIN_MODEL
@@ -34,6 +39,9 @@ class LanguageModelConfig:
     def __post_init__(self) -> None:
         if self.url is not None:
             checked_url(self.url)  # before the address is recorded: one with a password must not be
+        given: Any = self.server
+        if not isinstance(given, ServerConfig):
+            object.__setattr__(self, "server", configured(ServerConfig(), given, "a language model at a URL"))
 
     @property
     def name(self) -> str:

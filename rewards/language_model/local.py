@@ -1,23 +1,26 @@
-"""A language model as a judge: the likelihoods of labels, and generated rationales.
+"""`LocalLM`: a language model in this process as a judge, the likelihoods of its answers, and generated rationales.
 
-`LocalLM` runs on transformers. What the prompts of a batch share at their beginning (preamble, exemplars) is computed
-once and kept; all labels of a prompt are seen in one forward pass, as branches of a tree that attend to the prompt and
-to their own beginnings only.
+It runs on transformers. What the prompts of a batch share at their beginning (preamble, exemplars) is computed once and
+kept; all answers to a prompt are seen in one forward pass, as branches of a tree that attend to the prompt and to their
+own beginnings only.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rewards.language_model.label_tree import LabelTree, label_logprobs, label_tree, word_start_mask
-from rewards.prompts import leads_after
+from rewards.api import Live
+from rewards.language_model.answer_tree import AnswerTree, answer_logprobs, answer_tree, word_start_mask
+from rewards.prompts import before_stop, leads_after
 from rlaif_env.api import RLAIFError
+from rlaif_env.batches import length_buckets
 from rlaif_env.models import BUILTIN_MODEL, Backbone, backbone, encode, head_logits, pad_rows
 from rlaif_env.models.sampling import sample
 
@@ -31,7 +34,7 @@ _SHARED_MINIMUM = 8  # a shorter common beginning is not worth a cache
 _KEPT_PREFIXES = 4
 
 
-class LocalLM:
+class LocalLM(Live):
     """A causal LM in this process, its plain weights (no adapter) frozen.
 
     Args:
@@ -78,12 +81,8 @@ class LocalLM:
         self.tokens_per_batch = tokens_per_batch
         self.share_prefix = share_prefix
         self._word_start: torch.Tensor | None = None
-        self._trees: dict[tuple[tuple[str, ...], tuple[str, ...]], LabelTree] = {}
+        self._trees: dict[tuple[tuple[str, ...], tuple[str, ...]], AnswerTree] = {}
         self._prefixes: dict[tuple[int, ...], list[tuple[torch.Tensor, torch.Tensor]]] = {}
-
-    def __deepcopy__(self, memo: object) -> LocalLM:
-        """A live model is shared, never cloned."""
-        return self
 
     def render(self, prompt: str) -> str:
         """The text that the model sees for a prompt."""
@@ -99,11 +98,10 @@ class LocalLM:
     def _encode(self, prompts: Sequence[str]) -> list[list[int]]:
         tokenizer = self.backbone.tokenizer
         texts = [self.render(prompt) for prompt in prompts]
-        rows = (
-            [r for r in tokenizer(texts, add_special_tokens=False)["input_ids"]]
-            if self.chat and texts
-            else encode(tokenizer, texts)
-        )
+        if self.chat and texts:  # the template has the special tokens
+            rows = [list(row) for row in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+        else:
+            rows = encode(tokenizer, texts)
         for i, row in enumerate(rows):
             if not 0 < len(row) <= self.max_tokens:
                 raise RLAIFError(
@@ -130,15 +128,13 @@ class LocalLM:
         leads = [leads_after(self.render(prompt)) for prompt in prompts]
         for lead in sorted(set(leads)):
             members = [i for i in range(len(rows)) if leads[i] == lead]
-            out[members] = self._label_logprobs([rows[i] for i in members], self._tree(tuple(labels), lead))
+            if (key := (tuple(labels), lead)) not in self._trees:
+                self._trees[key] = answer_tree(self.backbone.tokenizer, labels, lead)
+            out[members] = self._tree_logprobs([rows[i] for i in members], self._trees[key])
         return out
 
-    def _tree(self, labels: tuple[str, ...], leads: tuple[str, ...]) -> LabelTree:
-        if (labels, leads) not in self._trees:
-            self._trees[labels, leads] = label_tree(self.backbone.tokenizer, labels, leads)
-        return self._trees[labels, leads]
-
-    def _label_logprobs(self, rows: list[list[int]], tree: LabelTree) -> NDArray[np.float64]:
+    def _tree_logprobs(self, rows: list[list[int]], tree: AnswerTree) -> NDArray[np.float64]:
+        """Log-likelihoods of a tree's k answers after n prompts, (n, k)."""
         import torch
 
         if self._word_start is None:
@@ -148,21 +144,11 @@ class LocalLM:
         with self.backbone.using(None) as model, torch.inference_mode():
             prefix = self._shared_prefix(model, rows)
             suffixes = [row[len(prefix) :] for row in rows]
-            for members in self._buckets([len(s) for s in suffixes], extra=len(tree.tokens)):
+            lengths = [len(suffix) for suffix in suffixes]
+            for members in length_buckets(lengths, self.tokens_per_batch, extra=len(tree.tokens)):
                 logits = self._tree_logits(model, prefix, [suffixes[i] for i in members], tree)
-                out[members] = label_logprobs(tree, logits, self._word_start).cpu().numpy()
+                out[members] = answer_logprobs(tree, logits, self._word_start).cpu().numpy()
         return out
-
-    def _buckets(self, lengths: Sequence[int], extra: int) -> list[list[int]]:
-        """Rows of like length together, at most `tokens_per_batch` padded tokens in each bucket."""
-        buckets: list[list[int]] = []
-        for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-            widest = lengths[buckets[-1][0]] + extra if buckets else 0
-            wasteful = buckets and lengths[i] + extra < 0.7 * widest and len(buckets[-1]) >= 4
-            if not buckets or wasteful or widest * (len(buckets[-1]) + 1) > self.tokens_per_batch:
-                buckets.append([])
-            buckets[-1].append(i)
-        return buckets
 
     def _shared_prefix(self, model: Any, rows: list[list[int]]) -> tuple[int, ...]:
         """The beginning of all rows, if it is worth keeping; its keys and values are in `_prefixes`.
@@ -175,13 +161,11 @@ class LocalLM:
         if len(rows) == 1:
             kept = [p for p in self._prefixes if len(rows[0]) > len(p) and tuple(rows[0][: len(p)]) == p]
             return max(kept, key=len, default=())
-        common, shortest = 0, min(len(row) for row in rows) - 1  # the last token stays: its logits are wanted
-        first, last = min(rows), max(rows)
-        while common < shortest and first[common] == last[common]:
-            common += 1
-        if common < _SHARED_MINIMUM:
+        shortest = min(len(row) for row in rows) - 1  # the last token stays: its logits are wanted
+        same = takewhile(lambda pair: pair[0] == pair[1], zip(min(rows), max(rows), strict=False))
+        best = tuple(token for token, _ in same)[:shortest]
+        if len(best) < _SHARED_MINIMUM:
             return ()
-        best = tuple(first[:common])
         held = self._prefixes.pop(best, None)
         if held is None:
             import torch
@@ -194,29 +178,25 @@ class LocalLM:
         return best
 
     def _tree_logits(
-        self, model: Any, prefix: tuple[int, ...], suffixes: list[list[int]], tree: LabelTree
+        self, model: Any, prefix: tuple[int, ...], suffixes: list[list[int]], tree: AnswerTree
     ) -> torch.Tensor:
-        """Logits at the end of each prompt and at every node of the label tree, (n, N + 1, V)."""
+        """Logits at the end of each prompt and at every node of the tree, (n, N + 1, V)."""
         import torch
         from transformers import DynamicCache
 
-        device, nodes = self.backbone.device, len(tree.tokens)
+        device, nodes, before = self.backbone.device, len(tree.tokens), len(prefix)
         ids, real = pad_rows(suffixes, self.backbone.tokenizer.pad_token_id, side="left")
         n, width = ids.shape
-        before = len(prefix)
         ids = np.concatenate([ids, np.broadcast_to(np.asarray(tree.tokens), (n, nodes))], axis=1)
-        lengths = real.sum(axis=1)
-        positions = np.concatenate(
-            [(real.cumsum(axis=1) - 1).clip(0), lengths[:, None] - 1 + np.asarray(tree.depths)[None]], axis=1
-        )
+        of_nodes = real.sum(axis=1)[:, None] - 1 + np.asarray(tree.depths)[None]
+        positions = before + np.concatenate([(real.cumsum(axis=1) - 1).clip(0), of_nodes], axis=1)
         sees = np.zeros((n, width + nodes, before + width + nodes), dtype=bool)
         sees[:, :, :before] = True
-        sees[:, :width, before : before + width] = np.tril(np.ones((width, width), dtype=bool)) & (real[:, None] > 0)
-        sees[:, width:, before : before + width] = real[:, None] > 0
+        sees[:, :, before : before + width] = real[:, None] > 0
+        sees[:, :width, before : before + width] &= np.tri(width, dtype=bool)
         sees[:, width:, before + width :] = tree.ancestry()
         diagonal = np.arange(width + nodes)
         sees[:, diagonal, before + diagonal] = True  # padding sees itself: a row that sees nothing would be NaN
-        key_positions = np.concatenate([np.broadcast_to(np.arange(before), (n, before)), before + positions], axis=1)
         cache = None
         if before:
             cache = DynamicCache()
@@ -224,15 +204,21 @@ class LocalLM:
                 cache.update(keys.expand(n, -1, -1, -1), values.expand(n, -1, -1, -1), layer)
         hidden = model.get_decoder()(
             input_ids=torch.from_numpy(ids).to(device),
-            attention_mask=self._attention(model, torch.from_numpy(sees), torch.from_numpy(key_positions), before),
-            position_ids=torch.from_numpy(before + positions).to(device),
+            attention_mask=self._attention(model, torch.from_numpy(sees), torch.from_numpy(positions)),
+            position_ids=torch.from_numpy(positions).to(device),
             past_key_values=cache,
             use_cache=cache is not None,
         ).last_hidden_state[:, -(nodes + 1) :]
         return head_logits(model, hidden.reshape(-1, hidden.shape[-1])).reshape(n, nodes + 1, -1)
 
-    def _attention(self, model: Any, sees: torch.Tensor, key_positions: torch.Tensor, before: int) -> Any:
-        """An additive mask (n, 1, q, k) of who sees whom; one a kind of layer where some layers see a window only."""
+    def _attention(self, model: Any, sees: torch.Tensor, positions: torch.Tensor) -> Any:
+        """An additive mask (n, 1, q, k) of who sees whom; one a kind of layer where some layers see a window only.
+
+        Args:
+            model: Whose layers they are.
+            sees: Whether a query sees a key, (n, q, k); the first k - q keys are those of the shared prefix.
+            positions: Of the queries, (n, q), the prefix counted.
+        """
         import torch
 
         def additive(allowed: torch.Tensor) -> torch.Tensor:
@@ -240,15 +226,13 @@ class LocalLM:
             return blocked[:, None].to(self.backbone.device)
 
         config = model.config.get_text_config()
-        kinds = set(getattr(config, "layer_types", None) or ())
-        if "sliding_attention" not in kinds:
+        if "sliding_attention" not in (getattr(config, "layer_types", None) or ()):
             return additive(sees)
-        distance = key_positions[:, before:, None] - key_positions[:, None, :]
-        masks = {
-            "full_attention": additive(sees),
-            "sliding_attention": additive(sees & (distance < config.sliding_window)),
-        }
-        return {kind: masks[kind] for kind in kinds}
+        prefix = torch.arange(sees.shape[2] - sees.shape[1]).expand(len(positions), -1)
+        distance = positions[:, :, None] - torch.cat([prefix, positions], dim=1)[:, None]
+        near = additive(sees & (distance < config.sliding_window))
+        masks = {"full_attention": additive(sees), "sliding_attention": near}
+        return {kind: masks[kind] for kind in set(config.layer_types)}
 
     def generate(
         self,
@@ -263,12 +247,10 @@ class LocalLM:
         """Continue n prompts, greedily at temperature 0; see `LanguageModel.generate`."""
         tokenizer = self.backbone.tokenizer
         rows = self._encode(prompts)
-        texts: list[str] = [""] * len(rows)
-        uniform = (
-            np.stack([_numbers_for(prompt, seed, max_new_tokens) for prompt in prompts]) if rows else np.zeros((0, 1))
-        )
+        texts = [""] * len(rows)
+        uniform = np.array([_numbers_for(prompt, seed, max_new_tokens) for prompt in prompts])
         with self.backbone.using(None) as model:
-            for members in self._buckets([len(row) for row in rows], extra=max_new_tokens):
+            for members in length_buckets([len(row) for row in rows], self.tokens_per_batch, extra=max_new_tokens):
                 drawn = sample(
                     model,
                     [rows[i] for i in members],
@@ -280,9 +262,7 @@ class LocalLM:
                     top_k=top_k,
                 )
                 for i, row, length in zip(members, drawn.ids, drawn.lengths, strict=True):
-                    text = str(tokenizer.decode(row[:length], skip_special_tokens=True))
-                    cuts = [at for s in stop if (at := text.find(s)) >= 0]
-                    texts[i] = text[: min(cuts)] if cuts else text
+                    texts[i] = before_stop(str(tokenizer.decode(row[:length], skip_special_tokens=True)), stop)
         return texts
 
 

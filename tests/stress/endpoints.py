@@ -32,7 +32,7 @@ import numpy as np
 from rewards.direct_score import DirectLLMScore
 from rewards.endpoint.cache import AnswerCache
 from rewards.endpoint.client import RequestFailed
-from rewards.endpoint.likelihoods import LabelAnswer
+from rewards.endpoint.likelihoods import AnswerLikelihoods
 from rewards.endpoint.model import EndpointLM
 from rewards.language_model.local import LocalLM
 from rlaif_env.data.tasks import load_task
@@ -40,10 +40,10 @@ from rlaif_env.statistics import spearman
 from tests import ROOT
 from tests.stress.endpoint_server import FAULTS, FaultServer, scores_of
 
-__all__ = ["agreement_run", "fault_run", "kill_run", "main", "speed_run"]
+__all__ = ["CHILD", "agreement_run", "fault_run", "kill_run", "main", "speed_run"]
 
 _LABELS = [str(i) for i in range(2, 10)]
-_CHILD = """
+CHILD = """
 import sys
 from rewards.endpoint.model import EndpointLM
 url, store, n = sys.argv[1], sys.argv[2], int(sys.argv[3])
@@ -90,7 +90,7 @@ def fault_run(
         failures = dict(server.failed)
     bad = {i: str(row) for i, row in enumerate(found) if isinstance(row, RequestFailed)}
     hopeless = {i for i in range(n) if i % 100 == 7}
-    good = {i: row.logprobs for i, row in enumerate(found) if isinstance(row, LabelAnswer)}
+    good = {i: row.logprobs for i, row in enumerate(found) if isinstance(row, AnswerLikelihoods)}
     shown = np.exp(list(good.values()))
     truth = np.array([scores_of(prompts[i])[1:9] for i in good])
     hanging = failures.get("timeout", 0)
@@ -152,9 +152,8 @@ def kill_run(n: int, *, seconds: float = 0.05) -> dict[str, int]:
     with tempfile.TemporaryDirectory() as folder, FaultServer(seconds=seconds) as server:
         store = Path(folder) / "answers.sqlite"
         server.keep_requests = False
-        command = [sys.executable, "-c", _CHILD, server.url, str(store), str(n)]
-        root = ROOT
-        child = subprocess.Popen(command, cwd=root)
+        command = [sys.executable, "-c", CHILD, server.url, str(store), str(n)]
+        child = subprocess.Popen(command, cwd=ROOT)
         while sum(server.answered.values()) < n // 2 and child.poll() is None:
             time.sleep(0.005)
         os.kill(child.pid, signal.SIGKILL)
@@ -163,7 +162,7 @@ def kill_run(n: int, *, seconds: float = 0.05) -> dict[str, int]:
         with AnswerCache(store) as cache:
             stored = len(cache)
         first = sum(server.answered.values())
-        subprocess.run(command, cwd=root, check=True)
+        subprocess.run(command, cwd=ROOT, check=True)
         with AnswerCache(store) as cache:
             in_the_end = len(cache)
         second = sum(server.answered.values()) - first
@@ -243,10 +242,10 @@ def agreement_run(url: str, model: str, *, n: int = 100, **settings: Any) -> dic
     """
     texts = [p.response_1 for p, _ in zip(load_task("movie-review").preferences("test"), range(n), strict=False)]
     none = [""] * len(texts)
-    local = DirectLLMScore(LocalLM()).score(none, texts).info
+    local = DirectLLMScore(LocalLM(), scale=(1, 10)).score(none, texts).info
     started = time.monotonic()
     with EndpointLM(url, model, cache=None, **settings) as lm:
-        served = DirectLLMScore(lm).score(none, texts).info
+        served = DirectLLMScore(lm, scale=(1, 10)).score(none, texts).info
         spent = time.monotonic() - started
         facts, requests = lm.facts, lm.usage.requests
     gap = np.abs(local["score"] - served["score"])

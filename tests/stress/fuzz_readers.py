@@ -236,15 +236,15 @@ def _reward_kwargs(folder: Path) -> Read:
         if not isinstance(reward, str) or not isinstance(kwargs, dict):
             raise RLAIFError("no settings")
         if reward == "endpoint":
-            if "cache" in kwargs or "base_url" in kwargs:
+            if "cache" in kwargs or "url" in kwargs:
                 raise RLAIFError("not to be tried")
             try:
                 server = EndpointLM("http://127.0.0.1:9/v1", "m", cache=None, **kwargs)
-            except TypeError as error:  # what `language_model_from` makes of it
+            except TypeError as error:  # the model or the config twice
                 raise RLAIFError(str(error)) from error
             server.close()
             return
-        if "llm_url" in kwargs:
+        if "url" in kwargs:
             raise RLAIFError("not to be tried")
         if reward == "direct-llm":
             kwargs["model"] = Fair()

@@ -12,15 +12,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tyro
 
 from rewards.api import LanguageModel
 from rewards.direct_score import from_kwargs
-from rewards.endpoint.likelihoods import LabelAnswer, NoLabelShown, label_answer
-from rewards.endpoint.limits import retry_after
+from rewards.endpoint.client import RequestFailed
+from rewards.endpoint.config import ServerConfig
+from rewards.endpoint.likelihoods import AnswerLikelihoods, answer_likelihoods
+from rewards.endpoint.limits import Limits, retry_after
 from rewards.endpoint.model import EndpointLM
 from rewards.endpoint.replies import MalformedReply, Position, Reply, parse_reply
 from rewards.labeling.labeler import PreferenceLabeler
 from rewards.language_model.choice import language_model_from
+from rewards.language_model.config import LanguageModelConfig
 from rlaif_env.api import BackendError, RLAIFError
 from tests.stress.endpoint_server import FAULTS, FaultServer, scores_of
 from tests.stress.endpoints import fault_run
@@ -108,11 +112,11 @@ def test_no_number_is_left_out() -> None:
 
 def answer(
     view: Mapping[str, Mapping[str, float]], labels: list[str], leads: tuple[str, ...] = ("",), **more: Any
-) -> LabelAnswer:
+) -> AnswerLikelihoods:
     async def next_token(text: str) -> Position:
         return Position("", None, tuple((t, math.log(p)) for t, p in sorted(view[text].items(), key=lambda i: -i[1])))
 
-    return asyncio.run(label_answer(next_token, labels, leads, **more))
+    return asyncio.run(answer_likelihoods(next_token, labels, leads, **more))
 
 
 def test_one_and_ten_are_told_apart_by_a_second_answer() -> None:
@@ -155,7 +159,7 @@ def test_the_drawn_token_does_not_lower_the_bound() -> None:
 
 
 def test_no_label_at_all_is_a_failure() -> None:
-    with pytest.raises(NoLabelShown, match="expected at least one of the labels '7' to '8' among the 2 likeliest"):
+    with pytest.raises(RequestFailed, match="expected at least one of the labels '7' to '8' among the 2 likeliest"):
         answer({"": {"The": 0.6, "A": 0.4}}, ["7", "8"])
 
 
@@ -170,15 +174,15 @@ def test_likelihoods_are_the_servers(style: str) -> None:
         assert lm.probe().ten_is_split is True
         np.testing.assert_allclose(lm.label_logprobs(prompts, TEN), expected(prompts), atol=1e-9)
         found = lm.answers(prompts, TEN)
-        two = [math.exp(a.logprobs[1]) for a in found if isinstance(a, LabelAnswer)]
+        two = [math.exp(a.logprobs[1]) for a in found if isinstance(a, AnswerLikelihoods)]
         assert two == pytest.approx([scores_of(p)[1] for p in prompts])
         assert lm.facts["labels_bounded"] == 0
 
 
 def test_the_chat_route_begins_answers_where_it_can() -> None:
     with FaultServer("vllm") as server, connect(server, route="chat") as lm:
-        able = lm.probe()
-        assert (able.route, able.prefill, able.prefill_fields) == ("chat", True, True)
+        capabilities = lm.probe()
+        assert (capabilities.route, capabilities.prefill, capabilities.prefill_fields) == ("chat", True, True)
         found = np.exp(lm.label_logprobs(["Rate: "], TEN))[0]
         assert found[9] == pytest.approx(scores_of("Rate: ")[9])
         asked = [request for _, request in server.requests if request["messages"][-1]["content"] == "1"]
@@ -237,7 +241,7 @@ def test_five_tokens_are_asked_for_where_twenty_are_refused() -> None:
     with FaultServer(answer=at_most_five) as server, connect(server) as lm:
         assert lm.probe().top == 5
         found = lm.answers(["Rate: "], TEN)[0]
-        assert isinstance(found, LabelAnswer)
+        assert isinstance(found, AnswerLikelihoods)
         assert len(found.bounded) >= 4
 
 
@@ -245,10 +249,10 @@ def test_five_tokens_are_asked_for_where_twenty_are_refused() -> None:
     ("settings", "message"),
     [
         (
-            {"base_url": "localhost:8000"},
+            {"url": "localhost:8000"},
             "expected a server's address such as http://localhost:8000/v1, found 'localhost:8000'",
         ),
-        ({"base_url": f"http://me:{KEY}@host/v1"}, "expected an address without password and query for host"),
+        ({"url": f"http://me:{KEY}@host/v1"}, "expected an address without password and query for host"),
         ({"route": "grpc"}, "expected route 'auto', 'completion' or 'chat'"),
         ({"extra": {"response_format": {}}}, "expected extra fields without response_format: under a grammar"),
         ({"extra": {"max_tokens": 3}}, "expected extra fields without max_tokens: they are set here"),
@@ -259,7 +263,7 @@ def test_five_tokens_are_asked_for_where_twenty_are_refused() -> None:
 )
 def test_bad_settings_say_so(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(RLAIFError) as caught:
-        EndpointLM(**{"base_url": "http://localhost:1/v1", "model": "m", "cache": None, **settings})
+        EndpointLM(**{"url": "http://localhost:1/v1", "model": "m", "cache": None, **settings})
     assert message in str(caught.value)
     assert KEY not in str(caught.value)
 
@@ -355,7 +359,7 @@ def test_the_deadline_of_a_call_ends_it() -> None:
         started = time.monotonic()
         found = lm.answers([f"{i} " for i in range(40)], ["2"])
         assert time.monotonic() - started < 5
-        done = [isinstance(row, LabelAnswer) for row in found]
+        done = [isinstance(row, AnswerLikelihoods) for row in found]
         assert any(done) and not all(done)
         assert "gave up at the deadline of 1.0 s" in str(found[-1]) or "no answer within" in str(found[-1])
 
@@ -367,7 +371,7 @@ def test_the_spend_cap_stops_before_it_is_passed(server: FaultServer) -> None:
         assert 0 < lm.usage.cost <= 0.002
         assert lm.usage.tokens_in > 0
         assert "expected the cost to stay within the spend_cap of 0.002" in str(found[-1])
-        answered = sum(isinstance(row, LabelAnswer) for row in found)
+        answered = sum(isinstance(row, AnswerLikelihoods) for row in found)
         assert 0 < answered == len(server.answered) < 100
 
 
@@ -436,10 +440,10 @@ def test_texts_are_generated_and_cut(server: FaultServer) -> None:
 def test_the_reward_takes_a_url(server: FaultServer) -> None:
     reward = from_kwargs(
         model="scorer",
-        llm_url=server.url,
-        llm={"cache": None, "limits": FAST},
+        url=server.url,
+        server={"cache": None, "limits": FAST},
         template="Review: {text}\nScore: ",
-        scale=[1, 10],
+        scale=[1, 10],  # type: ignore[arg-type]
     )
     scores = reward.score([""], ["fine"])
     p = np.array(scores_of("Review: fine\nScore: "))
@@ -447,6 +451,27 @@ def test_the_reward_takes_a_url(server: FaultServer) -> None:
     assert scores.info["score"][0] == pytest.approx(p @ np.arange(1, 11) / p.sum(), abs=0.1)
     reward.language_model.close()  # type: ignore[attr-defined]
     with pytest.raises(RLAIFError, match="expected a server's URL with the settings"):
-        from_kwargs(model="scorer", llm={"cache": None})
+        from_kwargs(model="scorer", server={"cache": False})
     with pytest.raises(RLAIFError, match="a language model at a URL"):
-        language_model_from("scorer", url=server.url, endpoint={"speed": 3})
+        from_kwargs(model="scorer", url=server.url, server={"speed": 3})
+
+
+def test_a_price_alone_needs_no_server_and_other_settings_do() -> None:
+    prices = {"limits": {"price_in": 2.0, "price_out": 8.0}}
+    model = str(FIXTURES)  # a folder that is no model: it gets as far as being opened
+    with pytest.raises(RLAIFError, match=r"config\.json"):
+        language_model_from(LanguageModelConfig(model, server=prices))  # type: ignore[arg-type]
+    with pytest.raises(RLAIFError, match="expected a server's URL with the settings route, limits, found none"):
+        server = ServerConfig(route="chat", limits=Limits(concurrency=2))
+        language_model_from(LanguageModelConfig(model, server=server))
+
+
+def test_a_server_is_set_on_a_command_line() -> None:
+    words = ["--url", "http://localhost:8000", "--server.extra", '{"reasoning_effort": "none"}']
+    words += ["--server.cache", "False", "--server.limits.concurrency", "3"]
+    config = tyro.cli(LanguageModelConfig, args=words)
+    assert config.name == "smollm2-135m-instruct at http://localhost:8000/v1"
+    assert config.server == ServerConfig(extra={"reasoning_effort": "none"}, cache=False, limits=Limits(concurrency=3))
+    assert tyro.cli(LanguageModelConfig, args=["--server.cache", "a.sqlite"]).server.cache == "a.sqlite"
+    with pytest.raises(RLAIFError, match="expected an address without password"):
+        LanguageModelConfig(url=f"http://me:{KEY}@host/v1")

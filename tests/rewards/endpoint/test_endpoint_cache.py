@@ -13,15 +13,7 @@ from rewards.endpoint.model import EndpointLM
 from rlaif_env.api import BackendError, RLAIFError
 from tests import ROOT
 from tests.stress.endpoint_server import FaultServer
-from tests.stress.endpoints import kill_run
-
-CHILD = """
-import sys
-from rewards.endpoint.model import EndpointLM
-url, store, n = sys.argv[1], sys.argv[2], int(sys.argv[3])
-with EndpointLM(url, "scorer", cache=store, boundaries="prefix", limits={"concurrency": 32}) as lm:
-    lm.label_logprobs([f"Rate {i}: " for i in range(n)], ["2", "3"])
-"""
+from tests.stress.endpoints import CHILD, kill_run
 
 
 def test_the_key_depends_on_every_character() -> None:

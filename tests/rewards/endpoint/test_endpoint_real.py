@@ -68,10 +68,14 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 def test_the_server_can_do_what_is_needed(url: str) -> None:
     with EndpointLM(url, "smollm2-135m-instruct", cache=None, limits={"concurrency": 1, "timeout": 300.0}) as lm:
-        able = lm.probe()
-        assert (able.route, able.top, able.prefill, able.ten_is_split) == ("completion", 20, True, True)
+        can = lm.probe()
+        assert (can.route, can.top, can.prefill, can.ten_is_split) == ("completion", 20, True, True)
         assert lm.usable_scale((1, 10)) == ((1, 10), "")
-        good, bad = DirectLLMScore(lm).score(["", ""], ["A wonderful, moving film.", "Dull and badly acted."]).values
+        good, bad = (
+            DirectLLMScore(lm, scale=(1, 10))
+            .score(["", ""], ["A wonderful, moving film.", "Dull and badly acted."])
+            .values
+        )
         assert good > bad
 
 

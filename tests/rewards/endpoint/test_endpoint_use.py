@@ -83,7 +83,7 @@ def train_config(policy: Path, server: FaultServer, **settings: Any) -> TrainCon
             "reward": "direct-llm",
             "reward_model": "scorer",
             "llm_url": server.url,
-            "reward_kwargs": json.dumps({"llm": llm}),
+            "reward_kwargs": json.dumps({"server": llm}),
             "model": str(policy),
             "updates": 3,
             "prompts_per_update": 2,
@@ -266,7 +266,7 @@ def test_a_scale_that_cannot_be_changed_says_what_to_change() -> None:
 
 def test_judges_take_a_url(server: FaultServer) -> None:
     llm = {"cache": None, "boundaries": "prefix"}
-    reward = make_reward("direct-llm", task="helpful", llm_url=server.url, model="scorer", llm=llm)
+    reward = make_reward("direct-llm", task="helpful", url=server.url, model="scorer", server=llm)
     values = reward.score(["why"], ["so"]).values
     panel = JudgePanel(
         load_task("helpful"),
@@ -308,7 +308,7 @@ def test_a_planted_key_is_nowhere(
         options += ["--llm-url", server.url, "--model", "scorer", "--out", str(tmp_path / "labels")]
         assert label_main([*options, "--llm", json.dumps(llm)]) == 0
         assert "[key]" in (tmp_path / "labels" / "errors.jsonl").read_text()
-        kwargs = json.dumps({"llm": llm})
+        kwargs = json.dumps({"server": llm})
         train(train_config(policy, server, reward_kwargs=kwargs))
         asked = len(server.answered)
         server.answer = lambda path, r: (500, echo) if len(server.answered) > asked + 2 else None

@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
+from rewards import make_reward
 from rewards.api import LanguageModel
 from rewards.direct_score import DirectLLMScore
 from rewards.labeling.labeler import PreferenceLabeler
 from rewards.labeling.pairwise_prompts import pair_wording, pairwise_prompt
-from rewards.language_model.choice import language_model_from
 from rewards.language_model.local import LocalLM
 from rlaif_env.api import BackendError, RLAIFError
 from rlaif_env.data.tasks import Task, list_tasks, load_task
@@ -447,7 +447,7 @@ def test_a_template_of_ones_own_replaces_the_prompt() -> None:
 def test_a_language_model_is_found_from_options(tiny: LocalLM) -> None:
     judge = Judge(arbitrary)
     assert isinstance(judge, LanguageModel)
-    assert language_model_from(judge) is judge
-    local = language_model_from(tiny.backbone)
+    assert make_reward("direct-llm", model=judge).language_model is judge  # type: ignore[attr-defined]
+    local = make_reward("direct-llm", model=tiny.backbone).language_model  # type: ignore[attr-defined]
     assert isinstance(local, LocalLM)
     assert local.backbone is tiny.backbone

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import inspect
+from dataclasses import fields
+
 import numpy as np
 import pytest
 import torch
 
-from rewards.direct_score import DirectLLMScore, expected_scores, score_distribution
-from rewards.language_model.label_tree import label_tree, word_start_mask
+from rewards import make_reward
+from rewards.api import MINIMUM_MASS
+from rewards.direct_score import (
+    DirectLLMScore,
+    ScoreConfig,
+    expected_scores,
+    from_kwargs,
+    rescaled,
+    score_distribution,
+)
+from rewards.language_model.answer_tree import answer_tree, word_start_mask
+from rewards.language_model.config import LanguageModelConfig
 from rewards.language_model.local import LocalLM
 from rewards.prompts import leads_after
 from rlaif_env.api import BackendError, RLAIFError
@@ -87,7 +100,7 @@ def test_ten_and_eight_at_one_half_each_give_nine() -> None:
         loss.backward()
         optimizer.step()
     net.requires_grad_(False)
-    scorer = DirectLLMScore(LocalLM(model), "movie-review", template="Score: ")
+    scorer = DirectLLMScore(LocalLM(model), "movie-review", scale=(1, 10), template="Score: ")
     scores = scorer.score([""], [""])
     assert scores.info["score"][0] == pytest.approx(9.0, abs=0.02)
     assert scores.values[0] == pytest.approx(7 / 9, abs=0.005)
@@ -102,13 +115,37 @@ def test_expected_score_arithmetic_is_exact() -> None:
     assert expected_scores(probabilities)[0] == pytest.approx(9.0)
 
 
+def test_a_score_is_mapped_affinely() -> None:
+    assert rescaled(np.array([1.0, 5.5, 10.0]), (1, 10)).tolist() == [-1.0, 0.0, 1.0]
+    assert rescaled(np.array([1.0, 4.0]), (0, 4)).tolist() == [-0.5, 1.0]
+
+
+def test_the_scale_is_the_tasks_unless_another_is_given() -> None:
+    model = LocalLM(tiny_backbone())
+    assert DirectLLMScore(model).scale == (1, 9)
+    assert DirectLLMScore(model, "helpful").scale == (1, 10)
+    scorer = DirectLLMScore(model, scale=[0, 5], minimum_mass=0.0)
+    assert (scorer.config, scorer.scale) == (ScoreConfig((0, 5), minimum_mass=0.0), (0, 5))
+    with pytest.raises(RLAIFError, match=r"DirectLLMScore: .*unexpected keyword argument 'colour'"):
+        DirectLLMScore(model, colour=1)
+
+
+def test_the_factory_names_its_settings_and_says_no_default_itself() -> None:
+    parameters = inspect.signature(from_kwargs).parameters
+    assert parameters["scale"].default is None
+    assert parameters["minimum_mass"].default == MINIMUM_MASS == ScoreConfig().minimum_mass
+    assert {entry.name for config in (LanguageModelConfig, ScoreConfig) for entry in fields(config)} < set(parameters)
+    with pytest.raises(RLAIFError, match=r"reward 'direct-llm': .*unexpected keyword argument 'colour'"):
+        make_reward("direct-llm", colour=1)
+
+
 def test_a_tree_shares_beginnings() -> None:
-    tree = label_tree(character_tokenizer(), SCORES)
+    tree = answer_tree(character_tokenizer(), SCORES)
     assert len(tree.tokens) == 10  # nine digits, and the 0 of 10 below the 1
     assert [len(ends) for ends in tree.ends] == [1] * 10
     assert tree.parents[tree.ends[9][0]] == tree.ends[0][0]
     assert tree.depths[tree.ends[9][0]] == 2
-    both = label_tree(character_tokenizer(("10",)), SCORES)
+    both = answer_tree(character_tokenizer(("10",)), SCORES)
     assert len(both.ends[9]) == 2  # "10" in one token, and in two
 
 
@@ -133,7 +170,7 @@ def test_word_starts() -> None:
 )
 def test_label_errors(labels: list[str], message: str) -> None:
     with pytest.raises(RLAIFError, match=message):
-        label_tree(character_tokenizer(), labels)
+        answer_tree(character_tokenizer(), labels)
 
 
 def test_a_row_without_mass_is_an_error_not_a_score() -> None:
