@@ -6,18 +6,13 @@ A mask (n, T) is 1 on a response's tokens, its EOS included, and 0 on the paddin
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from rlaif_env.api import RLAIFError
 
 __all__ = [
     "advantages",
-    "chunked_logprobs",
     "kl_per_token",
     "leave_one_out_advantages",
     "moving_average",
@@ -52,82 +47,6 @@ def token_logprobs(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> 
     with torch.no_grad():
         entropy = normaliser - (torch.softmax(scaled, -1) * scaled).sum(-1)
     return logprobs, entropy
-
-
-def chunked_logprobs(
-    hidden: Tensor,
-    tokens: Tensor,
-    head: Callable[[Tensor], Tensor],
-    temperature: float = 1.0,
-    *,
-    weight: Tensor | None = None,
-    rows: int = 128,
-) -> tuple[Tensor, Tensor]:
-    """`token_logprobs` of hidden states, some rows at a time, so that the logits (m, V) are never held whole.
-
-    Where the head is a frozen matrix, what a log-probability's gradient with respect to its hidden state will be,
-    (W_token - sum_v p_v W_v) / temperature, is found in the forward pass, where the probabilities are at hand: no
-    logits are kept or computed again. Any other head is run again in the backward pass.
-
-    Args:
-        hidden: Last hidden states, (m, H).
-        tokens: What each of them is to predict, (m,) int64.
-        head: From hidden states to logits, (r, H) -> (r, V).
-        temperature: As in `token_logprobs`.
-        weight: The head's matrix (V, H), where ``head`` is nothing but the product with it and it is not trained.
-        rows: m at a time.
-
-    Returns:
-        Log-probabilities (m,), with gradient, and entropies (m,) in nats, without.
-    """
-    frozen = weight is not None and not weight.requires_grad
-    learns = torch.is_grad_enabled() and (hidden.requires_grad or not frozen)
-    found: list[tuple[Tensor, Tensor]] = []
-    for h, t in zip(hidden.split(rows), tokens.split(rows), strict=True):
-        if frozen and learns:
-            found.append(_FrozenHead.apply(h, weight, t, temperature))  # type: ignore[no-untyped-call]
-        elif learns:
-            found.append(checkpoint(_head_logprobs, h, t, head, temperature, use_reentrant=False))
-        else:
-            found.append(_head_logprobs(h, t, head, temperature))
-    if not found:
-        return hidden.new_zeros(0), hidden.new_zeros(0)
-    logprobs, entropy = zip(*found, strict=True)
-    return torch.cat(logprobs), torch.cat(entropy)
-
-
-def _head_logprobs(
-    hidden: Tensor, tokens: Tensor, head: Callable[[Tensor], Tensor], temperature: float
-) -> tuple[Tensor, Tensor]:
-    logprobs, entropy = token_logprobs(head(hidden)[:, None], tokens[:, None], temperature)
-    return logprobs[:, 0], entropy[:, 0]
-
-
-class _FrozenHead(torch.autograd.Function):
-    """log softmax(h W^T / temperature)[token] for a matrix W that is not trained; see `chunked_logprobs`."""
-
-    @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, tokens: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-        """(m, H), (V, H), (m,) -> log-probabilities (m,) and entropies (m,)."""
-        scaled = hidden @ weight.t()
-        scaled = scaled.div_(temperature) if scaled.dtype == torch.float64 else scaled.float().div_(temperature)
-        chosen = scaled.gather(1, tokens[:, None])
-        top = scaled.amax(1, keepdim=True)
-        weights = scaled.sub_(top).exp_()  # in place: one (m, V) is all that is ever held
-        total = weights.sum(1, keepdim=True)
-        mean = (weights.to(weight.dtype) @ weight).to(total.dtype) / total  # sum_v p_v W_v, (m, H)
-        normaliser = top + total.log()
-        # sum_v p_v z_v is the product of the mean row with the hidden state
-        entropy = normaliser[:, 0] - (mean * hidden).sum(1) / temperature
-        ctx.save_for_backward((weight[tokens] - mean) / temperature)
-        ctx.mark_non_differentiable(entropy)
-        return (chosen - normaliser)[:, 0], entropy
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, None, None, None]:
-        """The chain rule with what the forward pass has found."""
-        (slope,) = ctx.saved_tensors
-        return gradient[:, None] * slope, None, None, None
 
 
 def kl_per_token(logprobs: Tensor, reference_logprobs: Tensor, mask: Tensor) -> Tensor:

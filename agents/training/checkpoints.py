@@ -27,7 +27,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from agents.guards import NonFiniteError
+from agents.passes import NonFiniteError
 from rlaif_env.api import RLAIFError
 from rlaif_env.runs import RunError, RunFolder
 
@@ -108,7 +108,7 @@ def agent_values(agent: ReinforceAgent) -> dict[str, Any]:
         "generator": agent.rng.bit_generator.state,
         "average": agent.average,
         "moments": list(agent.moments),
-        "micro_batch": agent.micro_batch,
+        "micro_batch": agent.passes.micro_batch,
         "optimizer": numbers,
     }
 
@@ -141,7 +141,7 @@ def load_agent(agent: ReinforceAgent, tensors: Mapping[str, Tensor], values: Map
         agent.rng.bit_generator.state = values["generator"]
         count, mean, m2 = values["moments"]
         agent.updates, agent.average, agent.moments = int(values["updates"]), values["average"], (count, mean, m2)
-        agent.micro_batch = int(values["micro_batch"])
+        agent.passes.micro_batch = int(values["micro_batch"])
     except (AttributeError, LookupError, TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise CheckpointError(
             f"expected the state of an agent of this model and configuration, found another: {error}"
@@ -253,21 +253,21 @@ def newest(run: Path) -> tuple[Checkpoint | None, list[str]]:
     Raises:
         CheckpointError: If there are some, but none that is whole.
     """
-    told: list[str] = []
+    damaged: list[str] = []
     for aside in (run / "checkpoints").glob(".replaced-*"):  # killed while one took the place of another
         if not (final := aside.with_name(aside.name.removeprefix(".replaced-"))).exists():
             aside.rename(final)
     for folder in _saved(run):
         try:
-            return read(folder), told
+            return read(folder), damaged
         except CheckpointError as error:
-            told.append(str(error))
-    if told:
+            damaged.append(str(error))
+    if damaged:
         raise CheckpointError(
-            f"expected a whole checkpoint in {run / 'checkpoints'}, found none: {'; '.join(told)}. To begin again, "
+            f"expected a whole checkpoint in {run / 'checkpoints'}, found none: {'; '.join(damaged)}. To begin again, "
             "name another folder for the run"
         )
-    return None, told
+    return None, damaged
 
 
 def prune(run: Path, keep: int, best: int | None, current: int) -> None:
