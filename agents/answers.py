@@ -1,4 +1,7 @@
-"""A policy's answers to given prompts, the same each time, and how far they are from what another model would say."""
+"""A policy's answers to given prompts, the same each time, and how far they are from what another model would say.
+
+Notation: n left-padded prompts, ids and mask (n, P); responses of at most T tokens.
+"""
 
 from __future__ import annotations
 
@@ -20,16 +23,7 @@ _ROWS = 16  # in one forward pass
 def answer(
     policy: Policy, ids: NDArray[np.int64], mask: NDArray[Any], *, max_new_tokens: int, seed: int, batch: int = 64
 ) -> Samples:
-    """Sample one response to each of n prompts; the random numbers depend on ``seed`` and ``batch`` alone.
-
-    Args:
-        policy: Answers.
-        ids: Left-padded prompts, (n, P).
-        mask: (n, P), 1 where real.
-        max_new_tokens: T.
-        seed: Of the sampling.
-        batch: Prompts sampled at once.
-    """
+    """Sample one response to each prompt, ``batch`` at once; the random numbers depend on seed and batch alone."""
     parts = []
     for start in range(0, len(ids), batch):
         rows, rng = slice(start, start + batch), np.random.default_rng([seed, start, 0xE7A1])
@@ -43,24 +37,18 @@ def response_kl(
 ) -> NDArray[np.float64]:
     """One sample's estimate of KL(policy || reference) for each response, log pi - log pi_ref in nats: (n,).
 
-    Args:
-        policy: Whose samples they are.
-        ids: Left-padded prompts, (n, P).
-        mask: (n, P).
-        samples: Its responses.
-        reference: The policy whose reference is meant; None is its own. Against another's, log pi is computed as
-            log pi_ref is and not taken from the sampling, so that equal weights give exactly 0.
+    The reference is the policy's own, or another policy's: log pi is then computed as log pi_ref is and not taken from
+    the sampling, so that equal weights give exactly 0.
     """
     kl, device = np.zeros(len(ids)), policy.backbone.device
     for start in range(0, len(ids), _ROWS):
         rows = slice(start, start + _ROWS)
         x, m, y = (torch.from_numpy(array[rows]).to(device) for array in (ids, mask, samples.ids))
         seen = response_mask(torch.from_numpy(samples.lengths[rows]), y.shape[1]).to(device)
-        with torch.no_grad():
-            theirs = (reference or policy).evaluate(x, m, y, seen, reference=True).logprobs
-            if reference is None:
-                kl[rows] = samples.logprobs[rows].sum(1) - theirs.sum(1).cpu().numpy()
-            else:
-                ours = policy.evaluate(x, m, y, seen).logprobs
-                kl[rows] = (ours.double() - theirs.double()).sum(1).cpu().numpy()
+        theirs = (reference or policy).evaluate(x, m, y, seen, reference=True).logprobs
+        if reference is None:
+            kl[rows] = samples.logprobs[rows].sum(1) - theirs.sum(1).cpu().numpy()
+        else:
+            ours = policy.evaluate(x, m, y, seen).logprobs
+            kl[rows] = (ours.double() - theirs.double()).sum(1).cpu().numpy()
     return kl

@@ -61,13 +61,13 @@ def returns_to_go(rewards: Tensor, kl: Tensor, mask: Tensor, beta: float) -> Ten
     """Z_t = (1 - beta) r_T - beta sum_{i >= t} (log pi - log pi_SFT)_i, with gamma = 1 (section A.3).
 
     The reward arrives with the last token, so every token's return holds it; a token answers only for the KL from it
-    on.
+    on. The objective is E[(1 - beta) r - beta KL].
 
     Args:
         rewards: (n,), one for each response.
         kl: (n, T), from `kl_per_token`.
         mask: (n, T).
-        beta: Weight of the KL; the objective is E[(1 - beta) r - beta KL].
+        beta: Weight of the KL.
 
     Returns:
         (n, T), 0 outside the mask.
@@ -156,10 +156,8 @@ def advantages(
             raise RLAIFError("expected values for baseline='value', found none")
         base = values.detach()
     else:
-        raise RLAIFError(
-            "expected baseline 'value', 'leave-one-out', 'batch-mean', 'moving-average' or 'none', found "
-            + repr(baseline)
-        )
+        known = "'value', 'leave-one-out', 'batch-mean', 'moving-average' or 'none'"
+        raise RLAIFError(f"expected baseline {known}, found {baseline!r}")
     return (returns - base) * mask
 
 

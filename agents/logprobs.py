@@ -21,14 +21,8 @@ def response_states(model: Any, ids: Tensor, mask: Tensor, responses: Tensor, re
     """Last hidden states at the positions that predict each response token: (n, T, H).
 
     Neighbouring rows with the same prompt share its keys and values: the prompt is read once, with its gradient, and
-    the responses after it. The last response token is predicted, never read, so it does not go in.
-
-    Args:
-        model: A causal language model.
-        ids: Left-padded prompts, (n, P).
-        mask: (n, P).
-        responses: Right-padded, (n, T).
-        response_mask: (n, T) int64.
+    the responses after it. The last response token is predicted, never read, so it does not go in. Prompts and their
+    mask are (n, P), left-padded; responses and theirs (n, T) int64, right-padded.
     """
     trunk = model.get_decoder()
     read, read_mask, steps = responses[:, :-1], response_mask[:, :-1], responses.shape[1]

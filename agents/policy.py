@@ -2,6 +2,9 @@
 
 With LoRA the policy is an adapter on a shared `Backbone` and the reference is the same weights with the adapter off, so
 there is one copy of them. With full fine-tuning the policy has its own copy.
+
+Notation: n rows; prompts are left-padded, ids and mask (n, P); responses are right-padded, they and their mask (n, T);
+H hidden width.
 """
 
 from __future__ import annotations
@@ -78,17 +81,13 @@ class Policy:
         self.reference = model if isinstance(model, Backbone) else backbone(model, device=device, dtype=dtype)
         self.temperature = temperature
         self.adapter: str | None = None
+        self.backbone, self.parameters = self.reference, list[torch.nn.Parameter]()
         if trainable == "lora":
-            self.backbone = self.reference
-            self.adapter = self.backbone.free_name(adapter)
-            lora = lora or LoraConfig()
+            self.adapter, lora = self.backbone.free_name(adapter), lora or LoraConfig()
             self.parameters = self.backbone.add_lora(self.adapter, rank=lora.rank, alpha=lora.alpha, seed=seed)
             # the model may outlive the policy; its adapter should not
             weakref.finalize(self, self.backbone.remove_lora, self.adapter)
-        elif trainable == "none":
-            self.backbone = self.reference
-            self.parameters = []
-        else:
+        elif trainable == "full":
             name = self.reference.name if isinstance(model, Backbone) else model
             self.backbone = backbone(name, device=str(self.reference.device), dtype="float32", shared=False)
             self.backbone.model.requires_grad_(True)
@@ -105,17 +104,9 @@ class Policy:
         rng: np.random.Generator,
         group_size: int = 1,
     ) -> Samples:
-        """Sample one response for each row of left-padded prompts.
+        """Sample a response of at most T = ``max_new_tokens`` to each prompt; all randomness is from ``rng``.
 
-        Args:
-            ids: (n, P).
-            mask: (n, P), 1 where real.
-            max_new_tokens: T.
-            rng: Source of all randomness.
-            group_size: K consecutive rows hold the same prompt, which is then prefilled once.
-
-        Raises:
-            RLAIFError: If the rows of a group differ.
+        K = ``group_size`` consecutive rows hold the same prompt, which is prefilled once; RLAIFError if they differ.
         """
         rows = [row[m.astype(bool)].tolist() for row, m in zip(ids, mask, strict=True)]
         if len(rows) % group_size or any(rows[i] != rows[i - i % group_size] for i in range(len(rows))):
@@ -138,11 +129,9 @@ class Policy:
     @contextmanager
     def training(self) -> Iterator[None]:
         """The policy's weights act and take gradients: its forward and backward passes belong inside."""
-        autocast = self.adapter is None and self.backbone.device.type == "cuda"
-        with (
-            self.backbone.using(self.adapter),
-            torch.autocast(self.backbone.device.type, torch.bfloat16, enabled=autocast),
-        ):
+        kind = self.backbone.device.type
+        autocast = torch.autocast(kind, torch.bfloat16, enabled=self.adapter is None and kind == "cuda")
+        with self.backbone.using(self.adapter), autocast:
             yield
 
     def evaluate(
@@ -158,15 +147,7 @@ class Policy:
         """Log-probabilities of responses under the policy or, only where that is asked for, under the reference.
 
         The policy's have a gradient within `training` and none outside it, where a backward pass would find the adapter
-        off; the reference's never have one.
-
-        Args:
-            ids: Left-padded prompts, (n, P).
-            mask: (n, P).
-            responses: Right-padded responses, (n, T).
-            response_mask: (n, T).
-            reference: Whether the SFT reference answers.
-            features: Whether the hidden states are wanted.
+        off; the reference's never have one. ``features`` asks for the hidden states too.
         """
         learns = not reference and torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters)
         source, adapter = (self.reference, None) if reference else (self.backbone, self.adapter)

@@ -94,10 +94,7 @@ class Environments(Protocol):
 
 
 class ReinforceAgent:
-    """Learns from whatever reward the environment hands it.
-
-    Example:
-        ``responses = agent.act(prompts)``, then ``envs.step(responses)``, then ``agent.update(rewards)``.
+    """Learns from whatever reward the environment hands it: `act`, then ``envs.step(responses)``, then `update`.
 
     Args:
         model: The initial (SFT) policy: a name, a folder, or a `Backbone`.
@@ -133,15 +130,8 @@ class ReinforceAgent:
                 "expected group_size of at least 2 for baseline='leave-one-out', found 1; make the environment with a "
                 "group_size, or set another baseline"
             )
-        self.policy = Policy(
-            model,
-            trainable=c.trainable,
-            lora=c.lora,
-            temperature=c.temperature,
-            seed=seed,
-            device=device,
-            dtype=dtype,
-        )
+        settings: dict[str, Any] = {"trainable": c.trainable, "lora": c.lora, "temperature": c.temperature}
+        self.policy = Policy(model, **settings, seed=seed, device=device, dtype=dtype)
         if width != (expected := self.policy.backbone.logit_width):
             raise RLAIFError(
                 f"expected an environment of {expected} token ids, the policy's logit width, found {width}; make it "
@@ -171,10 +161,7 @@ class ReinforceAgent:
             observations: "input_ids" (n, P), left-padded, and "attention_mask" (n, P).
 
         Returns:
-            Actions (n, T), padded after EOS.
-
-        Raises:
-            NonFiniteError: If the policy's probabilities are not finite.
+            Actions (n, T), padded after EOS; NonFiniteError if the policy's probabilities are not finite.
         """
         ids, mask = np.asarray(observations["input_ids"]), np.asarray(observations["attention_mask"])
         samples = self.policy.sample(
@@ -185,10 +172,7 @@ class ReinforceAgent:
         return samples.ids
 
     def update(self, rewards: NDArray[Any]) -> dict[str, float]:
-        """One REINFORCE step on the responses of the last `act`.
-
-        Args:
-            rewards: (n,), from the environment.
+        """One REINFORCE step on the responses of the last `act`, with the environment's rewards (n,).
 
         Returns:
             Metrics by name; each is defined in docs/metrics.md.

@@ -11,13 +11,14 @@ learning rate, and a LoRA adapter unless ``trainable="full"``.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from rich.progress import Progress
 from torch import Tensor
 
 from agents.passes import by_length
@@ -105,13 +106,7 @@ class Demonstration:
 
 @dataclass(frozen=True)
 class Example:
-    """A demonstration as token ids.
-
-    Attributes:
-        prompt: At least one.
-        response: At least one; the EOS last unless it was cut.
-        cut: Tokens left out of either.
-    """
+    """A demonstration as token ids, at least one each: the EOS last unless it was cut; ``cut`` tokens were left out."""
 
     prompt: Sequence[int]
     response: Sequence[int]
@@ -119,12 +114,7 @@ class Example:
 
 
 def demonstrations(data: str | Path | None) -> Iterator[Demonstration]:
-    """Demonstrations of a JSON lines file, or of the built-in corpus.
-
-    Raises:
-        DataError: For all bad rows of the file together.
-        AssetError: If the corpus cannot be fetched.
-    """
+    """Demonstrations of a JSON lines file (DataError for all its bad rows together), or of the built-in corpus."""
     if data is not None:
         yield from read_jsonl(data, _row)
         return
@@ -156,12 +146,11 @@ def tokenize(rows: Iterable[Demonstration], tokenizer: Any, max_prompt: int, max
     examples = []
     for number, row in enumerate(rows, start=1):
         eos = [tokenizer.eos_token_id]
+        prompt = encode(tokenizer, [row.prompt or row.response])[0]
         if row.prompt:
-            prompt = encode(tokenizer, [row.prompt])[0]
             response = tokenizer.encode(row.response, add_special_tokens=False)
         else:
-            whole = encode(tokenizer, [row.response])[0]
-            prompt, response = whole[:1], whole[1:]
+            prompt, response = prompt[:1], prompt[1:]
         if not prompt or not response:
             raise DataError(
                 f"row {number}: expected at least two tokens, found {len(prompt) + len(response)} in {row!r:.80}"
@@ -186,17 +175,17 @@ def sft(
     rows: Iterable[Demonstration],
     *,
     base: Backbone | None = None,
-    log: Any = lambda step, metrics: None,
-    advance: Any = lambda done: None,
+    log: Callable[[int, dict[str, float]], object] = lambda step, metrics: None,
+    advance: Callable[[int], object] = lambda rows: None,
 ) -> tuple[Policy, dict[str, float]]:
     """Fine-tune a model on demonstrations.
 
     Args:
         config: The settings.
-        rows: The demonstrations; one in twenty, told by its prompt (or text), is held out.
+        rows: One in twenty, chosen by its prompt (or text), is held out.
         base: The model, if it is in memory already.
         log: Called with the step and its metrics.
-        advance: Called with the number of rows done.
+        advance: Called with the number of rows done since.
 
     Returns:
         The policy at temperature 1, and figures: the held-out loss in nats a token before and after, counts.
@@ -214,16 +203,8 @@ def sft(
             f"expected rows to train on and to hold out, found {len(sides['train'])} and {len(sides['validation'])}; "
             "about 60 rows with different prompts are the least that can be divided"
         )
-    policy = Policy(
-        base or config.model,
-        trainable=config.trainable,
-        lora=config.lora,
-        temperature=1.0,
-        seed=config.seed,
-        adapter="sft",
-        device=config.device,
-        dtype=config.dtype,
-    )
+    settings: dict[str, Any] = {n: getattr(config, n) for n in ("trainable", "lora", "seed", "device", "dtype")}
+    policy = Policy(base or config.model, temperature=1.0, adapter="sft", **settings)
     limits = (config.max_prompt_tokens, config.max_response_tokens)
     train, held_out = (tokenize(sides[side], policy.tokenizer, *limits) for side in ("train", "validation"))
     before = held_out_loss(policy, held_out, config.micro_batch)
@@ -258,10 +239,8 @@ def sft(
 
 def held_out_loss(policy: Policy, examples: Sequence[Example], micro_batch: int) -> float:
     """Mean of -log π over the response tokens, nats."""
-    total = 0.0
-    with torch.no_grad():
-        for part in _micro_batches(examples, micro_batch):
-            total += float(response_loss(policy, part))
+    with policy.training(), torch.no_grad():
+        total = sum(float(response_loss(policy, part)) for part in _micro_batches(examples, micro_batch))
     return total / sum(len(example.response) for example in examples)
 
 
@@ -293,22 +272,12 @@ def _step(
 
 
 def train_and_save(config: SFTConfig, *, quiet: bool = False) -> tuple[dict[str, float], Path]:
-    """Fine-tune into a run folder; the policy is in its folder "model".
-
-    Args:
-        config: The settings.
-        quiet: Show no progress.
-
-    Returns:
-        The figures of `sft`, and the folder.
-    """
-    from rich.progress import Progress
-
+    """Fine-tune into a run folder, the policy in its folder "model"; the figures of `sft`, and the folder."""
     rows = list(demonstrations(config.data))
     with RunFolder.create(config.out, asdict(config), command="sft") as run, Progress(disable=quiet) as bars:
         expected = min(config.rows or len(rows), len(rows)) * config.epochs
         task = bars.add_task("rows", total=expected)
-        policy, figures = sft(config, rows, log=run.log, advance=lambda done: bars.advance(task, done))
+        policy, figures = sft(config, rows, log=run.log, advance=lambda rows: bars.advance(task, rows))
         policy.save(run.path / "model")
         write_json(run.path / "report.json", figures)
     return figures, run.path

@@ -28,7 +28,7 @@ from agents.training.heldout import HeldOut, evaluate_policy
 from agents.training.interrupts import Interrupts
 from agents.training.log import Log
 from agents.training.loop import learn
-from agents.training.safety import Safety, check_start
+from agents.training.safety import Parts, Safety, check_start
 from rlaif_env.api import RLAIFError
 from rlaif_env.data.tasks import Task, load_task
 from rlaif_env.runs import RunError, RunFolder, write_json
@@ -69,11 +69,8 @@ def train(config: TrainConfig, console: Console | None = None) -> TrainResult:
             run = stack.enter_context(_folder(config))
             if chosen is None and (run.path / "finished.json").exists():
                 return _finished(run, console, task)
-        envs = _environment(config, config.prompts_per_update * config.group_size, "train", config.group_size)
-        held_out = _held_out(config, task, "eval_prompts", config.eval_split)
-        validation = _held_out(config, task, "validation_prompts", "validation") if config.validate_every else None
-        decay = config.updates if config.decay else 0
-        agent = ReinforceAgent(config.model, config.agent, envs=envs, total_updates=decay, seed=config.seed)
+        parts = _parts(config, task)
+        agent = parts.agent
         run = run or stack.enter_context(_folder(config))
         dtype = str(agent.policy.reference.model.dtype).removeprefix("torch.")
         console.print(
@@ -83,16 +80,16 @@ def train(config: TrainConfig, console: Console | None = None) -> TrainResult:
         interrupts = Interrupts(console)
         stack.enter_context(interrupts.handled())
         check_start(run, agent, task)
-        before = _evaluation("before", config, agent.policy, held_out, task, run, console)
+        before = _evaluation("before", config, parts, run, console)
         with display(config.updates, console) as show:
             log = Log(run, console, task, config.group_size, show)
-            safety = Safety(config, agent, envs, validation, task, run, log, interrupts)
-            learn(agent, envs, safety.begin(chosen), safety, log)
+            safety = Safety(config, parts, run, log, interrupts)
+            learn(agent, parts.envs, safety.begin(chosen), safety, log)
         run.curves()
         if interrupts.stop:
             return TrainResult(run.path, before, None, interrupted=True)
         _save_policy(agent.policy, run.path, console)
-        after = _evaluation("after", config, agent.policy, held_out, task, run, console)
+        after = _evaluation("after", config, parts, run, console)
         if before is not None and after is not None:
             report(run, console, task, before, after)
         write_json(run.path / "finished.json", {"updates": agent.updates})
@@ -111,6 +108,16 @@ def _finished(run: RunFolder, console: Console, task: Task) -> TrainResult:
     if before is not None and after is not None:
         report(run, console, task, before, after)
     return TrainResult(run.path, before, after, interrupted=False)
+
+
+def _parts(config: TrainConfig, task: Task) -> Parts:
+    """Environments and agent."""
+    k, decay = config.group_size, config.updates if config.decay else 0
+    envs = _environment(config, config.prompts_per_update * k, "train", k)
+    held_out = _held_out(config, task, "eval_prompts", config.eval_split)
+    validation = _held_out(config, task, "validation_prompts", "validation") if config.validate_every else None
+    agent = ReinforceAgent(config.model, config.agent, envs=envs, total_updates=decay, seed=config.seed)
+    return Parts(task, envs, held_out, validation, agent)
 
 
 def _environment(config: TrainConfig, num_envs: int, split: str, group_size: int) -> VectorEnv[Any, Any, Any]:
@@ -139,23 +146,15 @@ def _held_out(config: TrainConfig, task: Task, setting: str, split: str) -> Vect
     return _environment(config, wanted, split, 1)
 
 
-def _evaluation(
-    when: str,
-    config: TrainConfig,
-    policy: Policy,
-    held_out: VectorEnv[Any, Any, Any] | None,
-    task: Task,
-    run: RunFolder,
-    console: Console,
-) -> HeldOut | None:
+def _evaluation(when: str, config: TrainConfig, parts: Parts, run: RunFolder, console: Console) -> HeldOut | None:
     """The evaluation before or after the training, the one before from its file if it was made."""
-    if held_out is None:
+    if parts.held_out is None:
         return None
     file = run.path / f"{when}.json"
     if when == "before" and file.exists():
         return HeldOut.read(file)
-    with console.status(f"{when}: answering {held_out.num_envs} held-out prompts"):
-        evaluation = evaluate_policy(policy, held_out, task, seed=config.seed)
+    with console.status(f"{when}: answering {parts.held_out.num_envs} held-out prompts"):
+        evaluation = evaluate_policy(parts.agent.policy, parts.held_out, parts.task, seed=config.seed)
     write_json(file, evaluation)
     return evaluation
 

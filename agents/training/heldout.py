@@ -28,13 +28,7 @@ __all__ = ["HeldOut", "changes", "distinct_shares", "evaluate_policy", "read_jso
 
 @dataclass(frozen=True)
 class HeldOut:
-    """n responses to n held-out prompts and what is measured on them.
-
-    Attributes:
-        prompts: n prompts.
-        responses: n responses.
-        measures: By name, one value a prompt, float64 (n,).
-    """
+    """n responses to n held-out prompts and what is measured on them: by name, one value a prompt, float64 (n,)."""
 
     prompts: list[str]
     responses: list[str]
@@ -42,11 +36,7 @@ class HeldOut:
 
     @classmethod
     def read(cls, file: Path) -> HeldOut:
-        """One that was written as JSON.
-
-        Raises:
-            RunError: If the file holds something else.
-        """
+        """One that was written as JSON; RunError if the file holds something else."""
         row = read_json(file)
         try:
             measures = {name: np.array(values, dtype=np.float64) for name, values in row["measures"].items()}
@@ -58,11 +48,7 @@ class HeldOut:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The JSON object in a file of a run.
-
-    Raises:
-        RunError: If there is none.
-    """
+    """The JSON object in a file of a run; RunError if there is none."""
     try:
         return json_object(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -88,14 +74,7 @@ def distinct_shares(texts: Sequence[str], order: int = 2) -> NDArray[np.float64]
 def evaluate_policy(
     policy: Policy, envs: VectorEnv[Any, Any, Any], task: Task, *, seed: int, batch: int = 64
 ) -> HeldOut:
-    """Let the policy answer the first prompts of a vector environment, one a row.
-
-    Args:
-        policy: Answers.
-        envs: A `RLAIF/TextGeneration-v0` vector over the held-out split, n rows; its reward is the measure "reward".
-        task: Names the gold measure, if any.
-        seed: Of the sampling.
-        batch: Prompts sampled at once; the random numbers depend on it.
+    """Let the policy answer the first prompts of a `RLAIF/TextGeneration-v0` vector, one a row, ``batch`` at once.
 
     Returns:
         Measures: "reward" and what the backend tells beside it, "gold" where the task has one, "length" (tokens, EOS

@@ -20,15 +20,7 @@ __all__ = ["Log"]
 
 
 class Log:
-    """The record of a training.
-
-    Args:
-        run: The run folder that is written to.
-        console: Where warnings are told.
-        task: Names the gold measure, if any.
-        group_size: K.
-        show: Shows an update.
-    """
+    """The record of a training: in the run folder, as warnings in the console, and as ``show`` shows an update."""
 
     def __init__(self, run: RunFolder, console: Console, task: Task, group_size: int, show: Show) -> None:
         self.watch = Watch(group_size)
@@ -42,15 +34,7 @@ class Log:
         final: Mapping[str, Any],
         seconds: Mapping[str, float],
     ) -> None:
-        """Record an update.
-
-        Args:
-            update: Its number.
-            metrics: The agent's.
-            rewards: (n,).
-            final: The environment's ``final_info``: columns of n, prompts, responses and the reward's parts.
-            seconds: Spent in each phase.
-        """
+        """Record an update: the agent's metrics, n rewards, the environment's ``final_info``, the phases' seconds."""
         hidden = ("prompt", "response", "action_mask")
         parts = {name: np.asarray(v) for name, v in final.items() if not name.startswith("_") and name not in hidden}
         figures = dict(metrics) | {f"reward/{n}": float(np.mean(v)) for n, v in parts.items() if v.dtype.kind == "f"}

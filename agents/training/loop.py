@@ -5,35 +5,21 @@ Nothing here knows where the reward comes from, nor what keeps the run safe: tha
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from gymnasium.vector import VectorEnv
-from numpy.typing import NDArray
 
 from agents.reinforce import ReinforceAgent
 from agents.training.log import Log
-from agents.training.safety import Safety
+from agents.training.safety import Observations, Safety
 
 __all__ = ["learn"]
 
 
 def learn(
-    agent: ReinforceAgent,
-    envs: VectorEnv[Any, Any, Any],
-    prompts: Mapping[str, NDArray[Any]],
-    safety: Safety,
-    log: Log,
+    agent: ReinforceAgent, envs: VectorEnv[Any, Any, Any], prompts: Observations, safety: Safety, log: Log
 ) -> None:
-    """Update the agent until the run is over.
-
-    Args:
-        agent: Learns.
-        envs: What it acts in; each step ends an episode and begins the next.
-        prompts: The observations that its next responses answer.
-        safety: Says when the run is over; whatever fails in an attempt loses nothing that came before it.
-        log: Of the updates.
-    """
+    """Update the agent until safety says that the run is over, beginning with the observations it is to answer."""
     while safety.goes_on():
         with safety.attempt() as attempt:
             responses = agent.act(prompts)

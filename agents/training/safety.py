@@ -12,6 +12,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +31,24 @@ from rlaif_env.api import BackendError, RLAIFError
 from rlaif_env.data.tasks import Task
 from rlaif_env.runs import RunFolder, write_json
 
-__all__ = ["Attempt", "Safety", "check_start"]
+__all__ = ["Attempt", "Observations", "Parts", "Safety", "check_start"]
+
+Observations = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a training is made of; held_out and validation where there are such evaluations."""
+
+    task: Task
+    envs: VectorEnv[Any, Any, Any]
+    held_out: VectorEnv[Any, Any, Any] | None
+    validation: VectorEnv[Any, Any, Any] | None
+    agent: ReinforceAgent
 
 
 def check_start(run: RunFolder, agent: ReinforceAgent, task: Task) -> None:
-    """Record what the run begins with, or refuse to go on from anything else.
-
-    Raises:
-        RLAIFError: If the weights or prompts are not those that the run began with.
-    """
+    """Record what the run begins with, or raise RLAIFError if the weights or prompts are not those it began with."""
     prompts = hashlib.sha256(json.dumps(list(task.prompts("train"))).encode()).hexdigest()
     start, file = {"policy": agent.policy.fingerprint(), "prompts": prompts}, run.path / "start.json"
     if not file.exists():
@@ -53,12 +63,7 @@ def check_start(run: RunFolder, agent: ReinforceAgent, task: Task) -> None:
 
 
 class Attempt:
-    """An update in the making.
-
-    Attributes:
-        rewards: (n,), once they are known.
-        seconds: Spent in each phase.
-    """
+    """An update in the making: its rewards (n,), once they are known, and the seconds spent in each phase."""
 
     def __init__(self) -> None:
         self.rewards: Any = None
@@ -72,68 +77,40 @@ class Attempt:
 
 
 class Safety:
-    """Keeps a run such that it can go on from its last whole update.
+    """Keeps a run such that it can go on from its last whole update; it begins with a fresh agent and environments."""
 
-    Args:
-        config: Of the run.
-        agent: Fresh.
-        envs: Not reset yet.
-        validation: An environment of the validation split, where there are validations.
-        task: Names the gold measure, if any.
-        run: The run folder, new or with an unfinished run of the same configuration.
-        log: Where warnings go.
-        interrupts: Of this process.
-    """
-
-    def __init__(
-        self,
-        config: TrainConfig,
-        agent: ReinforceAgent,
-        envs: VectorEnv[Any, Any, Any],
-        validation: VectorEnv[Any, Any, Any] | None,
-        task: Task,
-        run: RunFolder,
-        log: Log,
-        interrupts: Interrupts,
-    ) -> None:
-        self.config, self.agent, self.envs, self.validation = config, agent, envs, validation
-        self.task, self.run, self.log, self.interrupts = task, run, log, interrupts
+    def __init__(self, config: TrainConfig, parts: Parts, run: RunFolder, log: Log, interrupts: Interrupts) -> None:
+        self.config, self.agent, self.envs, self.parts = config, parts.agent, parts.envs, parts
+        self.run, self.log, self.interrupts = run, log, interrupts
         self._best: dict[str, float] | None = None
         self._validated = 0  # the update after which it was done last
         self._whole: dict[str, Any] = {}  # all values as of the last whole update
         self._saved: dict[str, Any] | None = None  # those of the last checkpoint
 
-    def begin(self, chosen: Path | None) -> Mapping[str, NDArray[Any]]:
-        """Bring agent, environments and files to where the run was, or to the start.
-
-        Args:
-            chosen: The checkpoint to go on from; None is the newest that is whole, or the start.
-
-        Returns:
-            The observations that the next responses answer.
-        """
+    def begin(self, chosen: Path | None) -> Observations:
+        """Bring agent, environments and files to the chosen checkpoint, else the newest whole one, else the start."""
         checkpoint, damaged = checkpoints.newest(self.run.path) if chosen is None else (checkpoints.read(chosen), [])
         for message in damaged:
             self.log.tell(f"{message}; going on from the checkpoint before it")
-        prompts: Mapping[str, NDArray[Any]]
-        if checkpoint is None:
-            if (self.run.path / "metrics.jsonl").exists():
-                self.log.tell("no checkpoint was saved before this run ended: beginning again")
-            checkpoints.cut_back(self.run.path, {})
-            prompts, _ = self.envs.reset(seed=self.config.seed)
-            self._whole = self._values()
-        else:
-            prompts = self._restore(checkpoint)
+        prompts = self._start() if checkpoint is None else self._restore(checkpoint)
         self.interrupts.save = self.save
         return prompts
 
-    def _restore(self, checkpoint: checkpoints.Checkpoint) -> Mapping[str, NDArray[Any]]:
+    def _start(self) -> Observations:
+        if (self.run.path / "metrics.jsonl").exists():
+            self.log.tell("no checkpoint was saved before this run ended: beginning again")
+        checkpoints.cut_back(self.run.path, {})
+        prompts: Observations = self.envs.reset(seed=self.config.seed)[0]
+        self._whole = self._values()
+        return prompts
+
+    def _restore(self, checkpoint: checkpoints.Checkpoint) -> Observations:
         values, rows = checkpoint.values, self.agent.config.micro_batch
         checkpoints.cut_back(self.run.path, values["position"])
         for name in ("finished.json", "after.json"):
             (self.run.path / name).unlink(missing_ok=True)
         checkpoints.load_agent(self.agent, checkpoint.tensors, values["agent"])
-        prompts: Mapping[str, NDArray[Any]] = self.envs.unwrapped.set_state(values["environment"])  # type: ignore[attr-defined]
+        prompts: Observations = self.envs.unwrapped.set_state(values["environment"])  # type: ignore[attr-defined]
         if values["numerics"]["agent.micro_batch"] != rows:
             self.agent.passes.micro_batch = rows
         self.log.watch.set_state(values["watch"])
@@ -174,8 +151,8 @@ class Safety:
 
     def _validate(self, update: int) -> bool:
         """Evaluate on the validation split; whether this is the best policy so far, by its mean reward."""
-        assert self.validation is not None
-        held = evaluate_policy(self.agent.policy, self.validation, self.task, seed=self.config.seed)
+        assert self.parts.validation is not None
+        held = evaluate_policy(self.agent.policy, self.parts.validation, self.parts.task, seed=self.config.seed)
         means = {name: float(values.mean()) for name, values in held.measures.items()}
         with self.interrupts.held():
             self.run.record("validation.jsonl", {"step": update, **means})

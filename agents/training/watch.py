@@ -22,22 +22,15 @@ FALSE_ALARMS = 0.01
 
 KL_PER_TOKEN = 1.5  # nats: the policy's tokens are then, on average, 4.5 times as likely as under the reference
 
-_COLLAPSES = (  # measure, its unit, the share of the first block's that is too little, what that means, what to do
-    (
-        "entropy",
-        "nats a token",
-        1 / 3,
-        "responses to a prompt become one and the same, and nothing more is learned",
-        "raise agent.beta, lower agent.learning_rate, or raise agent.temperature",
-    ),
-    (
-        "length",
-        "tokens",
-        1 / 2,
-        "check that the reward does not simply pay for short responses",
-        "set agent.missing_eos_penalty to 0, raise agent.beta, or lower agent.learning_rate",
-    ),
-)
+_COLLAPSED = {"entropy": (1 / 3, "nats a token"), "length": (1 / 2, "tokens")}
+"""The share of the first block's mean that is too little, and the unit."""
+
+_ADVICE = {
+    "entropy": "responses to a prompt become one and the same, and nothing more is learned; raise agent.beta, lower "
+    "agent.learning_rate, or raise agent.temperature",
+    "length": "check that the reward does not simply pay for short responses; set agent.missing_eos_penalty to 0, "
+    "raise agent.beta, or lower agent.learning_rate",
+}
 
 
 @dataclass(frozen=True)
@@ -82,10 +75,8 @@ class Watch:
     """Sees every update and says, once for each kind, that training goes wrong.
 
     Kinds: "kl" (far from the reference), "entropy" and "length" (a fraction of what they were), "over-optimisation"
-    (the reward rises while the task's gold measure falls).
-
-    Args:
-        group_size: K responses side by side answer one prompt; their mean is one independent value.
+    (the reward rises while the task's gold measure falls). K responses side by side answer one prompt; their mean is
+    one independent value.
     """
 
     def __init__(self, group_size: int) -> None:
@@ -98,14 +89,7 @@ class Watch:
     def observe(
         self, step: int, metrics: Mapping[str, float], rewards: ArrayLike, gold: NDArray[np.float64] | None
     ) -> list[Alarm]:
-        """Take in an update.
-
-        Args:
-            step: Its number.
-            metrics: "entropy", "length" and, where it is known, "kl".
-            rewards: (n,).
-            gold: The gold measure of the same n responses, where the task has one.
-        """
+        """Take in an update: "entropy", "length" and maybe "kl" of its metrics, n rewards and maybe gold measures."""
         seen = {"entropy": [metrics["entropy"]], "length": [metrics["length"]], "reward": self._by_prompt(rewards)}
         if "kl" in metrics:
             seen["kl"] = [metrics["kl"] / metrics["length"]]
@@ -138,20 +122,19 @@ class Watch:
                 f"{UPDATES_A_BLOCK} updates (above {KL_PER_TOKEN}). What raises the reward there is often not what it "
                 "was meant to reward: read samples.jsonl; raise agent.beta or lower agent.learning_rate"
             )
-        for kind, unit, share, meaning, advice in _COLLAPSES:
+        for kind, (share, unit) in _COLLAPSED.items():
             if clearly_above(first[kind].scaled(share), now[kind], alpha):
                 texts[kind] = (
                     f"{kind} has collapsed: {now[kind].mean:.2f} {unit} over the last {UPDATES_A_BLOCK} updates, "
-                    f"{first[kind].mean:.2f} over the first: {meaning}; {advice}"
+                    f"{first[kind].mean:.2f} over the first: {_ADVICE[kind]}"
                 )
         if (best := self._better_gold(alpha)) is not None:
-            then = self._blocks[best]
+            reward, gold = (f"{self._blocks[best][n].mean:.3f} to {now[n].mean:.3f}" for n in ("reward", "gold"))
             texts["over-optimisation"] = (
                 f"the reward rises while the gold measure falls: since updates {best * UPDATES_A_BLOCK + 1} to "
-                f"{(best + 1) * UPDATES_A_BLOCK} the reward went from {then['reward'].mean:.3f} to "
-                f"{now['reward'].mean:.3f} and the gold measure from {then['gold'].mean:.3f} to "
-                f"{now['gold'].mean:.3f} on the training samples. Stop here or go back to a checkpoint of that time; "
-                "raise agent.beta, train the reward model on more or other labels"
+                f"{(best + 1) * UPDATES_A_BLOCK} the reward went from {reward} and the gold measure from {gold} on the "
+                "training samples. Stop here or go back to a checkpoint of that time; raise agent.beta, train the "
+                "reward model on more or other labels"
             )
         return texts
 

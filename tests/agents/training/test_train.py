@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from transformers import AutoModelForCausalLM
 
+from agents.training.arguments import parsed
 from agents.training.command import main, train
 from agents.training.config import TrainConfig
 from agents.training.heldout import changes, distinct_shares
@@ -125,6 +126,36 @@ def test_settings_that_cannot_work(arguments: list[str], tmp_path: Path) -> None
             main([*arguments, *changed, "--out", str(tmp_path / "none")])
     with pytest.raises(RLAIFError, match="expected updates of at least 1, found 0"):
         TrainConfig(updates=0)
+
+
+def test_help_lists_the_options_of_the_reward_beside_it(capsys: pytest.CaptureFixture[str]) -> None:
+    for reward, there, not_there in (
+        ("compose", "--reward.parts JSON", "--reward.model"),
+        (None, "--reward.model", "parts"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            main([*(["--reward", reward] if reward else []), "--help"])
+        shown = capsys.readouterr().out
+        assert end.value.code == 0 and there in shown and not_there not in shown
+        assert "--group-size INT" in shown and "--agent.lora.rank INT" in shown and "reward-options" not in shown
+
+
+def test_an_unknown_option_names_the_valid_ones(arguments: list[str]) -> None:
+    message = "reward 'compose': expected options among parts, found colour"
+    with pytest.raises(RLAIFError, match=message):
+        main(["--reward", "compose", "--reward.parts", "{}", "--reward.colour=1"])
+
+
+def test_a_resumed_run_keeps_its_options_unless_others_are_given(arguments: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert main([*arguments, "--out", str(out), "--eval-prompts", "0"]) == 0
+    recorded = parsed(["--resume", str(out)])
+    assert recorded.reward_options == {"model": str(tmp_path / "tiny"), "minimum_mass": 0.0}
+    assert (recorded.group_size, recorded.updates, recorded.out) == (2, 3, out)
+    assert main(["--resume", str(out)]) == 0  # finished: its result is given
+    with pytest.raises(RLAIFError, match=r"reward_options.minimum_mass: 0.0 there, 0.5 here"):
+        main(["--resume", str(out), "--reward.minimum-mass", "0.5"])
+    assert parsed(["--resume", str(out), "--reward", "human-rm"]).reward_options == {}
 
 
 def test_distinct_shares_average_to_distinct_n() -> None:
