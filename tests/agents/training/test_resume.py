@@ -486,11 +486,10 @@ except RLAIFError as error:
 os.kill(busy, signal.SIGKILL)
 found["killed"] = s.ended(busy)[0]
 found["lock"] = (folder / "busy" / "run.lock").exists()
+saved = set((folder / "busy" / "checkpoints").glob("0*"))
 after = s.started(job("busy", 10000))
-while not (folder / "busy" / "checkpoints" / "000200").exists() and os.waitpid(after, os.WNOHANG) == (0, 0):
-    if (folder / "busy" / "checkpoints").exists() and list((folder / "busy" / "checkpoints").glob("0*")):
-        break
-    time.sleep(0.05)
+while set((folder / "busy" / "checkpoints").glob("0*")) <= saved and os.waitpid(after, os.WNOHANG) == (0, 0):
+    time.sleep(0.05)  # until it is at work, which it says by a checkpoint of its own
 begin = time.monotonic()
 os.kill(after, signal.SIGTERM)
 found["terminated"] = s.ended(after)[0]
