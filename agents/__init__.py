@@ -9,7 +9,7 @@ _NAMES = {
     "Policy": "agents.policy",
     "ReinforceAgent": "agents.reinforce",
     "ReinforceConfig": "agents.reinforce",
-    "TrainConfig": "agents.training.command",
+    "TrainConfig": "agents.training.config",
 }
 
 __all__ = ["Policy", "ReinforceAgent", "ReinforceConfig", "TrainConfig"]

@@ -6,18 +6,13 @@ A mask (n, T) is 1 on a response's tokens, its EOS included, and 0 on the paddin
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from rlaif_env.api import RLAIFError
 
 __all__ = [
     "advantages",
-    "chunked_logprobs",
     "kl_per_token",
     "leave_one_out_advantages",
     "moving_average",
@@ -54,82 +49,6 @@ def token_logprobs(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> 
     return logprobs, entropy
 
 
-def chunked_logprobs(
-    hidden: Tensor,
-    tokens: Tensor,
-    head: Callable[[Tensor], Tensor],
-    temperature: float = 1.0,
-    *,
-    weight: Tensor | None = None,
-    rows: int = 128,
-) -> tuple[Tensor, Tensor]:
-    """`token_logprobs` of hidden states, some rows at a time, so that the logits (m, V) are never held whole.
-
-    Where the head is a frozen matrix, what a log-probability's gradient with respect to its hidden state will be,
-    (W_token - sum_v p_v W_v) / temperature, is found in the forward pass, where the probabilities are at hand: no
-    logits are kept or computed again. Any other head is run again in the backward pass.
-
-    Args:
-        hidden: Last hidden states, (m, H).
-        tokens: What each of them is to predict, (m,) int64.
-        head: From hidden states to logits, (r, H) -> (r, V).
-        temperature: As in `token_logprobs`.
-        weight: The head's matrix (V, H), where ``head`` is nothing but the product with it and it is not trained.
-        rows: m at a time.
-
-    Returns:
-        Log-probabilities (m,), with gradient, and entropies (m,) in nats, without.
-    """
-    frozen = weight is not None and not weight.requires_grad
-    learns = torch.is_grad_enabled() and (hidden.requires_grad or not frozen)
-    found: list[tuple[Tensor, Tensor]] = []
-    for h, t in zip(hidden.split(rows), tokens.split(rows), strict=True):
-        if frozen and learns:
-            found.append(_FrozenHead.apply(h, weight, t, temperature))  # type: ignore[no-untyped-call]
-        elif learns:
-            found.append(checkpoint(_head_logprobs, h, t, head, temperature, use_reentrant=False))
-        else:
-            found.append(_head_logprobs(h, t, head, temperature))
-    if not found:
-        return hidden.new_zeros(0), hidden.new_zeros(0)
-    logprobs, entropy = zip(*found, strict=True)
-    return torch.cat(logprobs), torch.cat(entropy)
-
-
-def _head_logprobs(
-    hidden: Tensor, tokens: Tensor, head: Callable[[Tensor], Tensor], temperature: float
-) -> tuple[Tensor, Tensor]:
-    logprobs, entropy = token_logprobs(head(hidden)[:, None], tokens[:, None], temperature)
-    return logprobs[:, 0], entropy[:, 0]
-
-
-class _FrozenHead(torch.autograd.Function):
-    """log softmax(h W^T / temperature)[token] for a matrix W that is not trained; see `chunked_logprobs`."""
-
-    @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, tokens: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-        """(m, H), (V, H), (m,) -> log-probabilities (m,) and entropies (m,)."""
-        scaled = hidden @ weight.t()
-        scaled = scaled.div_(temperature) if scaled.dtype == torch.float64 else scaled.float().div_(temperature)
-        chosen = scaled.gather(1, tokens[:, None])
-        top = scaled.amax(1, keepdim=True)
-        weights = scaled.sub_(top).exp_()  # in place: one (m, V) is all that is ever held
-        total = weights.sum(1, keepdim=True)
-        mean = (weights.to(weight.dtype) @ weight).to(total.dtype) / total  # sum_v p_v W_v, (m, H)
-        normaliser = top + total.log()
-        # sum_v p_v z_v is the product of the mean row with the hidden state
-        entropy = normaliser[:, 0] - (mean * hidden).sum(1) / temperature
-        ctx.save_for_backward((weight[tokens] - mean) / temperature)
-        ctx.mark_non_differentiable(entropy)
-        return (chosen - normaliser)[:, 0], entropy
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, None, None, None]:
-        """The chain rule with what the forward pass has found."""
-        (slope,) = ctx.saved_tensors
-        return gradient[:, None] * slope, None, None, None
-
-
 def kl_per_token(logprobs: Tensor, reference_logprobs: Tensor, mask: Tensor) -> Tensor:
     """The one-sample estimate of KL(policy || reference) at each token, log pi - log pi_SFT: (n, T), no gradient.
 
@@ -142,13 +61,13 @@ def returns_to_go(rewards: Tensor, kl: Tensor, mask: Tensor, beta: float) -> Ten
     """Z_t = (1 - beta) r_T - beta sum_{i >= t} (log pi - log pi_SFT)_i, with gamma = 1 (section A.3).
 
     The reward arrives with the last token, so every token's return holds it; a token answers only for the KL from it
-    on.
+    on. The objective is E[(1 - beta) r - beta KL].
 
     Args:
         rewards: (n,), one for each response.
         kl: (n, T), from `kl_per_token`.
         mask: (n, T).
-        beta: Weight of the KL; the objective is E[(1 - beta) r - beta KL].
+        beta: Weight of the KL.
 
     Returns:
         (n, T), 0 outside the mask.
@@ -237,10 +156,8 @@ def advantages(
             raise RLAIFError("expected values for baseline='value', found none")
         base = values.detach()
     else:
-        raise RLAIFError(
-            "expected baseline 'value', 'leave-one-out', 'batch-mean', 'moving-average' or 'none', found "
-            + repr(baseline)
-        )
+        known = "'value', 'leave-one-out', 'batch-mean', 'moving-average' or 'none'"
+        raise RLAIFError(f"expected baseline {known}, found {baseline!r}")
     return (returns - base) * mask
 
 

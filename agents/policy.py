@@ -2,6 +2,9 @@
 
 With LoRA the policy is an adapter on a shared `Backbone` and the reference is the same weights with the adapter off, so
 there is one copy of them. With full fine-tuning the policy has its own copy.
+
+Notation: n rows; prompts are left-padded, ids and mask (n, P); responses are right-padded, they and their mask (n, T);
+H hidden width.
 """
 
 from __future__ import annotations
@@ -12,17 +15,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from agents.functional import chunked_logprobs
+from agents.logprobs import chunked_logprobs, response_states
 from rlaif_env.api import RLAIFError
-from rlaif_env.models import Backbone, backbone, head_logits, plain_head
-from rlaif_env.models.sampling import Samples, sample
+from rlaif_env.models import Backbone, LoraConfig, Samples, backbone, head_logits, plain_head, sample
 
 __all__ = ["Evaluation", "Policy"]
 
@@ -52,8 +54,7 @@ class Policy:
         model: A model name or a `Backbone`.
         trainable: "lora" (an adapter; the default), "full" (a copy of all weights, float32), or "none" (the model as it
             is, to sample from and evaluate).
-        rank: LoRA rank.
-        alpha: LoRA scale is alpha / rank.
+        lora: The adapter, for "lora".
         temperature: Of sampling (0.9 in section A.3), and so of the policy's distribution everywhere.
         seed: Of the adapter's initial weights.
         adapter: The adapter's name on the backbone; a number is added where it is taken.
@@ -66,8 +67,7 @@ class Policy:
         model: str | Path | Backbone,
         *,
         trainable: str = "lora",
-        rank: int = 16,
-        alpha: float = 32.0,
+        lora: LoraConfig | None = None,
         temperature: float = 0.9,
         seed: int = 0,
         adapter: str = "policy",
@@ -81,16 +81,13 @@ class Policy:
         self.reference = model if isinstance(model, Backbone) else backbone(model, device=device, dtype=dtype)
         self.temperature = temperature
         self.adapter: str | None = None
+        self.backbone, self.parameters = self.reference, list[torch.nn.Parameter]()
         if trainable == "lora":
-            self.backbone = self.reference
-            self.adapter = self.backbone.free_name(adapter)
-            self.parameters = self.backbone.add_lora(self.adapter, rank=rank, alpha=alpha, seed=seed)
+            self.adapter, lora = self.backbone.free_name(adapter), lora or LoraConfig()
+            self.parameters = self.backbone.add_lora(self.adapter, rank=lora.rank, alpha=lora.alpha, seed=seed)
             # the model may outlive the policy; its adapter should not
             weakref.finalize(self, self.backbone.remove_lora, self.adapter)
-        elif trainable == "none":
-            self.backbone = self.reference
-            self.parameters = []
-        else:
+        elif trainable == "full":
             name = self.reference.name if isinstance(model, Backbone) else model
             self.backbone = backbone(name, device=str(self.reference.device), dtype="float32", shared=False)
             self.backbone.model.requires_grad_(True)
@@ -107,17 +104,9 @@ class Policy:
         rng: np.random.Generator,
         group_size: int = 1,
     ) -> Samples:
-        """Sample one response for each row of left-padded prompts.
+        """Sample a response of at most T = ``max_new_tokens`` to each prompt; all randomness is from ``rng``.
 
-        Args:
-            ids: (n, P).
-            mask: (n, P), 1 where real.
-            max_new_tokens: T.
-            rng: Source of all randomness.
-            group_size: K consecutive rows hold the same prompt, which is then prefilled once.
-
-        Raises:
-            RLAIFError: If the rows of a group differ.
+        K = ``group_size`` consecutive rows hold the same prompt, which is prefilled once; RLAIFError if they differ.
         """
         rows = [row[m.astype(bool)].tolist() for row, m in zip(ids, mask, strict=True)]
         if len(rows) % group_size or any(rows[i] != rows[i - i % group_size] for i in range(len(rows))):
@@ -139,12 +128,10 @@ class Policy:
 
     @contextmanager
     def training(self) -> Iterator[None]:
-        """The policy's weights act and take gradients; forward and backward passes belong inside."""
-        autocast = self.adapter is None and self.backbone.device.type == "cuda"
-        with (
-            self.backbone.using(self.adapter),
-            torch.autocast(self.backbone.device.type, torch.bfloat16, enabled=autocast),
-        ):
+        """The policy's weights act and take gradients: its forward and backward passes belong inside."""
+        kind = self.backbone.device.type
+        autocast = torch.autocast(kind, torch.bfloat16, enabled=self.adapter is None and kind == "cuda")
+        with self.backbone.using(self.adapter), autocast:
             yield
 
     def evaluate(
@@ -157,37 +144,25 @@ class Policy:
         reference: bool = False,
         features: bool = False,
     ) -> Evaluation:
-        """Log-probabilities of responses under the policy, or under the reference.
+        """Log-probabilities of responses under the policy or, only where that is asked for, under the reference.
 
-        Call it inside `training` for a gradient; the reference never has one.
-
-        Args:
-            ids: Left-padded prompts, (n, P).
-            mask: (n, P).
-            responses: Right-padded responses, (n, T).
-            response_mask: (n, T).
-            reference: Whether the SFT reference answers.
-            features: Whether the hidden states are wanted.
+        The policy's have a gradient within `training` and none outside it, where a backward pass would find the adapter
+        off; the reference's never have one. ``features`` asks for the hidden states too.
         """
-        if reference:
-            with self.reference.using(None) as model, torch.no_grad():
-                return self._evaluate(model, ids, mask, responses, response_mask, features)
-        return self._evaluate(self.backbone.model, ids, mask, responses, response_mask, features)
-
-    def _evaluate(
-        self, model: Any, ids: Tensor, mask: Tensor, responses: Tensor, response_mask: Tensor, features: bool
-    ) -> Evaluation:
-        hidden = _states(model, ids, mask, responses, response_mask.long())
-        real = response_mask.bool()
-        found = chunked_logprobs(
-            hidden[real],
-            responses[real],
-            lambda states: head_logits(model, states),
-            self.temperature,
-            weight=plain_head(model),
-            rows=max(1, _LOGITS_HELD // self.reference.logit_width),
-        )
-        logprobs, entropy = (values.new_zeros(responses.shape).masked_scatter(real, values) for values in found)
+        learns = not reference and torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters)
+        source, adapter = (self.reference, None) if reference else (self.backbone, self.adapter)
+        with source.using(adapter) as model, torch.set_grad_enabled(learns):
+            hidden = response_states(model, ids, mask, responses, response_mask.long())
+            real = response_mask.bool()
+            values = chunked_logprobs(
+                hidden[real],
+                responses[real],
+                lambda states: head_logits(model, states),
+                self.temperature,
+                weight=plain_head(model),
+                rows=max(1, _LOGITS_HELD // self.reference.logit_width),
+            )
+            logprobs, entropy = (x.new_zeros(responses.shape).masked_scatter(real, x) for x in values)
         return Evaluation(logprobs, entropy, hidden.detach().float() if features else None)
 
     def save(self, folder: Path) -> None:
@@ -216,35 +191,3 @@ class Policy:
         with torch.no_grad():
             for name, parameter in self.backbone.model.named_parameters():
                 parameter.copy_(state[name])
-
-
-def _caches_keys_only(model: Any) -> bool:
-    """Whether keys and values are all that later tokens see of earlier ones; a recurrent state has no gradient here."""
-    kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
-    return kinds <= {"full_attention", "sliding_attention"} and not getattr(model, "_is_stateful", False)
-
-
-def _states(model: Any, ids: Tensor, mask: Tensor, responses: Tensor, response_mask: Tensor) -> Tensor:
-    """Last hidden states at the positions that predict each response token: (n, T, H).
-
-    Neighbouring rows with the same prompt share its keys and values: the prompt is read once, with its gradient, and
-    the responses after it. The last response token is predicted, never read, so it does not go in.
-    """
-    trunk = model.get_decoder()
-    read, read_mask, steps = responses[:, :-1], response_mask[:, :-1], responses.shape[1]
-    new = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
-    new[1:] = ((ids[1:] != ids[:-1]) | (mask[1:] != mask[:-1])).any(1)
-    first, owner = new.nonzero()[:, 0], new.cumsum(0) - 1
-    if len(first) == len(ids) or steps == 1 or not _caches_keys_only(model):
-        whole, seen = torch.cat([ids, read], dim=1), torch.cat([mask, read_mask], dim=1)
-        positions = (seen.cumsum(-1) - 1).clamp(min=0)
-        alone = trunk(input_ids=whole, attention_mask=seen, position_ids=positions, use_cache=False)
-        return cast(Tensor, alone.last_hidden_state[:, -steps:])
-    positions = (mask[first].cumsum(-1) - 1).clamp(min=0)
-    prompts = trunk(input_ids=ids[first], attention_mask=mask[first], position_ids=positions, use_cache=True)
-    cache = prompts.past_key_values
-    cache.batch_select_indices(owner)
-    after = positions[owner, -1:] + torch.arange(1, steps, device=ids.device)
-    seen = torch.cat([mask, read_mask], dim=1)
-    answers = trunk(input_ids=read, attention_mask=seen, position_ids=after, past_key_values=cache, use_cache=True)
-    return torch.cat([prompts.last_hidden_state[owner, -1:], answers.last_hidden_state], dim=1)

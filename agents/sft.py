@@ -4,28 +4,39 @@ The loss is on responses only: a prompt is read, never predicted. Rows are ``{"p
 ``"completion"``, as TRL writes it), or ``{"text": ...}``, all of which is response but its first token. A response ends
 with the EOS, so that the policy learns to stop.
 
-How this differs from the paper: AdamW by default (``optimizer="adafactor"`` is the paper's), a linear decay of the
+How this differs from the paper: AdamW by default (``optimizer.name="adafactor"`` is the paper's), a linear decay of the
 learning rate, and a LoRA adapter unless ``trainable="full"``.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from rich.progress import Progress
 from torch import Tensor
 
+from agents.passes import by_length
 from agents.policy import Policy
 from rlaif_env.api import DataError, RLAIFError
 from rlaif_env.data.jsonl import check_text, read_jsonl
 from rlaif_env.data.preferences import movie_snippets, split_of
 from rlaif_env.data.tasks import load_task
-from rlaif_env.models import BUILTIN_MODEL, Backbone, encode, pad_rows
+from rlaif_env.models import (
+    BUILTIN_MODEL,
+    Backbone,
+    LoraConfig,
+    OptimizerConfig,
+    encode,
+    linear_schedule,
+    make_optimizer,
+    pad_rows,
+)
 from rlaif_env.runs import RunFolder, write_json
 
 __all__ = ["Demonstration", "Example", "SFTConfig", "demonstrations", "main", "response_loss", "sft", "tokenize"]
@@ -45,18 +56,16 @@ class SFTConfig:
         model: The model to start from: a name or a folder.
         out: The run folder; by default one under runs/. The model is in its folder "model".
         trainable: "lora": an adapter, folded in when saved. "full": all weights.
+        lora: The adapter.
+        optimizer: Of whatever is trained.
         rows: Train on at most so many rows; 0 is all.
         epochs: Passes over the rows.
         learning_rate: Rises over the first twentieth of the steps, then falls linearly to 0. For "full", 1e-5 is the
             paper's.
         batch: Rows in one step.
         micro_batch: Rows in one gradient pass; the step is the same for any number.
-        optimizer: "adamw" or "adafactor".
         max_prompt_tokens: Of a longer prompt the end is kept.
         max_response_tokens: Of a longer response the beginning is kept, without an EOS. Both are counted.
-        max_grad_norm: Gradients are scaled down to this norm.
-        lora_rank: Rank of the adapter.
-        lora_alpha: The adapter is scaled by lora_alpha / lora_rank.
         seed: Of the order of the rows and of the adapter.
         device: "cpu", "cuda", ...; by default the GPU where there is one.
         dtype: Of the frozen weights; by default bfloat16 on a GPU that has it and float32 elsewhere.
@@ -66,31 +75,25 @@ class SFTConfig:
     model: str = BUILTIN_MODEL
     out: str | None = None
     trainable: Literal["lora", "full"] = "lora"
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     rows: int = 0
     epochs: int = 1
     learning_rate: float = 2e-4
     batch: int = 16
     micro_batch: int = 8
-    optimizer: Literal["adamw", "adafactor"] = "adamw"
     max_prompt_tokens: int = 1024
     max_response_tokens: int = 128
-    max_grad_norm: float = 1.0
-    lora_rank: int = 16
-    lora_alpha: float = 32.0
     seed: int = 0
     device: str | None = None
     dtype: str | None = None
 
     def __post_init__(self) -> None:
-        whole = ("epochs", "batch", "micro_batch", "max_prompt_tokens", "max_response_tokens", "lora_rank")
-        for name in whole:
+        for name in ("epochs", "batch", "micro_batch", "max_prompt_tokens", "max_response_tokens"):
             if getattr(self, name) < 1:
                 raise RLAIFError(f"expected {name} of at least 1, found {getattr(self, name)}")
-        if self.rows < 0 or not self.learning_rate >= 0 or not self.max_grad_norm > 0:
-            raise RLAIFError(
-                "expected rows >= 0, learning_rate >= 0 and max_grad_norm > 0, found "
-                f"{self.rows}, {self.learning_rate} and {self.max_grad_norm}"
-            )
+        if self.rows < 0 or not self.learning_rate >= 0:
+            raise RLAIFError(f"expected rows >= 0 and learning_rate >= 0, found {self.rows} and {self.learning_rate}")
 
 
 @dataclass(frozen=True)
@@ -103,13 +106,7 @@ class Demonstration:
 
 @dataclass(frozen=True)
 class Example:
-    """A demonstration as token ids.
-
-    Attributes:
-        prompt: At least one.
-        response: At least one; the EOS last unless it was cut.
-        cut: Tokens left out of either.
-    """
+    """A demonstration as token ids, at least one each: the EOS last unless it was cut; ``cut`` tokens were left out."""
 
     prompt: Sequence[int]
     response: Sequence[int]
@@ -117,12 +114,7 @@ class Example:
 
 
 def demonstrations(data: str | Path | None) -> Iterator[Demonstration]:
-    """Demonstrations of a JSON lines file, or of the built-in corpus.
-
-    Raises:
-        DataError: For all bad rows of the file together.
-        AssetError: If the corpus cannot be fetched.
-    """
+    """Demonstrations of a JSON lines file (DataError for all its bad rows together), or of the built-in corpus."""
     if data is not None:
         yield from read_jsonl(data, _row)
         return
@@ -154,14 +146,11 @@ def tokenize(rows: Iterable[Demonstration], tokenizer: Any, max_prompt: int, max
     examples = []
     for number, row in enumerate(rows, start=1):
         eos = [tokenizer.eos_token_id]
+        prompt = encode(tokenizer, [row.prompt or row.response])[0]
         if row.prompt:
-            prompt, response = (
-                encode(tokenizer, [row.prompt])[0],
-                tokenizer.encode(row.response, add_special_tokens=False),
-            )
+            response = tokenizer.encode(row.response, add_special_tokens=False)
         else:
-            whole = encode(tokenizer, [row.response])[0]
-            prompt, response = whole[:1], whole[1:]
+            prompt, response = prompt[:1], prompt[1:]
         if not prompt or not response:
             raise DataError(
                 f"row {number}: expected at least two tokens, found {len(prompt) + len(response)} in {row!r:.80}"
@@ -174,13 +163,11 @@ def tokenize(rows: Iterable[Demonstration], tokenizer: Any, max_prompt: int, max
 
 def response_loss(policy: Policy, examples: Sequence[Example]) -> Tensor:
     """Sum of -log π over the response tokens of some examples: a scalar, with gradient within `Policy.training`."""
-    device = policy.backbone.device
     pad = policy.tokenizer.pad_token_id
-    ids, mask = pad_rows([example.prompt for example in examples], pad, side="left")
-    responses, response_mask = pad_rows([example.response for example in examples], pad)
-    tensors = (torch.from_numpy(array).to(device) for array in (ids, mask, responses, response_mask))
-    ids_, mask_, responses_, response_mask_ = tensors
-    return -policy.evaluate(ids_, mask_, responses_, response_mask_.float()).logprobs.sum()
+    prompts = pad_rows([example.prompt for example in examples], pad, side="left")
+    arrays = (*prompts, *pad_rows([example.response for example in examples], pad))
+    ids, mask, responses, response_mask = (torch.from_numpy(array).to(policy.backbone.device) for array in arrays)
+    return -policy.evaluate(ids, mask, responses, response_mask.float()).logprobs.sum()
 
 
 def sft(
@@ -188,17 +175,17 @@ def sft(
     rows: Iterable[Demonstration],
     *,
     base: Backbone | None = None,
-    log: Any = lambda step, metrics: None,
-    advance: Any = lambda done: None,
+    log: Callable[[int, dict[str, float]], object] = lambda step, metrics: None,
+    advance: Callable[[int], object] = lambda rows: None,
 ) -> tuple[Policy, dict[str, float]]:
     """Fine-tune a model on demonstrations.
 
     Args:
         config: The settings.
-        rows: The demonstrations; one in twenty, told by its prompt (or text), is held out.
+        rows: One in twenty, chosen by its prompt (or text), is held out.
         base: The model, if it is in memory already.
         log: Called with the step and its metrics.
-        advance: Called with the number of rows done.
+        advance: Called with the number of rows done since.
 
     Returns:
         The policy at temperature 1, and figures: the held-out loss in nats a token before and after, counts.
@@ -214,32 +201,23 @@ def sft(
     if not sides["train"] or not sides["validation"]:
         raise RLAIFError(
             f"expected rows to train on and to hold out, found {len(sides['train'])} and {len(sides['validation'])}; "
-            "about "
-            "60 rows with different prompts are the least that can be divided"
+            "about 60 rows with different prompts are the least that can be divided"
         )
-    policy = Policy(
-        base or config.model,
-        trainable=config.trainable,
-        rank=config.lora_rank,
-        alpha=config.lora_alpha,
-        temperature=1.0,
-        seed=config.seed,
-        adapter="sft",
-        device=config.device,
-        dtype=config.dtype,
-    )
+    settings: dict[str, Any] = {n: getattr(config, n) for n in ("trainable", "lora", "seed", "device", "dtype")}
+    policy = Policy(base or config.model, temperature=1.0, adapter="sft", **settings)
     limits = (config.max_prompt_tokens, config.max_response_tokens)
     train, held_out = (tokenize(sides[side], policy.tokenizer, *limits) for side in ("train", "validation"))
     before = held_out_loss(policy, held_out, config.micro_batch)
     log(0, {"validation_loss": before})
-    optimizer, rng = _optimizer(config, policy), np.random.default_rng(config.seed)
+    optimizer = make_optimizer(config.optimizer, policy.parameters, config.learning_rate)
+    rng = np.random.default_rng(config.seed)
     per_epoch = -(-len(train) // config.batch)
     step, total, after = 0, config.epochs * per_epoch, before
     for _ in range(config.epochs):
         order = rng.permutation(len(train))
         for start in range(0, len(order), config.batch):
             step += 1
-            rate = config.learning_rate * min(step / (_WARMUP * total + 1), 1.0, (total - step + 1) / total)
+            rate = config.learning_rate * linear_schedule(step, warmup=_WARMUP * total, total=total)
             for group in optimizer.param_groups:
                 group["lr"] = rate
             members = [train[i] for i in order[start : start + config.batch]]
@@ -261,26 +239,14 @@ def sft(
 
 def held_out_loss(policy: Policy, examples: Sequence[Example], micro_batch: int) -> float:
     """Mean of -log π over the response tokens, nats."""
-    total = 0.0
     with policy.training(), torch.no_grad():
-        for part in _micro_batches(examples, micro_batch):
-            total += float(response_loss(policy, part))
+        total = sum(float(response_loss(policy, part)) for part in _micro_batches(examples, micro_batch))
     return total / sum(len(example.response) for example in examples)
 
 
-def _micro_batches(examples: Sequence[Example], size: int) -> Iterator[Sequence[Example]]:
-    """Examples of like length together, so that little padding is computed."""
-    ordered = sorted(examples, key=lambda example: (len(example.response), len(example.prompt)))
-    for start in range(0, len(ordered), size):
-        yield ordered[start : start + size]
-
-
-def _optimizer(config: SFTConfig, policy: Policy) -> torch.optim.Optimizer:
-    if config.optimizer == "adamw":
-        return torch.optim.AdamW(policy.parameters, lr=config.learning_rate, weight_decay=0.0)
-    from transformers import Adafactor
-
-    return Adafactor(policy.parameters, lr=config.learning_rate, scale_parameter=False, relative_step=False)
+def _micro_batches(examples: Sequence[Example], size: int) -> list[list[Example]]:
+    lengths = [(len(example.response), len(example.prompt)) for example in examples]
+    return [[examples[i] for i in rows] for rows in by_length(lengths, size)]
 
 
 def _step(
@@ -295,34 +261,23 @@ def _step(
             loss = response_loss(policy, part) / tokens
             loss.backward()
             total += float(loss.detach())
-    norm = float(torch.nn.utils.clip_grad_norm_(policy.parameters, config.max_grad_norm))
+    norm = float(torch.nn.utils.clip_grad_norm_(policy.parameters, config.optimizer.max_grad_norm))
     if not math.isfinite(total) or not math.isfinite(norm):
         raise RLAIFError(
             f"expected a finite loss and gradient, found loss {total} and gradient norm {norm}; lower learning_rate, "
-            "or use "
-            "float32"
+            "or use float32"
         )
     optimizer.step()
     return {"loss": total, "grad_norm": norm}
 
 
 def train_and_save(config: SFTConfig, *, quiet: bool = False) -> tuple[dict[str, float], Path]:
-    """Fine-tune into a run folder; the policy is in its folder "model".
-
-    Args:
-        config: The settings.
-        quiet: Show no progress.
-
-    Returns:
-        The figures of `sft`, and the folder.
-    """
-    from rich.progress import Progress
-
+    """Fine-tune into a run folder, the policy in its folder "model"; the figures of `sft`, and the folder."""
     rows = list(demonstrations(config.data))
     with RunFolder.create(config.out, asdict(config), command="sft") as run, Progress(disable=quiet) as bars:
         expected = min(config.rows or len(rows), len(rows)) * config.epochs
         task = bars.add_task("rows", total=expected)
-        policy, figures = sft(config, rows, log=run.log, advance=lambda done: bars.advance(task, done))
+        policy, figures = sft(config, rows, log=run.log, advance=lambda rows: bars.advance(task, rows))
         policy.save(run.path / "model")
         write_json(run.path / "report.json", figures)
     return figures, run.path
@@ -335,9 +290,8 @@ def main(argv: Sequence[str]) -> int:
     figures, folder = train_and_save(tyro.cli(SFTConfig, args=list(argv), prog="rlaif sft"))
     print(
         f"{figures['rows']:.0f} rows, {figures['response_tokens']:.0f} response tokens, {figures['steps']:.0f} steps; "
-        "held-out "
-        f"loss {figures['validation_loss_before']:.3f} before, {figures['validation_loss']:.3f} after (nats a token, "
-        f"{figures['validation_rows']:.0f} rows); cut: {figures['cut_tokens']:.0f} tokens in "
+        f"held-out loss {figures['validation_loss_before']:.3f} before, {figures['validation_loss']:.3f} after (nats a "
+        f"token, {figures['validation_rows']:.0f} rows); cut: {figures['cut_tokens']:.0f} tokens in "
         f"{figures['cut_rows']:.0f} rows"
     )
     print(f"saved in {folder / 'model'}")

@@ -15,7 +15,7 @@ from typing import Any
 import gymnasium as gym
 
 import rlaif_env
-from agents import ReinforceAgent, ReinforceConfig
+from agents import ReinforceAgent
 
 
 def main(
@@ -26,16 +26,15 @@ def main(
     task = rlaif_env.Task(
         "mine", "continuation", criterion, max_prompt_tokens=64, max_response_tokens=24, source=source
     )
-    config = ReinforceConfig(group_size=4)
     envs = gym.make_vec(
         "RLAIF/TextGeneration-v0",
         num_envs=8,
-        group_size=config.group_size,
+        group_size=4,
         task=task,
         reward=reward,
         tokenizer=getattr(model, "tokenizer", model),
     )
-    agent = ReinforceAgent(model, config, max_new_tokens=task.max_response_tokens)
+    agent = ReinforceAgent(model, envs=envs)
     prompts, _ = envs.reset(seed=0)
     means: list[float] = []
     for update in range(updates):

@@ -33,7 +33,7 @@ FLOORS: dict[str, list[set[str]]] = {
         {"direct_score", "compose", "checks"},
         {"labeling", "reward_model"},
     ],
-    "agents": [{"functional", "guards"}, {"policy"}, {"reinforce", "sft"}, {"training"}],
+    "agents": [{"functional"}, {"logprobs"}, {"policy"}, {"passes", "answers"}, {"reinforce", "sft"}, {"training"}],
     "benchmarks": [{"report", "evaluation"}, {"annotate", "speed"}, {"comparison"}],
 }
 """The rooms and single modules of each package; each imports from its own room and from lower floors only."""

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import torch
+from gymnasium.spaces import MultiDiscrete
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -45,3 +49,8 @@ def tiny_backbone(seed: int = 0, extra: tuple[str, ...] = ()) -> Backbone:
     """A fresh tiny model with its tokenizer."""
     tokenizer = character_tokenizer(extra)
     return Backbone(tiny_model(len(tokenizer), seed), tokenizer, name="tiny")
+
+
+def shape_of(model: Backbone, group_size: int = 2, steps: int = 4) -> Any:
+    """What an agent reads of a vector environment for a model: K, T and V."""
+    return SimpleNamespace(group_size=group_size, single_action_space=MultiDiscrete([model.logit_width] * steps))

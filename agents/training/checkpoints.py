@@ -16,39 +16,20 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from agents.guards import NonFiniteError
+from agents.passes import NonFiniteError
+from agents.reinforce import ReinforceAgent
 from rlaif_env.api import RLAIFError
 from rlaif_env.runs import RunError, RunFolder
-
-if TYPE_CHECKING:
-    from agents.reinforce import ReinforceAgent
-
-__all__ = [
-    "Checkpoint",
-    "CheckpointError",
-    "agent_tensors",
-    "agent_values",
-    "cut_back",
-    "load_agent",
-    "newest",
-    "not_identical",
-    "numerics",
-    "position",
-    "prune",
-    "read",
-    "write",
-]
 
 _TENSORS, _STATE, _MANIFEST = "agent.safetensors", "state.json", "manifest.json"
 _LOGS = ("metrics.jsonl", "samples.jsonl", "validation.jsonl", "warnings.jsonl")
@@ -72,9 +53,6 @@ class Checkpoint:
         return int(self.values["agent"]["updates"])
 
 
-# --- the agent --------------------------------------------------------------------------------------------------------
-
-
 def agent_tensors(agent: ReinforceAgent) -> dict[str, Tensor]:
     """What an agent has learned and what its optimiser keeps, on the CPU.
 
@@ -90,39 +68,29 @@ def agent_tensors(agent: ReinforceAgent) -> dict[str, Tensor]:
             f"({broken[0]}, ...): this state is not saved; go on from the checkpoint before with a lower learning_rate"
         )
     for index, kept in agent.optimizer.state_dict()["state"].items():
-        for name, value in kept.items():
-            if isinstance(value, Tensor):
-                tensors[f"optimizer/{index}/{name}"] = value.detach().cpu().contiguous().clone()
+        of = {name: value for name, value in kept.items() if isinstance(value, Tensor)}
+        tensors |= {f"optimizer/{index}/{name}": v.detach().cpu().contiguous().clone() for name, v in of.items()}
     return tensors
 
 
 def agent_values(agent: ReinforceAgent) -> dict[str, Any]:
     """Everything else that decides how an agent goes on, as JSON can hold it; a copy."""
-    kept = agent.optimizer.state_dict()["state"]
-    numbers = {
-        str(index): {name: value for name, value in state.items() if not isinstance(value, Tensor)}
-        for index, state in kept.items()
-    }
+    kept = agent.optimizer.state_dict()["state"].items()
     return {
         "updates": agent.updates,
         "generator": agent.rng.bit_generator.state,
         "average": agent.average,
         "moments": list(agent.moments),
-        "micro_batch": agent.micro_batch,
-        "optimizer": numbers,
+        "micro_batch": agent.passes.micro_batch,
+        "optimizer": {str(i): {n: v for n, v in state.items() if not isinstance(v, Tensor)} for i, state in kept},
     }
 
 
 def load_agent(agent: ReinforceAgent, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
     """Make an agent go on exactly where `agent_tensors` and `agent_values` were taken.
 
-    Args:
-        agent: Of the same model and configuration.
-        tensors: Its tensors then.
-        values: Its values then.
-
     Raises:
-        CheckpointError: If they are those of another agent.
+        CheckpointError: If they are those of an agent of another model or configuration.
     """
     parts: dict[str, dict[str, Tensor]] = {"policy": {}, "value": {}, "optimizer": {}}
     for name, tensor in tensors.items():
@@ -141,7 +109,7 @@ def load_agent(agent: ReinforceAgent, tensors: Mapping[str, Tensor], values: Map
         agent.rng.bit_generator.state = values["generator"]
         count, mean, m2 = values["moments"]
         agent.updates, agent.average, agent.moments = int(values["updates"]), values["average"], (count, mean, m2)
-        agent.micro_batch = int(values["micro_batch"])
+        agent.passes.micro_batch = int(values["micro_batch"])
     except (AttributeError, LookupError, TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise CheckpointError(
             f"expected the state of an agent of this model and configuration, found another: {error}"
@@ -168,33 +136,21 @@ def not_identical(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {before.get(name)} -> {now.get(name)}" for name in differing)
 
 
-# --- writing and reading ----------------------------------------------------------------------------------------------
-
-
 def write(folder: Path, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-    """Fill a checkpoint folder.
-
-    Raises:
-        RunError: If it cannot be written.
-    """
+    """Fill a checkpoint folder; RunError if it cannot be written."""
     try:
         save_file(dict(tensors), folder / _TENSORS)
         (folder / _STATE).write_text(json.dumps(values, allow_nan=False), encoding="utf-8")
         (folder / _MANIFEST).write_bytes(_manifest(folder))
     except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
         raise RunError(
-            f"cannot write a checkpoint into {folder.parent}: {reason}; the one before is kept. Make room or mend the "
-            "folder, then start the same command again: it goes on from there"
+            f"cannot write a checkpoint into {folder.parent}: {getattr(error, 'strerror', None) or error}; the one "
+            "before is kept. Make room or mend the folder, then start the same command again: it goes on from there"
         ) from error
 
 
 def read(folder: Path) -> Checkpoint:
-    """Read a checkpoint, every byte checked.
-
-    Raises:
-        CheckpointError: If it is not there, not whole, or not as it was written.
-    """
+    """Read a checkpoint, every byte checked; CheckpointError if it is not there, not whole, or not as written."""
     if not folder.is_dir():
         raise CheckpointError(f"expected a checkpoint at {folder}, found no folder")
     try:
@@ -205,22 +161,21 @@ def read(folder: Path) -> Checkpoint:
         if not isinstance(values, dict) or type(values.get("agent", {}).get("updates")) is not int:
             raise CheckpointError(f"{folder} is not a whole checkpoint: {_STATE} does not say which update it is of")
         return Checkpoint(folder, load_file(folder / _TENSORS), values)
+    except CheckpointError:
+        raise
     except (OSError, ValueError, AttributeError, LookupError, RuntimeError, TypeError, SafetensorError) as error:
-        if isinstance(error, CheckpointError):
-            raise
         raise CheckpointError(f"{folder} is not a whole checkpoint: {error}") from error
 
 
 def _manifest(folder: Path) -> bytes:
     """The one manifest that fits the files that are there: comparing it bytewise also checks the manifest itself."""
     files = {}
-    for file in sorted(folder.iterdir()):
-        if file.name != _MANIFEST:
-            digest = hashlib.sha256()
-            with file.open("rb") as stream:
-                while chunk := stream.read(1 << 20):
-                    digest.update(chunk)
-            files[file.name] = {"sha256": digest.hexdigest(), "bytes": file.stat().st_size}
+    for file in sorted(path for path in folder.iterdir() if path.name != _MANIFEST):
+        digest = hashlib.sha256()
+        with file.open("rb") as stream:
+            while chunk := stream.read(1 << 20):
+                digest.update(chunk)
+        files[file.name] = {"sha256": digest.hexdigest(), "bytes": file.stat().st_size}
     return (json.dumps({"format": 1, "files": files}, indent=2) + "\n").encode()
 
 
@@ -234,55 +189,41 @@ def _damage(there: bytes, expected: bytes) -> str:
     return f"{', '.join(odd)} and {_MANIFEST} do not agree" if odd else f"{_MANIFEST} is not as it was written"
 
 
-# --- those of a run ---------------------------------------------------------------------------------------------------
-
-
 def _saved(run: Path) -> list[Path]:
     """A run's checkpoints, newest first, whole or not."""
-    folder = run / "checkpoints"
-    there = folder.iterdir() if folder.is_dir() else ()
+    there = (run / "checkpoints").iterdir() if (run / "checkpoints").is_dir() else ()
     return sorted((p for p in there if p.name.isdigit() and p.is_dir()), key=lambda p: int(p.name), reverse=True)
 
 
 def newest(run: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint of a run that is as it was written, None where none was ever saved.
+    """The newest checkpoint of a run that is as it was written, and a message for each newer one that is damaged.
 
-    Returns:
-        The checkpoint, and a message for each newer one that is damaged.
-
-    Raises:
-        CheckpointError: If there are some, but none that is whole.
+    None where none was ever saved; CheckpointError if there are some, but none that is whole.
     """
-    told: list[str] = []
+    damaged: list[str] = []
     for aside in (run / "checkpoints").glob(".replaced-*"):  # killed while one took the place of another
         if not (final := aside.with_name(aside.name.removeprefix(".replaced-"))).exists():
             aside.rename(final)
     for folder in _saved(run):
         try:
-            return read(folder), told
+            return read(folder), damaged
         except CheckpointError as error:
-            told.append(str(error))
-    if told:
+            damaged.append(str(error))
+    if damaged:
         raise CheckpointError(
-            f"expected a whole checkpoint in {run / 'checkpoints'}, found none: {'; '.join(told)}. To begin again, "
+            f"expected a whole checkpoint in {run / 'checkpoints'}, found none: {'; '.join(damaged)}. To begin again, "
             "name another folder for the run"
         )
-    return None, told
+    return None, damaged
 
 
 def prune(run: Path, keep: int, best: int | None, current: int) -> None:
-    """Remove all checkpoints but the last ones, the best and the current; also what killed processes left behind.
+    """Remove all checkpoints but the last few and the best, given by its update, and what killed processes left behind.
 
-    Args:
-        run: The run folder.
-        keep: How many of the last stay.
-        best: The update whose checkpoint is the best by validation.
-        current: The update the run is at; those of later ones are of a run that was cut back, and go.
+    Those of updates later than the current one are of a run that was cut back, and go too.
     """
     folder = run / "checkpoints"
-    if not folder.is_dir():
-        return
-    for left in [*folder.glob(".unfinished-*"), *folder.glob(".replaced-*"), *folder.glob(".old-*")]:
+    for left in (path for kind in ("unfinished", "replaced", "old") for path in folder.glob(f".{kind}-*")):
         shutil.rmtree(left, ignore_errors=True)
     for unfinished in folder.glob(".best.json-*"):
         unfinished.unlink(missing_ok=True)
@@ -295,22 +236,21 @@ def prune(run: Path, keep: int, best: int | None, current: int) -> None:
             shutil.rmtree(aside, ignore_errors=True)
 
 
-# --- how far the run's files had come ---------------------------------------------------------------------------------
+def _appended(run: Path) -> list[Path]:
+    """The files that a run appends to, there or not."""
+    events = sorted((run / "tensorboard").iterdir()) if (run / "tensorboard").is_dir() else []
+    return [*(run / name for name in _LOGS), *events]
 
 
 def position(run: RunFolder) -> dict[str, int]:
     """The sizes of the files that a run appends to, synced to the disk."""
     run.flush()
-    files = [run.path / name for name in _LOGS]
-    if (events := run.path / "tensorboard").is_dir():
-        files += sorted(events.iterdir())
-    found = {}
-    for file in files:
-        if file.exists():
-            with file.open("rb") as stream:
-                os.fsync(stream.fileno())
-                found[str(file.relative_to(run.path))] = os.fstat(stream.fileno()).st_size
-    return found
+    sizes = {}
+    for file in filter(Path.exists, _appended(run.path)):
+        with file.open("rb") as stream:
+            os.fsync(stream.fileno())
+            sizes[str(file.relative_to(run.path))] = os.fstat(stream.fileno()).st_size
+    return sizes
 
 
 def cut_back(run: Path, to: Mapping[str, int]) -> None:
@@ -327,19 +267,12 @@ def cut_back(run: Path, to: Mapping[str, int]) -> None:
                 f"expected {run / name} to hold at least the {size} bytes it had at the checkpoint, found {found}: it "
                 "was changed since; put it back, or name another folder for the run"
             )
-    events = sorted((run / "tensorboard").iterdir()) if (run / "tensorboard").is_dir() else []
-    for file in [*(run / name for name in _LOGS), *events]:
+    for file in _appended(run):
         size = to.get(str(file.relative_to(run)), 0)
-        with _told(file):
+        try:
             if size == 0:
                 file.unlink(missing_ok=True)
             elif file.stat().st_size > size:
                 os.truncate(file, size)
-
-
-@contextmanager
-def _told(file: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise RunError(f"cannot write {file}: {error.strerror or error}") from error
+        except OSError as error:
+            raise RunError(f"cannot write {file}: {error.strerror or error}") from error

@@ -1,91 +1,42 @@
-"""`rlaif train`: collect, score, update; evaluate before and after on held-out prompts; leave a run folder behind.
+"""`rlaif train`: evaluate, learn, save the policy, evaluate again on the same held-out prompts; leave a run folder.
 
-The loop is the whole algorithm: the agent acts, the environment pays, the agent updates. Nothing here knows where the
-reward comes from; it is a name handed to `gymnasium.make_vec`. `agents.training.loop` runs it so that nothing is lost
-when the process is.
+The reward is a name handed to `gymnasium.make_vec`; the algorithm is `agents.training.loop`.
 """
 
 from __future__ import annotations
 
-import json
+import shutil
 import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 from gymnasium.vector import VectorEnv
 from rich.console import Console
+from safetensors import SafetensorError
 
-from agents.reinforce import ReinforceAgent, ReinforceConfig
-from agents.training.heldout import HeldOut
-from agents.training.loop import Parts, Training, finished
+from agents.policy import Policy
+from agents.reinforce import ReinforceAgent
+from agents.training.arguments import parsed, resumed
+from agents.training.config import TrainConfig
+from agents.training.display import display, report
+from agents.training.heldout import HeldOut, evaluate_policy
+from agents.training.interrupts import Interrupts
+from agents.training.log import Log
+from agents.training.loop import learn
+from agents.training.safety import Parts, Safety, check_start
 from rlaif_env.api import RLAIFError
-from rlaif_env.data.jsonl import json_object
-from rlaif_env.data.tasks import load_task
-from rlaif_env.models import BUILTIN_MODEL
-from rlaif_env.runs import RunFolder
+from rlaif_env.data.tasks import Task, load_task
+from rlaif_env.runs import RunError, RunFolder, write_json
 
-__all__ = ["TrainConfig", "TrainResult", "main", "train"]
+__all__ = ["TrainResult", "main", "train"]
 
 _FREE = ("out", "resume", "checkpoint_every", "keep_checkpoints", "agent.micro_batch")
 """Settings that may be others when a run is gone on with: they do not change what is learned."""
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """Train a policy with REINFORCE on any reward.
-
-    Attributes:
-        task: A built-in task or a TOML file.
-        reward: Where the reward comes from: "direct-llm", "human-rm", "distilled-rm", or an installed backend.
-        reward_model: The model behind the reward: a reward model's folder, or the scorer's name; the backend's own
-            default where not given.
-        llm_url: Base URL of an OpenAI-compatible server that runs the scorer, for "direct-llm".
-        reward_kwargs: The backend's other settings as JSON, such as '{"scale": [1, 10]}'.
-        model: The initial policy: the built-in model, a folder, or a Hugging Face id.
-        updates: REINFORCE steps.
-        prompts_per_update: Prompts in a batch; each gets agent.group_size samples.
-        eval_prompts: Held-out prompts answered before and after; 0 is no evaluation.
-        eval_split: The split they come from.
-        seed: Of prompts, sampling and initial adapter.
-        checkpoint_every: Updates between checkpoints; 0 is none but the last.
-        keep_checkpoints: How many of the last stay, the best by validation beside them.
-        validate_every: Updates between evaluations on the validation split, which find the best checkpoint; 0 is none.
-        validation_prompts: Prompts in each of these.
-        out: The run folder; a new one under runs/ where not given. One that holds an unfinished run of this
-            configuration is gone on with; of a finished one the result is given.
-        resume: "latest" (of the folder out, or of the newest run under runs/), a run folder, or one of its checkpoints
-            to go back to. On the command line, settings that are not given are then that run's.
-        decay: Let the learning rate fall linearly to 0 over the run (sets agent.decay_updates).
-        agent: The algorithm's settings.
-
-    The models are put on the GPU where there is one (bfloat16), else on the CPU (float32); the environment variables
-    RLAIF_DEVICE and RLAIF_DTYPE say otherwise.
-    """
-
-    task: str = "movie-review"
-    reward: str = "direct-llm"
-    reward_model: str | None = None
-    llm_url: str | None = None
-    reward_kwargs: str = "{}"
-    model: str = BUILTIN_MODEL
-    updates: int = 50
-    prompts_per_update: int = 4
-    eval_prompts: int = 128
-    eval_split: str = "test"
-    seed: int = 0
-    checkpoint_every: int = 10
-    keep_checkpoints: int = 2
-    validate_every: int = 0
-    validation_prompts: int = 32
-    out: Path | None = None
-    resume: str | None = None
-    decay: bool = True
-    agent: ReinforceConfig = field(default_factory=ReinforceConfig)
 
 
 @dataclass(frozen=True)
@@ -96,27 +47,6 @@ class TrainResult:
     before: HeldOut | None
     after: HeldOut | None
     interrupted: bool
-
-
-def _environment(config: TrainConfig, num_envs: int, split: str, group_size: int) -> VectorEnv[Any, Any, Any]:
-    try:
-        settings = json_object(config.reward_kwargs)
-    except RLAIFError as error:
-        raise RLAIFError(
-            f"expected reward_kwargs as a JSON object, found {config.reward_kwargs!r:.200} ({error})"
-        ) from error
-    named = {"model": config.reward_model, "url": config.llm_url}
-    settings |= {name: value for name, value in named.items() if value is not None}
-    return gym.make_vec(
-        "RLAIF/TextGeneration-v0",
-        num_envs=num_envs,
-        task=config.task,
-        reward=config.reward,
-        reward_kwargs=settings,
-        tokenizer=config.model,
-        split=split,
-        group_size=group_size,
-    )
 
 
 def train(config: TrainConfig, console: Console | None = None) -> TrainResult:
@@ -131,71 +61,83 @@ def train(config: TrainConfig, console: Console | None = None) -> TrainResult:
     import rlaif_env  # noqa: F401  (registers the ids)
 
     console = console or Console(quiet=True)
-    for name in ("updates", "prompts_per_update", "keep_checkpoints"):
-        if getattr(config, name) < 1:
-            raise RLAIFError(f"expected {name} of at least 1, found {getattr(config, name)}")
-    if config.decay:
-        config = replace(config, agent=replace(config.agent, decay_updates=config.updates))
-    config, chosen = _resumed(config)
+    config, chosen = resumed(config)
+    task = load_task(config.task)
     with ExitStack() as stack:
         run = None
         if config.out is not None and (config.out / "config.json").exists():  # refuse before models are loaded
             run = stack.enter_context(_folder(config))
-            if chosen is None and (ended := finished(run, console, load_task(config.task))) is not None:
-                return TrainResult(run.path, *ended, interrupted=False)
-        parts = _parts(config)
-        if run is None:
-            run = stack.enter_context(_folder(config))
-        dtype = str(parts.agent.policy.reference.model.dtype).removeprefix("torch.")
+            if chosen is None and (run.path / "finished.json").exists():
+                return _finished(run, console, task)
+        parts = _parts(config, task)
+        agent = parts.agent
+        run = run or stack.enter_context(_folder(config))
+        dtype = str(agent.policy.reference.model.dtype).removeprefix("torch.")
         console.print(
-            f"[bold]{config.model}[/] on {parts.agent.policy.backbone.device} ({dtype}), "
-            f"task [bold]{parts.task.name}[/], reward [bold]{config.reward}[/], run folder {run.path}"
+            f"[bold]{config.model}[/] on {agent.policy.backbone.device} ({dtype}), task [bold]{task.name}[/], reward "
+            f"[bold]{config.reward}[/], run folder {run.path}"
         )
-        training = Training(
-            parts,
-            run,
-            console,
-            updates=config.updates,
-            seed=config.seed,
-            checkpoint_every=config.checkpoint_every,
-            keep_checkpoints=config.keep_checkpoints,
-            validate_every=config.validate_every,
-        )
-        before, after = training.finish(chosen)
-        return TrainResult(run.path, before, after, training.interrupts.stop)
+        interrupts = Interrupts(console)
+        stack.enter_context(interrupts.handled())
+        check_start(run, agent, task)
+        before = _evaluation("before", config, parts, run, console)
+        with display(config.updates, console) as show:
+            log = Log(run, console, task, config.group_size, show)
+            safety = Safety(config, parts, run, log, interrupts)
+            learn(agent, parts.envs, safety.begin(chosen), safety, log)
+        run.curves()
+        if interrupts.stop:
+            return TrainResult(run.path, before, None, interrupted=True)
+        _save_policy(agent.policy, run.path, console)
+        after = _evaluation("after", config, parts, run, console)
+        if before is not None and after is not None:
+            report(run, console, task, before, after)
+        write_json(run.path / "finished.json", {"updates": agent.updates})
+        return TrainResult(run.path, before, after, interrupted=False)
 
 
 def _folder(config: TrainConfig) -> RunFolder:
     return RunFolder.create(config.out, asdict(config), command="train", exist=True, free=_FREE)
 
 
-def _parts(config: TrainConfig) -> Parts:
+def _finished(run: RunFolder, console: Console, task: Task) -> TrainResult:
+    """What a run came to that was finished before, shown again."""
+    files = [run.path / f"{when}.json" for when in ("before", "after")]
+    before, after = (HeldOut.read(file) if file.exists() else None for file in files)
+    console.print(f"{run.path} is finished; this is its result")
+    if before is not None and after is not None:
+        report(run, console, task, before, after)
+    return TrainResult(run.path, before, after, interrupted=False)
+
+
+def _parts(config: TrainConfig, task: Task) -> Parts:
     """Environments and agent."""
-    task, k = load_task(config.task), config.agent.group_size
+    k, decay = config.group_size, config.updates if config.decay else 0
     envs = _environment(config, config.prompts_per_update * k, "train", k)
-    held_out = _held_out(config, "eval_prompts", config.eval_split)
-    validation = _held_out(config, "validation_prompts", "validation") if config.validate_every else None
-    agent = ReinforceAgent(
-        config.model,
-        config.agent,
-        max_new_tokens=int(envs.action_space.shape[-1]),  # type: ignore[index]
-        seed=config.seed,
-    )
-    width = int(envs.single_action_space.nvec[0])  # type: ignore[attr-defined]
-    if width != agent.policy.backbone.logit_width:
-        raise RLAIFError(
-            f"expected an environment of {agent.policy.backbone.logit_width} token ids, the policy's logit width, "
-            f"found {width}"
-        )
+    held_out = _held_out(config, task, "eval_prompts", config.eval_split)
+    validation = _held_out(config, task, "validation_prompts", "validation") if config.validate_every else None
+    agent = ReinforceAgent(config.model, config.agent, envs=envs, total_updates=decay, seed=config.seed)
     return Parts(task, envs, held_out, validation, agent)
 
 
-def _held_out(config: TrainConfig, setting: str, split: str) -> VectorEnv[Any, Any, Any] | None:
+def _environment(config: TrainConfig, num_envs: int, split: str, group_size: int) -> VectorEnv[Any, Any, Any]:
+    return gym.make_vec(
+        "RLAIF/TextGeneration-v0",
+        num_envs=num_envs,
+        task=config.task,
+        reward=config.reward,
+        reward_kwargs=dict(config.reward_options),
+        tokenizer=config.model,
+        split=split,
+        group_size=group_size,
+    )
+
+
+def _held_out(config: TrainConfig, task: Task, setting: str, split: str) -> VectorEnv[Any, Any, Any] | None:
     """An environment of the first prompts of a split, as many as the setting says; None for none."""
     wanted = getattr(config, setting)
     if not wanted:
         return None
-    task = load_task(config.task)
     available = len(task.prompts(split))
     if wanted > available:
         raise RLAIFError(
@@ -204,73 +146,40 @@ def _held_out(config: TrainConfig, setting: str, split: str) -> VectorEnv[Any, A
     return _environment(config, wanted, split, 1)
 
 
-def _resumed(config: TrainConfig) -> tuple[TrainConfig, Path | None]:
-    """The configuration with the folder that ``resume`` means, and the checkpoint where it names one."""
-    if config.resume is None:
-        return config, None
-    chosen = None
-    if config.resume == "latest":
-        folder = config.out or _newest_run(Path("runs"))
-    else:
-        folder = Path(config.resume)
-        if folder.absolute().parent.name == "checkpoints":
-            folder, chosen = folder.absolute().parent.parent, folder
-    if not (folder / "config.json").is_file():
-        raise RLAIFError(f"expected a training to go on with in {folder}, found none; check resume and out")
-    if config.out is not None and config.out.resolve() != folder.resolve():
-        raise RLAIFError(f"expected out to be the folder to resume, {folder}, found {config.out}; leave out away")
-    return replace(config, out=folder), chosen
+def _evaluation(when: str, config: TrainConfig, parts: Parts, run: RunFolder, console: Console) -> HeldOut | None:
+    """The evaluation before or after the training, the one before from its file if it was made."""
+    if parts.held_out is None:
+        return None
+    file = run.path / f"{when}.json"
+    if when == "before" and file.exists():
+        return HeldOut.read(file)
+    with console.status(f"{when}: answering {parts.held_out.num_envs} held-out prompts"):
+        evaluation = evaluate_policy(parts.agent.policy, parts.held_out, parts.task, seed=config.seed)
+    write_json(file, evaluation)
+    return evaluation
 
 
-def _newest_run(parent: Path) -> Path:
-    """The training run under a folder that was written to last."""
-    runs = [file.parent for file in parent.glob("*/config.json") if (file.parent / "start.json").is_file()]
-    if not runs:
-        raise RLAIFError(f"expected a training to go on with under {parent.absolute()}, found none; name its folder")
-    return max(runs, key=lambda run: max(file.stat().st_mtime for file in run.iterdir()))
-
-
-def _recorded(folder: Path) -> TrainConfig:
-    """The configuration of the run in a folder.
-
-    Raises:
-        RLAIFError: If config.json cannot be read or is not one of this version's training runs.
-    """
+def _save_policy(policy: Policy, run: Path, console: Console) -> None:
+    """Write the final policy aside and put it in its place whole."""
+    final, aside = run / "policy", run / ".policy-unfinished"
     try:
-        values = json.loads((folder / "config.json").read_bytes())["config"]
-        known = {entry.name for entry in fields(TrainConfig)}
-        agent = ReinforceConfig(**values["agent"])
-        return TrainConfig(**{k: v for k, v in values.items() if k in known} | {"agent": agent, "out": folder})
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise RLAIFError(
-            f"expected {folder / 'config.json'} to be a training's configuration, found: {error}"
+        for folder in (final, aside):
+            if folder.exists():
+                shutil.rmtree(folder)
+        with console.status("saving the policy"):
+            policy.save(aside)
+        aside.rename(final)
+    except (OSError, SafetensorError) as error:
+        raise RunError(
+            f"cannot write {final}: {getattr(error, 'strerror', None) or error}. Make room and start the same command "
+            "again: the training itself is saved"
         ) from error
-
-
-def _arguments(argv: Sequence[str]) -> tuple[TrainConfig, list[str]]:
-    """The configuration that the command line changes, and the arguments that change it, ``--resume`` taken out."""
-    import argparse
-
-    known = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    known.add_argument("--resume", nargs="?", const="latest")
-    known.add_argument("--out", type=Path)
-    found, rest = known.parse_known_args(argv)
-    config = TrainConfig(out=found.out, resume=found.resume)
-    if found.resume is not None:
-        given, _ = _resumed(config)
-        if given.out is not None:
-            config = replace(_recorded(given.out), resume=found.resume)
-    return config, rest
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command ``rlaif train``; returns the exit code."""
-    import tyro
-
-    default, rest = _arguments(list(argv) if argv is not None else sys.argv[1:])
-    config = tyro.cli(TrainConfig, args=rest, default=default, prog="rlaif train")
-    console = Console()
-    started = time.monotonic()
+    config = parsed(list(argv) if argv is not None else sys.argv[1:])
+    console, started = Console(), time.monotonic()
     result = train(config, console)
     minutes = (time.monotonic() - started) / 60
     if result.interrupted:

@@ -6,17 +6,17 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
+from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 from rich.text import Text
 
 from agents.training.heldout import HeldOut, changes
 from rlaif_env.data.tasks import Task
 from rlaif_env.runs import RunFolder, write_json
-from rlaif_env.tables import printable
+from rlaif_env.tables import Table, printable
 
 __all__ = ["Show", "display", "report"]
 
@@ -77,38 +77,33 @@ def _figures(metrics: Mapping[str, float], spent: Mapping[str, float]) -> str:
 
 def report(run: RunFolder, console: Console, task: Task, before: HeldOut, after: HeldOut) -> None:
     """Print the table before / after and the samples; write evaluation.json and evaluation.jsonl."""
-    found = changes(before, after)
+    compared = changes(before, after)
+    rows = []
+    for name in filter(compared.__contains__, _HEADLINES):
+        old, new, change = compared[name]
+        label = f"{_HEADLINES[name]} ({task.gold})" if name == "gold" else _HEADLINES[name]
+        interval = f"{change.estimate:+.3f} [{change.low:+.3f}, {change.high:+.3f}]"
+        rows.append([label, f"{old.estimate:.3f}", f"{new.estimate:.3f}", interval])
     table = Table(
-        title=f"before / after on {len(before.prompts)} held-out prompts",
-        title_justify="left",
-        caption="change: after - before, mean over prompts, bootstrap interval; no reward sees the gold measure",
-        caption_justify="left",
+        f"before / after on {len(before.prompts)} held-out prompts",
+        ["measure", "before", "after", "change, 95 % interval"],
+        rows,
+        "change: after - before, mean over prompts, bootstrap interval; no reward sees the gold measure",
     )
-    for column in ("measure", "before", "after", "change, 95 % interval"):
-        table.add_column(column, justify="left" if column == "measure" else "right")
-    for name, label in _HEADLINES.items():
-        if name not in found:
-            continue
-        old, new, change = found[name]
-        shown = f"{label} ({task.gold})" if name == "gold" else label
-        table.add_row(
-            shown,
-            f"{old.estimate:.3f}",
-            f"{new.estimate:.3f}",
-            f"{change.estimate:+.3f} [{change.low:+.3f}, {change.high:+.3f}]",
-        )
-    console.print(table)
-    samples = Table(title="the same prompts, before and after", title_justify="left", show_lines=True)
-    for column in ("prompt", "before", "after"):
-        samples.add_column(column, ratio=1)
-    for i in range(min(8, len(before.prompts))):
-        texts = before.prompts[i], before.responses[i].strip(), after.responses[i].strip()
-        samples.add_row(*(Text(printable(text)) for text in texts))  # a terminal would obey escape sequences
+    console.print(table.rich())
+    texts = zip(before.prompts[:8], before.responses, after.responses, strict=False)
+    samples = Table(
+        "the same prompts, before and after",
+        ["prompt", "before", "after"],
+        [[prompt, old.strip(), new.strip()] for prompt, old, new in texts],
+    ).rich(show_lines=True)
+    for column in samples.columns:
+        column.justify, column.ratio = "left", 1
     console.print(samples)
-    write_json(run.path / "evaluation.json", {name: [asdict(i) for i in three] for name, three in found.items()})
+    write_json(run.path / "evaluation.json", {name: [asdict(i) for i in three] for name, three in compared.items()})
     with (run.path / "evaluation.jsonl").open("w", encoding="utf-8") as stream:
         for i, prompt in enumerate(before.prompts):
-            row = {"prompt": prompt}
+            row: dict[str, Any] = {"prompt": prompt}
             for when, held in (("before", before), ("after", after)):
-                row[when] = {"response": held.responses[i], **{m: float(v[i]) for m, v in held.measures.items()}}  # type: ignore[assignment]
+                row[when] = {"response": held.responses[i], **{m: float(v[i]) for m, v in held.measures.items()}}
             stream.write(json.dumps(row) + "\n")

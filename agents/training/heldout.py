@@ -9,34 +9,50 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 
-from agents.functional import response_mask
+from agents.answers import answer, response_kl
 from agents.policy import Policy
+from rlaif_env.data.jsonl import json_object
 from rlaif_env.data.tasks import Task, gold_scores
+from rlaif_env.runs import RunError
 from rlaif_env.statistics import Interval, bootstrap_mean, paired_bootstrap
 
-__all__ = ["HeldOut", "changes", "distinct_shares", "evaluate_policy"]
+__all__ = ["HeldOut", "changes", "distinct_shares", "evaluate_policy", "read_json"]
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """n responses to n held-out prompts and what is measured on them.
-
-    Attributes:
-        prompts: n prompts.
-        responses: n responses.
-        measures: By name, one value a prompt, float64 (n,).
-    """
+    """n responses to n held-out prompts and what is measured on them: by name, one value a prompt, float64 (n,)."""
 
     prompts: list[str]
     responses: list[str]
     measures: Mapping[str, NDArray[np.float64]]
+
+    @classmethod
+    def read(cls, file: Path) -> HeldOut:
+        """One that was written as JSON; RunError if the file holds something else."""
+        row = read_json(file)
+        try:
+            measures = {name: np.array(values, dtype=np.float64) for name, values in row["measures"].items()}
+            return cls(list(row["prompts"]), list(row["responses"]), measures)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise RunError(
+                f"expected an evaluation in {file}, found something else ({error}); remove the file"
+            ) from error
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The JSON object in a file of a run; RunError if there is none."""
+    try:
+        return json_object(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"expected a JSON object in {file}, found something else ({error})") from error
 
 
 def distinct_shares(texts: Sequence[str], order: int = 2) -> NDArray[np.float64]:
@@ -58,54 +74,29 @@ def distinct_shares(texts: Sequence[str], order: int = 2) -> NDArray[np.float64]
 def evaluate_policy(
     policy: Policy, envs: VectorEnv[Any, Any, Any], task: Task, *, seed: int, batch: int = 64
 ) -> HeldOut:
-    """Let the policy answer the first prompts of a vector environment, one a row.
-
-    Args:
-        policy: Answers.
-        envs: A `RLAIF/TextGeneration-v0` vector over the held-out split, n rows; its reward is the measure "reward".
-        task: Names the gold measure, if any.
-        seed: Of the sampling.
-        batch: Prompts sampled at once; the result is the same.
+    """Let the policy answer the first prompts of a `RLAIF/TextGeneration-v0` vector, one a row, ``batch`` at once.
 
     Returns:
         Measures: "reward" and what the backend tells beside it, "gold" where the task has one, "length" (tokens, EOS
         included), "kl" (nats per response, one sample's log pi - log pi_SFT), "distinct-2" (see `distinct_shares`).
     """
-    n = envs.num_envs
-    observations, _ = envs.reset(seed=seed, options={"prompt_index": np.arange(n)})
+    observations, _ = envs.reset(seed=seed, options={"prompt_index": np.arange(envs.num_envs)})
     ids, mask = observations["input_ids"], observations["attention_mask"]
     steps = int(envs.action_space.shape[-1])  # type: ignore[index]
-    actions, kl = np.zeros((n, steps), dtype=np.int64), np.zeros(n)
-    device = policy.backbone.device
-    for start in range(0, n, batch):
-        rows = slice(start, min(start + batch, n))
-        rng = np.random.default_rng([seed, start, 0xE7A1])
-        drawn = policy.sample(ids[rows], mask[rows], max_new_tokens=steps, rng=rng)
-        actions[rows] = drawn.ids
-        for part in range(0, len(drawn.ids), 16):
-            some = slice(part, part + 16)
-            seen = response_mask(torch.from_numpy(drawn.lengths[some]), steps).to(device)
-            x, m, y = (torch.from_numpy(a).to(device) for a in (ids[rows][some], mask[rows][some], drawn.ids[some]))
-            said = policy.evaluate(x, m, y, seen, reference=True)
-            kl[start + part : start + part + len(seen)] = (
-                drawn.logprobs[some].sum(1) - said.logprobs.sum(1).cpu().numpy()
-            )
-    _, rewards, _, _, infos = envs.step(actions)
+    samples = answer(policy, ids, mask, max_new_tokens=steps, seed=seed, batch=batch)
+    _, rewards, _, _, infos = envs.step(samples.ids)
     final = infos["final_info"]
     prompts, responses = [str(p) for p in final["prompt"]], [str(r) for r in final["response"]]
     texts = [task.judged(p, r) for p, r in zip(prompts, responses, strict=True)]
     measures = {"reward": np.asarray(rewards, dtype=np.float64)}
     for name, column in final.items():
-        if (
-            not name.startswith("_")
-            and name not in ("prompt_index", "response_length")
-            and np.asarray(column).dtype.kind in "fiu"
-        ):
+        kept = not name.startswith("_") and name not in ("prompt_index", "response_length")
+        if kept and np.asarray(column).dtype.kind in "fiu":
             measures[name] = np.asarray(column, dtype=np.float64)
     if task.gold is not None:
         measures["gold"] = gold_scores(task, texts)
     measures["length"] = np.asarray(final["response_length"], dtype=np.float64)
-    measures["kl"] = kl
+    measures["kl"] = response_kl(policy, ids, mask, samples)
     measures["distinct-2"] = distinct_shares(responses)
     return HeldOut(prompts, responses, measures)
 

@@ -19,7 +19,8 @@ from rich.console import Console
 
 from agents.sft import SFTConfig
 from agents.sft import train_and_save as fine_tune
-from agents.training.command import TrainConfig, train
+from agents.training.command import train
+from agents.training.config import TrainConfig
 from benchmarks.comparison.arms import ARMS, Arm, CompareConfig
 from benchmarks.comparison.outcomes import History, Outcome
 from benchmarks.comparison.stages import Stage, Stages, content_of
@@ -199,7 +200,7 @@ class Pipeline:
             seed=seed,
             agent=c.agent,
         )
-        named = ("out", "model", "task", "reward_model", "reward_kwargs", "llm_url", *_OPERATIONAL)
+        named = ("out", "model", "task", "reward_options", *_OPERATIONAL)
         key |= {**_without(settings, *named), "model": self._policy, **self.shared}
 
         def make(folder: Path) -> None:
@@ -216,13 +217,14 @@ class Pipeline:
         c = self.config
         if arm.labels is not None:
             stage = self.reward_model(arm.labels)
-            found = TrainConfig(reward=arm.reward, reward_model=str(stage.path / "run" / "model"))
+            found = TrainConfig(reward=arm.reward, reward_options={"model": str(stage.path / "run" / "model")})
             return found, {"reward": arm.reward}, [stage]
         by_policy = arm.scorer == "policy"
         name, url = (self.initial, None) if by_policy else (c.labeler, c.labeler_url)
         kwargs: dict[str, Any] = {"scale": list(c.scale), "minimum_mass": c.minimum_mass}
         key = {"reward": arm.reward, "scorer": self._policy if by_policy else self._content(name), **kwargs}
-        found = TrainConfig(reward=arm.reward, reward_model=name, llm_url=url, reward_kwargs=json.dumps(kwargs))
+        server = {} if url is None else {"llm_url": url}
+        found = TrainConfig(reward=arm.reward, reward_options={"model": name, **server, **kwargs})
         return found, key, []
 
     def answers(self, arm: str, seed: int) -> Stage:
@@ -252,10 +254,7 @@ class Pipeline:
         found: dict[str, Judge] = {}
         for name in dict.fromkeys((*self.config.arms, *(() if "direct-llm" in self.config.arms else ("direct-llm",)))):
             settings, key, needs = self._reward(ARMS[name])
-            kwargs = {"model": settings.reward_model, **json.loads(settings.reward_kwargs)}
-            if settings.llm_url is not None:
-                kwargs["url"] = settings.llm_url
-            found[name] = Judge(ARMS[name].reward, kwargs, key, needs)
+            found[name] = Judge(ARMS[name].reward, dict(settings.reward_options), key, needs)
         if self.config.gold_rm and self._has_preferences("gold"):
             stage = self.reward_model("gold")
             kwargs = {"model": str(stage.path / "run" / "model")}

@@ -25,6 +25,7 @@ from rlaif_env.data.tasks import Task
 from rlaif_env.models import (
     BUILTIN_MODEL,
     Backbone,
+    LoraConfig,
     backbone,
     encode,
     load_tokenizer,
@@ -256,34 +257,22 @@ def _sampled(
     source: Source, base: Backbone, prompts: list[str], steps: int, temperature: float, seed: int, batch: int
 ) -> tuple[list[str], NDArray[np.float64] | None]:
     """Sampled responses and each one's log pi - log pi_ref, (n,), or None where the tokenizers differ."""
-    import torch
-
-    from agents.functional import response_mask
+    from agents.answers import answer as answered
+    from agents.answers import response_kl
     from agents.policy import Policy
 
     policy = _policy(source, temperature)
-    fixed = Policy(base, trainable="none", temperature=temperature)
-    same_weights = policy.backbone is base and policy.adapter is None
-    comparable = tokenizer_fingerprint(policy.tokenizer) == tokenizer_fingerprint(base.tokenizer)
-    tokenizer, device = policy.tokenizer, policy.backbone.device
-    rows, responses, kl = encode(tokenizer, prompts), [], np.zeros(len(prompts))
-    for start in range(0, len(rows), batch):
-        ids, mask = pad_rows(rows[start : start + batch], tokenizer.pad_token_id, side="left")
-        rng = np.random.default_rng([seed, start, 0xE7A1])
-        drawn = policy.sample(ids, mask, max_new_tokens=steps, rng=rng)
-        for row, length in zip(drawn.ids.tolist(), drawn.lengths, strict=True):
-            known = [i for i in row[:length] if i < len(tokenizer)]
-            responses.append(str(tokenizer.decode(known, skip_special_tokens=True)))
-        if same_weights or not comparable:
-            continue
-        for part in _parts(np.arange(len(ids)), steps):
-            seen = response_mask(torch.from_numpy(drawn.lengths[part]), steps).to(device)
-            x, m, y = (torch.from_numpy(array[part]).to(device) for array in (ids, mask, drawn.ids))
-            with policy.backbone.using(policy.adapter), torch.no_grad():
-                ours = policy.evaluate(x, m, y, seen).logprobs
-            theirs = fixed.evaluate(x, m, y, seen, reference=True).logprobs
-            kl[start + part] = (ours.double() - theirs.double()).sum(1).cpu().numpy()
-    return responses, kl if comparable else None
+    tokenizer = policy.tokenizer
+    ids, mask = pad_rows(encode(tokenizer, prompts), tokenizer.pad_token_id, side="left")
+    samples = answered(policy, ids, mask, max_new_tokens=steps, seed=seed, batch=batch)
+    rows = (row[:length] for row, length in zip(samples.ids.tolist(), samples.lengths, strict=True))
+    known = ([i for i in row if i < len(tokenizer)] for row in rows)
+    responses = [str(tokenizer.decode(row, skip_special_tokens=True)) for row in known]
+    if tokenizer_fingerprint(tokenizer) != tokenizer_fingerprint(base.tokenizer):
+        return responses, None
+    if policy.backbone is base and policy.adapter is None:
+        return responses, np.zeros(len(prompts))
+    return responses, response_kl(policy, ids, mask, samples, Policy(base, trainable="none", temperature=temperature))
 
 
 def _policy(source: Source, temperature: float) -> Any:
@@ -297,8 +286,7 @@ def _policy(source: Source, temperature: float) -> Any:
     policy = Policy(
         source.run["model"],
         trainable=agent["trainable"],
-        rank=agent["lora_rank"],
-        alpha=agent["lora_alpha"],
+        lora=LoraConfig(**agent["lora"]),
         temperature=temperature,
     )
     state = load_file(Path(source.path) / _CHECKPOINT)

@@ -17,6 +17,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from rlaif_env.api import RLAIFError
@@ -83,9 +84,10 @@ def measure(model: str, responses: int, tokens: int, *, everything: bool) -> dic
     import numpy as np
     import peft
     import torch
+    from gymnasium.spaces import MultiDiscrete
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from agents.reinforce import ReinforceAgent, ReinforceConfig
+    from agents.reinforce import ReinforceAgent
     from rewards.compose import compose
     from rewards.direct_score import DirectLLMScore
     from rewards.language_model.local import LocalLM
@@ -103,7 +105,8 @@ def measure(model: str, responses: int, tokens: int, *, everything: bool) -> dic
     weights = sum(
         {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in base.model.parameters()}.values()
     )
-    agent = ReinforceAgent(base, ReinforceConfig(group_size=2, baseline="leave-one-out"), max_new_tokens=tokens)
+    envs = SimpleNamespace(group_size=2, single_action_space=MultiDiscrete([base.logit_width] * tokens))
+    agent = ReinforceAgent(base, envs=envs)
     parts: dict[str, Any] = {"nothing": (1.0, lambda prompts, answers: [float(len(answer)) for answer in answers])}
     if everything:
         base.add_lora("reward", rank=16, alpha=32.0, targets=lora_targets(base.model, depth_of(base.model)))

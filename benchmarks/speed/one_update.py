@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rlaif_env.api import RLAIFError
-from rlaif_env.models import encode, load_tokenizer, resolve
+from rlaif_env.models import LoraConfig, encode, load_tokenizer, logit_width, resolve
 
 __all__ = ["SETTINGS", "Ours", "Setting", "model_folder", "prompts_of", "reward"]
 
@@ -119,17 +119,14 @@ class Ours:
         s = setting
         self.setting = s
         config = ReinforceConfig(
-            group_size=s.group,
             beta=s.beta,
             trainable=s.trainable,
-            lora_rank=s.rank,
-            lora_alpha=2.0 * s.rank,
+            lora=LoraConfig(s.rank, 2.0 * s.rank),
             temperature=1.0,
             reward_normalisation="none",
             learning_rate=1e-5,
         )
-        self.agent = ReinforceAgent(folder, config, max_new_tokens=s.response, device=device, dtype="float32")
-        tokenizer = self.agent.policy.tokenizer
+        tokenizer = load_tokenizer(folder)
         self.prompts = prompts_of(tokenizer, s.rows // s.group, s.prompt)
         task = rlaif_env.Task(
             name="versus",
@@ -146,8 +143,9 @@ class Ours:
             task=task,
             reward=lambda prompts, responses: reward(prompts, responses),
             tokenizer=tokenizer,
-            vocab_size=self.agent.policy.reference.logit_width,
+            vocab_size=logit_width(folder),
         )
+        self.agent = ReinforceAgent(folder, config, envs=self.envs, device=device, dtype="float32")
         self.observations, _ = self.envs.reset(seed=0)
         self.metrics: dict[str, float] = {}
 

@@ -16,8 +16,8 @@ import rlaif_env  # noqa: F401
 from agents import ReinforceAgent, ReinforceConfig
 from rlaif_env.api import RLAIFError
 from rlaif_env.data.tasks import PromptSource, Task
-from rlaif_env.models import Backbone
-from tests.tiny import tiny_backbone
+from rlaif_env.models import Backbone, LoraConfig, OptimizerConfig, backbone, linear_schedule
+from tests.tiny import shape_of, tiny_backbone
 
 TASK = Task(
     "toy", "continuation", "how many vowels it has", 8, 4, PromptSource(prompts={"train": ("ab", "film", "xyz.", "Q")})
@@ -40,21 +40,22 @@ def environment(model: Backbone, n: int, k: int) -> Any:
     )
 
 
-def run(updates: int, n: int = 32, seed: int = 0, **settings: Any) -> tuple[ReinforceAgent, list[dict[str, float]]]:
+def run(
+    updates: int, n: int = 32, seed: int = 0, total_updates: int = 0, **settings: Any
+) -> tuple[ReinforceAgent, list[dict[str, float]]]:
     config = ReinforceConfig(
         **{
-            "group_size": 4,
             "learning_rate": 2e-2,
             "beta": 0.0,
             "micro_batch": 16,
-            "lora_rank": 4,
+            "lora": LoraConfig(4),
             "temperature": 1.0,
             **settings,
         }
     )
     model = tiny_backbone(0)
-    envs = environment(model, n, config.group_size)
-    agent = ReinforceAgent(model, config, max_new_tokens=4, seed=seed)
+    envs = environment(model, n, 4)
+    agent = ReinforceAgent(model, config, envs=envs, total_updates=total_updates, seed=seed)
     prompts, _ = envs.reset(seed=seed)
     metrics = []
     for _ in range(updates):
@@ -74,9 +75,9 @@ def test_every_baseline_learns_the_bandit(baseline: str) -> None:
 
 def test_full_fine_tuning_and_adafactor_learn_it_too(tmp_path: Any) -> None:
     tiny_backbone(0).save_merged(None, tmp_path / "tiny")
-    config = ReinforceConfig(trainable="full", optimizer="adafactor", learning_rate=5e-3, beta=0.01, group_size=4)
-    agent = ReinforceAgent(str(tmp_path / "tiny"), config, max_new_tokens=4)
-    envs = environment(agent.policy.reference, 32, 4)
+    config = ReinforceConfig(trainable="full", optimizer=OptimizerConfig("adafactor"), learning_rate=5e-3, beta=0.01)
+    envs = environment(backbone(str(tmp_path / "tiny")), 32, 4)
+    agent = ReinforceAgent(str(tmp_path / "tiny"), config, envs=envs)
     prompts, _ = envs.reset(seed=0)
     rewards = []
     for _ in range(40):
@@ -113,12 +114,11 @@ def test_the_update_is_the_same_for_any_micro_batch() -> None:
     for size in (1, 5, 32):
         model = tiny_backbone(0)
         model.model.double()
-        agent = ReinforceAgent(
-            model, ReinforceConfig(group_size=4, micro_batch=size, lora_rank=4, max_grad_norm=1e9), max_new_tokens=4
-        )
+        config = ReinforceConfig(micro_batch=size, lora=LoraConfig(4), optimizer=OptimizerConfig(max_grad_norm=1e9))
+        envs = environment(model, 16, 4)
+        agent = ReinforceAgent(model, config, envs=envs)
         for parameter in agent.policy.parameters:
             parameter.data = parameter.data.double()
-        envs = environment(model, 16, 4)
         _, rewards, *_ = envs.step(agent.act(envs.reset(seed=0)[0]))
         agent.optimizer.step = lambda *a, **k: None  # type: ignore[method-assign,assignment]
         agent.update(rewards)
@@ -131,11 +131,12 @@ def test_the_update_is_the_same_for_any_micro_batch() -> None:
 def test_the_gradient_equals_finite_differences() -> None:
     model = tiny_backbone(0)
     model.model.double()
-    config = ReinforceConfig(group_size=2, lora_rank=2, beta=0.1, max_grad_norm=1e9, reward_normalisation="none")
-    agent = ReinforceAgent(model, config, max_new_tokens=4)
+    optimizer = OptimizerConfig(max_grad_norm=1e9)
+    config = ReinforceConfig(lora=LoraConfig(2), beta=0.1, optimizer=optimizer, reward_normalisation="none")
+    envs = environment(model, 4, 2)
+    agent = ReinforceAgent(model, config, envs=envs)
     for parameter in agent.policy.parameters:
         parameter.data = parameter.data.double() + 0.05
-    envs = environment(model, 4, 2)
     _, rewards, *_ = envs.step(agent.act(envs.reset(seed=1)[0]))
     rollout = agent._rollout
     assert rollout is not None
@@ -143,17 +144,16 @@ def test_the_gradient_equals_finite_differences() -> None:
     agent.update(rewards)
     from agents import functional as F
 
-    agent._rollout = rollout
-    kl, _ = agent._reference_pass(rollout)
+    kl = F.kl_per_token(rollout.logprobs, agent.passes.reference(rollout).logprobs, rollout.response_mask)
     returns = F.returns_to_go(torch.as_tensor(rewards, dtype=torch.float32), kl, rollout.response_mask, 0.1)
     advantage = F.advantages(returns, rollout.response_mask, "leave-one-out", group_size=2)
 
     def loss() -> float:
         with agent.policy.training(), torch.no_grad():
-            said = agent.policy.evaluate(rollout.ids, rollout.mask, rollout.responses, rollout.response_mask)
+            output = agent.policy.evaluate(rollout.ids, rollout.mask, rollout.responses, rollout.response_mask)
             # the logits are taken in float32 on purpose; differences need a coarse step
             return float(
-                F.policy_gradient_loss(said.logprobs.double(), advantage.double(), rollout.response_mask.double())
+                F.policy_gradient_loss(output.logprobs.double(), advantage.double(), rollout.response_mask.double())
             )
 
     parameter = agent.policy.parameters[1]
@@ -181,7 +181,8 @@ def test_normalised_rewards_make_the_update_blind_to_their_scale() -> None:
 
 
 def test_the_learning_rate_warms_up_and_decays() -> None:
-    _, metrics = run(4, learning_rate=1.0, warmup_updates=1, decay_updates=4, max_grad_norm=1e-6)
+    gentle = OptimizerConfig(max_grad_norm=1e-6)
+    _, metrics = run(4, learning_rate=1.0, warmup_updates=1, total_updates=4, optimizer=gentle)
     assert [m["learning_rate"] for m in metrics] == [0.5, 0.75, 0.5, 0.25]
 
 
@@ -189,7 +190,9 @@ def test_agents_may_share_a_model_and_leave_it_as_it_was() -> None:
     model = tiny_backbone(0)
     ids = torch.tensor([[5, 6, 7]])
     before = model.model(ids).logits
-    first, second = (ReinforceAgent(model, ReinforceConfig(lora_rank=2), max_new_tokens=4, seed=s) for s in (1, 1))
+    first, second = (
+        ReinforceAgent(model, ReinforceConfig(lora=LoraConfig(2)), envs=shape_of(model), seed=s) for s in (1, 1)
+    )
     assert model.adapters == ["policy", "policy-2"]
     assert first.policy.fingerprint() == second.policy.fingerprint()
     second.policy.load_state({name: value + 0.1 for name, value in first.policy.state().items()})
@@ -201,7 +204,7 @@ def test_agents_may_share_a_model_and_leave_it_as_it_was() -> None:
     del first, second
     gc.collect()
     assert model.adapters == [] and torch.equal(model.model(ids).logits, before)
-    ReinforceAgent(model, ReinforceConfig(lora_rank=2), max_new_tokens=4)
+    ReinforceAgent(model, ReinforceConfig(lora=LoraConfig(2)), envs=shape_of(model))
 
 
 def test_missing_eos_costs() -> None:
@@ -236,8 +239,6 @@ def test_bad_rewards_leave_everything_as_it_was() -> None:
     ("settings", "message"),
     [
         ({"beta": 1.0}, r"expected beta in \[0, 1\), found 1.0"),
-        ({"group_size": 0}, "expected group_size at least 1, found 0"),
-        ({"group_size": 1}, "expected group_size of at least 2 for baseline='leave-one-out'"),
         ({"temperature": 0.0}, "expected temperature above 0"),
         ({"micro_batch": 0}, "expected micro_batch at least 1"),
     ],
@@ -246,3 +247,52 @@ def test_bad_settings(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(RLAIFError, match=message):
         ReinforceConfig(**settings)
     assert dataclasses.is_dataclass(ReinforceConfig)
+
+
+def test_the_agent_reads_the_environment() -> None:
+    """The sentence of the design, as it stands: no group size given, so the learned value is the baseline."""
+    model = tiny_backbone(0)
+    envs = gym.make_vec(
+        "RLAIF/TextGeneration-v0",
+        num_envs=32,
+        task=TASK,
+        reward=vowels,
+        tokenizer=model.tokenizer,
+    )
+    prompts, _ = envs.reset(seed=0)
+    agent = ReinforceAgent(model, envs=envs)
+    responses = agent.act(prompts)
+    _, rewards, terminated, truncated, _ = envs.step(responses)
+    metrics = agent.update(rewards)
+    assert (agent.group_size, agent.max_new_tokens, agent.baseline) == (1, 4, "value")
+    assert terminated.all() and not truncated.any() and np.isfinite(metrics["value_loss"])
+    wrapped = gym.wrappers.vector.RecordEpisodeStatistics(environment(model, 8, 4))
+    grouped = ReinforceAgent(model, envs=wrapped)
+    assert (grouped.group_size, grouped.baseline, grouped.value_head) == (4, "leave-one-out", None)
+
+
+def test_an_environment_that_does_not_fit_is_refused() -> None:
+    model = tiny_backbone(0)
+    alone = ReinforceConfig(baseline="leave-one-out")
+    with pytest.raises(RLAIFError, match="expected group_size of at least 2 for baseline='leave-one-out', found 1"):
+        ReinforceAgent(model, alone, envs=shape_of(model, 1))
+    with pytest.raises(RLAIFError, match="expected an environment of 79 token ids, the policy's logit width, found 84"):
+        ReinforceAgent(model, envs=shape_of(tiny_backbone(0, tuple("äöüéè"))))
+    tokens = gym.make_vec("RLAIF/TokenGeneration-v0", num_envs=2, task=TASK, reward=vowels, tokenizer=model.tokenizer)
+    with pytest.raises(RLAIFError, match=r"expected an environment whose action is a response.*found Discrete\(79\)"):
+        ReinforceAgent(model, envs=tokens)
+    assert model.adapters == []
+
+
+@pytest.mark.parametrize("warmup", [0, 1, 5])
+@pytest.mark.parametrize("total", [0, 1, 4, 50])
+def test_the_shared_schedule_has_the_rates_of_before(warmup: int, total: int) -> None:
+    for done in range(total or 10):
+        share = min(1.0, (done + 1) / (warmup + 1))
+        if total:
+            share = min(share, max(0.0, (total - done) / total))
+        assert linear_schedule(done + 1, warmup=warmup, total=total) == share
+        if total:  # and of rlaif sft, whose warmup is a twentieth of the steps
+            step = done + 1
+            before = min(step / (0.05 * total + 1), 1.0, (total - step + 1) / total)
+            assert 2e-4 * linear_schedule(step, warmup=0.05 * total, total=total) == 2e-4 * before

@@ -171,9 +171,7 @@ def test_errors() -> None:
         sft(SFTConfig(), [Demonstration("a", "b")], base=tiny_backbone())
     with pytest.raises(RLAIFError, match="expected batch of at least 1, found 0"):
         SFTConfig(batch=0)
-    with pytest.raises(
-        RLAIFError, match="expected rows >= 0, learning_rate >= 0 and max_grad_norm > 0, found 0, nan and"
-    ):
+    with pytest.raises(RLAIFError, match="expected rows >= 0 and learning_rate >= 0, found 0 and nan"):
         SFTConfig(learning_rate=float("nan"))
     base = tiny_backbone()
     with torch.no_grad():
@@ -187,8 +185,8 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     data = write(tmp_path / "d.jsonl", [{"prompt": row.prompt, "response": row.response} for row in ROWS])
     arguments = ["--data", data, "--model", tmp_path / "base", "--out", tmp_path / "run", "--rows", 50]
     assert main([str(argument) for argument in arguments]) == 0
-    said = capsys.readouterr().out
-    assert "50 rows" in said and "held-out loss" in said
+    shown = capsys.readouterr().out
+    assert "50 rows" in shown and "held-out loss" in shown
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert report["steps"] == 4
     assert (tmp_path / "run" / "model" / "model.safetensors").is_file()

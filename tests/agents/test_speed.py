@@ -11,16 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from agents import ReinforceAgent, ReinforceConfig
 from agents import functional as F
+from agents.logprobs import chunked_logprobs
+from agents.passes import Rollout
 from agents.policy import Policy
-from agents.reinforce import _Rollout
 from benchmarks.speed.model_speed import PlainLM
 from rewards.direct_score import DirectLLMScore
 from rewards.language_model.local import LocalLM
 from rewards.reward_model.model import RewardModel
 from rlaif_env.batches import length_buckets
-from rlaif_env.models import plain_head
+from rlaif_env.models import LoraConfig, plain_head
 from tests.tiny import tiny_backbone, tiny_model
 
 # --- log-probabilities in chunks ---
@@ -47,7 +47,7 @@ def test_chunks_equal_the_whole_formula_and_its_gradient(kind: str, rows: int) -
     whole, entropy = F.token_logprobs(head(hidden)[None], tokens[None], 0.7)
     expected = torch.autograd.grad((whole[0] * upstream).sum(), learned)
     given = None if kind == "any head" else weight
-    logprobs, found = F.chunked_logprobs(hidden, tokens, head, 0.7, weight=given, rows=rows)
+    logprobs, found = chunked_logprobs(hidden, tokens, head, 0.7, weight=given, rows=rows)
     gradients = torch.autograd.grad((logprobs * upstream).sum(), learned)
     assert torch.allclose(logprobs, whole[0], atol=1e-12) and torch.allclose(found, entropy[0], atol=1e-12)
     assert not found.requires_grad
@@ -58,7 +58,7 @@ def test_chunks_equal_the_whole_formula_and_its_gradient(kind: str, rows: int) -
 def test_a_hundred_thousand_logits_are_summed_as_exactly_as_a_few() -> None:
     hidden = torch.zeros(2, 4, requires_grad=True)
     weight = torch.zeros(100_000, 4)
-    logprobs, entropy = F.chunked_logprobs(hidden, torch.tensor([0, 99_999]), lambda h: h @ weight.t(), weight=weight)
+    logprobs, entropy = chunked_logprobs(hidden, torch.tensor([0, 99_999]), lambda h: h @ weight.t(), weight=weight)
     assert logprobs.tolist() == pytest.approx([-np.log(100_000)] * 2, abs=1e-5)
     assert entropy.tolist() == pytest.approx([np.log(100_000)] * 2, abs=1e-5)
 
@@ -79,7 +79,7 @@ def test_the_logits_are_never_held_whole(given: bool) -> None:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        logprobs, _ = F.chunked_logprobs(hidden, tokens, head, weight=weight if given else None, rows=5)
+        logprobs, _ = chunked_logprobs(hidden, tokens, head, weight=weight if given else None, rows=5)
     assert max(seen, default=0) <= 5
     assert not [shape for shape in kept if len(shape) == 2 and shape[-1] == 50 and shape[0] > 5]
     if given:
@@ -89,7 +89,7 @@ def test_the_logits_are_never_held_whole(given: bool) -> None:
 
 
 def test_nothing_is_asked_of_no_rows() -> None:
-    logprobs, entropy = F.chunked_logprobs(torch.zeros(0, 8), torch.zeros(0, dtype=torch.int64), lambda h: h)
+    logprobs, entropy = chunked_logprobs(torch.zeros(0, 8), torch.zeros(0, dtype=torch.int64), lambda h: h)
     assert len(logprobs) == len(entropy) == 0
 
 
@@ -109,7 +109,7 @@ def test_only_a_bare_matrix_counts_as_one() -> None:
 def a_policy() -> tuple[Policy, tuple[Tensor, Tensor, Tensor, Tensor]]:
     base = tiny_backbone(0)
     base.model.double()
-    policy = Policy(base, rank=4)
+    policy = Policy(base, lora=LoraConfig(4))
     generator = torch.Generator().manual_seed(1)
     for p in policy.parameters:
         p.data = p.data.double() + 0.05 * torch.randn(p.shape, generator=generator, dtype=torch.float64)
@@ -121,7 +121,7 @@ def a_policy() -> tuple[Policy, tuple[Tensor, Tensor, Tensor, Tensor]]:
     return policy, (ids, mask, responses, F.response_mask(lengths, 6).double())
 
 
-def said(policy: Policy, inputs: tuple[Tensor, ...], order: Tensor) -> tuple[list[Tensor], Tensor, int]:
+def evaluated(policy: Policy, inputs: tuple[Tensor, ...], order: Tensor) -> tuple[list[Tensor], Tensor, int]:
     """Log-probabilities, entropies and features in the rows' own order, the gradient, and tokens that were read."""
     read: list[int] = []
     embedding = policy.backbone.model.get_input_embeddings()
@@ -142,8 +142,8 @@ def said(policy: Policy, inputs: tuple[Tensor, ...], order: Tensor) -> tuple[lis
 def test_rows_that_share_a_prompt_read_it_once_and_say_the_same() -> None:
     policy, inputs = a_policy()
     apart = torch.tensor([0, 4, 8, 1, 5, 9, 2, 6, 10, 3, 7, 11])  # no neighbours with the same prompt
-    together, gradient, few = said(policy, inputs, torch.arange(12))
-    alone, right, many = said(policy, inputs, apart)
+    together, gradient, few = evaluated(policy, inputs, torch.arange(12))
+    alone, right, many = evaluated(policy, inputs, apart)
     real = inputs[3].bool()
     for found, expected in zip(together, alone, strict=True):
         assert torch.allclose(found[real], expected[real], atol=1e-5)
@@ -160,28 +160,41 @@ def test_the_reference_shares_prompts_too() -> None:
     assert torch.allclose(together[apart], alone, atol=1e-6) and not together.requires_grad
 
 
-def a_rollout(lengths: list[int], prompt: int) -> _Rollout:
+def test_the_policy_and_its_reference_are_never_taken_for_each_other() -> None:
+    """Outside `training` the adapter is off; the policy's own log-probabilities are given all the same."""
+    policy, inputs = a_policy()
+    with policy.training():
+        inside = policy.evaluate(*inputs)
+        reference = policy.evaluate(*inputs, reference=True).logprobs
+    outside = policy.evaluate(*inputs)
+    assert torch.equal(outside.logprobs, inside.logprobs) and not torch.allclose(outside.logprobs, reference)
+    assert torch.equal(policy.evaluate(*inputs, reference=True).logprobs, reference)
+    assert inside.logprobs.requires_grad and not outside.logprobs.requires_grad and not reference.requires_grad
+    with pytest.raises(RuntimeError, match="does not require grad"):  # not a gradient that would be lost
+        outside.logprobs.sum().backward()
+    assert not any(p.requires_grad for p in policy.parameters), "the adapter is off again"
+
+
+def a_rollout(lengths: list[int], prompt: int) -> Rollout:
     n = len(lengths)
     mask = F.response_mask(torch.tensor(lengths), max(lengths))
     ids = torch.ones(n, prompt, dtype=torch.int64)
-    return _Rollout(ids, ids, torch.ones_like(mask).long(), mask, mask, torch.ones(n, dtype=torch.bool))
+    return Rollout(ids, ids, torch.ones_like(mask).long(), mask, mask, torch.ones(n, dtype=torch.bool))
 
 
 @pytest.mark.parametrize("size", [1, 3, 4, 6, 8, 100])
 @pytest.mark.parametrize("prompt", [1, 300])
 def test_every_row_is_in_one_gradient_pass(prompt: int, size: int) -> None:
     rollout = a_rollout(np.random.default_rng(size).integers(1, 40, size=24).tolist(), prompt)
-    agent = ReinforceAgent(tiny_backbone(), ReinforceConfig(group_size=4, micro_batch=size), max_new_tokens=4)
-    batches = agent._micro_batches(rollout)
+    batches = rollout.micro_batches(4, size)
     assert sorted(torch.cat(batches).tolist()) == list(range(24)) and max(map(len, batches)) <= size
 
 
 def test_long_prompts_keep_groups_together_and_short_ones_sort_by_length() -> None:
     lengths = [2, 30, 2, 30] * 4
-    agent = ReinforceAgent(tiny_backbone(), ReinforceConfig(group_size=4, micro_batch=4), max_new_tokens=4)
-    groups = [set((rows // 4).tolist()) for rows in agent._micro_batches(a_rollout(lengths, 300))]
+    groups = [set((rows // 4).tolist()) for rows in a_rollout(lengths, 300).micro_batches(4, 4)]
     assert all(len(group) == 1 for group in groups)
-    wide = [{lengths[i] for i in rows.tolist()} for rows in agent._micro_batches(a_rollout(lengths, 1))]
+    wide = [{lengths[i] for i in rows.tolist()} for rows in a_rollout(lengths, 1).micro_batches(4, 4)]
     assert all(len(width) == 1 for width in wide)
 
 
@@ -238,7 +251,7 @@ def test_the_cost_model_counts_what_torch_counts() -> None:
     from benchmarks.speed import costs
 
     base = tiny_backbone(0)
-    policy = Policy(base, rank=4)
+    policy = Policy(base, lora=LoraConfig(4))
     adapter = sum(p.numel() for p in policy.parameters)
     sizes = costs.Sizes.of(base.model, adapter)
     assert sizes.body == sum(

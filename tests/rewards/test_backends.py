@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from agents.reinforce import ReinforceConfig
-from agents.training.command import TrainConfig, train
+from agents.training.command import train
+from agents.training.config import TrainConfig
 from rewards.reward_model.command import main as train_rm
 from rlaif_env.api import Preference
 from rlaif_env.data.preferences import write_preferences
@@ -60,15 +61,17 @@ def test_three_backends_start_alike_and_each_raises_its_own_reward(
         config = TrainConfig(
             task=str(folder / "toy.toml"),
             reward=reward,
-            reward_model=str(folder / ("policy" if reward == "direct-llm" else reward)),
-            reward_kwargs='{"minimum_mass": 0}' if reward == "direct-llm" else "{}",
+            reward_options={"model": str(folder / "policy"), "minimum_mass": 0}
+            if reward == "direct-llm"
+            else {"model": str(folder / reward)},
             model=str(folder / "policy"),
             updates=40,
             prompts_per_update=8,
+            group_size=4,
             eval_prompts=2,
             decay=False,
             out=tmp_path / reward,
-            agent=ReinforceConfig(group_size=4, learning_rate=1e-2, beta=0.01),
+            agent=ReinforceConfig(learning_rate=1e-2, beta=0.01),
         )
         train(config)
         starts.add((tmp_path / reward / "start.json").read_text())

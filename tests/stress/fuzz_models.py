@@ -153,8 +153,11 @@ def _checkpoint(folder: Path) -> Read:
     """A checkpoint of a training: a file changed; in half of them the manifest made to fit, as an attacker would."""
     from agents.reinforce import ReinforceAgent, ReinforceConfig
     from agents.training import checkpoints
+    from rlaif_env.models import LoraConfig
+    from tests.tiny import shape_of
 
-    agent = ReinforceAgent(tiny_backbone(), ReinforceConfig(baseline="value", lora_rank=2), max_new_tokens=4)
+    model = tiny_backbone()
+    agent = ReinforceAgent(model, ReinforceConfig(baseline="value", lora=LoraConfig(2)), envs=shape_of(model))
     seed, there = folder / "seed", folder / "000001"
     seed.mkdir()
     tensors = checkpoints.agent_tensors(agent)

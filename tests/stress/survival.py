@@ -83,22 +83,23 @@ def prepared(folder: Path) -> Path:
 def settings(folder: Path, out: Path, updates: int, checkpoint_every: int) -> Any:
     """The training of the prepared model in a run folder."""
     from agents.reinforce import ReinforceConfig
-    from agents.training.command import TrainConfig
+    from agents.training.config import TrainConfig
+    from rlaif_env.models import LoraConfig
 
     model = str(folder / "model")
     return TrainConfig(
         task=str(folder / "task.toml"),
         model=model,
-        reward_model=model,
-        reward_kwargs='{"minimum_mass": 0.0}',
+        reward_options={"model": model, "minimum_mass": 0.0},
         updates=updates,
         prompts_per_update=2,
+        group_size=3,
         eval_prompts=4,
         checkpoint_every=checkpoint_every,
         validate_every=2 * checkpoint_every,
         validation_prompts=2,
         out=out,
-        agent=ReinforceConfig(group_size=3, lora_rank=4, learning_rate=1e-2, micro_batch=4, baseline="value"),
+        agent=ReinforceConfig(lora=LoraConfig(4), learning_rate=1e-2, micro_batch=4, baseline="value"),
     )
 
 
@@ -137,8 +138,7 @@ def started(config: Any, phase: mmap.mmap | None = None, prepare: Callable[[], o
 def _mark(phase: mmap.mmap) -> None:
     """Have the parts of a training note in the shared byte when they are at work."""
     from agents.reinforce import ReinforceAgent
-    from agents.training import checkpoints
-    from agents.training import loop as training
+    from agents.training import checkpoints, command, safety
     from rlaif_env.envs.core import Core
 
     def marked(owner: Any, name: str, number: int) -> None:
@@ -157,9 +157,10 @@ def _mark(phase: mmap.mmap) -> None:
         (ReinforceAgent, "act", "sampling"),
         (Core, "score", "scoring"),
         (ReinforceAgent, "update", "update"),
-        (training.Training, "save", "checkpoint"),
+        (safety.Safety, "save", "checkpoint"),
         (checkpoints, "read", "checkpoint"),
-        (training, "evaluate_policy", "evaluation"),
+        (command, "evaluate_policy", "evaluation"),
+        (safety, "evaluate_policy", "evaluation"),
     ):
         marked(owner, name, PHASES.index(what))
 

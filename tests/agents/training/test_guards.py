@@ -16,15 +16,18 @@ import pytest
 import torch
 
 from agents import ReinforceAgent, ReinforceConfig
-from agents.guards import Block, NonFiniteError, Watch, clearly_above, is_out_of_memory, nonfinite_rows, plain
+from agents.passes import NonFiniteError, is_out_of_memory, nonfinite_rows, plain
+from agents.training.watch import Block, Watch, clearly_above
 from rlaif_env.api import RLAIFError
+from rlaif_env.models import LoraConfig
 from tests import ROOT
-from tests.tiny import tiny_backbone
+from tests.tiny import shape_of, tiny_backbone
 
 
 def acted(**settings: Any) -> ReinforceAgent:
     """A tiny agent that has answered three prompts twice."""
-    agent = ReinforceAgent(tiny_backbone(0), ReinforceConfig(group_size=2, lora_rank=2, **settings), max_new_tokens=4)
+    model = tiny_backbone(0)
+    agent = ReinforceAgent(model, ReinforceConfig(lora=LoraConfig(2), **settings), envs=shape_of(model))
     ids = np.random.default_rng(0).integers(3, 40, (3, 5)).repeat(2, axis=0)
     agent.act({"input_ids": ids, "attention_mask": np.ones_like(ids)})
     return agent
@@ -40,7 +43,7 @@ def weights(agent: ReinforceAgent) -> list[torch.Tensor]:
 def test_rows_and_spelling() -> None:
     nan, inf = float("nan"), float("inf")
     assert nonfinite_rows(torch.tensor([1.0, nan, 2.0, -inf])) == [1, 3]
-    assert nonfinite_rows(torch.tensor([[1.0, 2.0], [inf, 1.0], [0.0, 0.0]]), torch.tensor([1.0, 1.0, nan])) == [1, 2]
+    assert nonfinite_rows(torch.tensor([[1.0, 2.0], [inf, 1.0], [0.0, nan]])) == [1, 2]
     assert plain(np.array([[1.5, nan], [inf, -inf]])) == [[1.5, "nan"], ["inf", "-inf"]]
 
 
@@ -64,11 +67,11 @@ def test_a_gradient_that_is_not_finite_names_the_row_it_comes_from() -> None:
     target = agent._rollout.responses[3] if agent._rollout else torch.zeros(4)
 
     def evaluate(ids: Any, mask: Any, responses: Any, *rest: Any, **named: Any) -> Any:
-        said = assigned(ids, mask, responses, *rest, **named)
+        output = assigned(ids, mask, responses, *rest, **named)
         odd = (responses == target[: responses.shape[1]]).all(1)
         # a finite value whose gradient is not: the square root at 0
-        zero = torch.where(odd[:, None], said.logprobs - said.logprobs.detach(), torch.ones_like(said.logprobs))
-        return type(said)(said.logprobs + zero.sqrt() - zero.sqrt().detach(), said.entropy, said.features)
+        zero = torch.where(odd[:, None], output.logprobs - output.logprobs.detach(), torch.ones_like(output.logprobs))
+        return type(output)(output.logprobs + zero.sqrt() - zero.sqrt().detach(), output.entropy, output.features)
 
     agent.policy.evaluate = evaluate  # type: ignore[method-assign]
     with pytest.raises(
@@ -99,14 +102,15 @@ import ctypes, gc, json, resource, sys
 sys.path.insert(0, ".")
 import numpy as np, torch, warnings
 torch.set_num_threads(1)
-from tests.tiny import character_tokenizer, tiny_model
+from tests.tiny import character_tokenizer, shape_of, tiny_model
 from agents import ReinforceAgent, ReinforceConfig
-from rlaif_env.models import Backbone
+from rlaif_env.models import Backbone, LoraConfig, OptimizerConfig
 
 def gradient(limit):
     tokenizer = character_tokenizer()
-    agent = ReinforceAgent(Backbone(tiny_model(30_000), tokenizer), ReinforceConfig(
-        group_size=2, lora_rank=2, micro_batch=64, max_grad_norm=1e9, learning_rate=0.0), max_new_tokens=12)
+    model = Backbone(tiny_model(30_000), tokenizer)
+    agent = ReinforceAgent(model, ReinforceConfig(lora=LoraConfig(2), micro_batch=64, learning_rate=0.0,
+        optimizer=OptimizerConfig(max_grad_norm=1e9)), envs=shape_of(model, 2, 12))
     ids = np.random.default_rng(0).integers(3, 40, (32, 160)).repeat(2, axis=0)
     rewards = np.random.default_rng(1).standard_normal(64)
     agent.act({"input_ids": ids, "attention_mask": np.ones_like(ids)})
@@ -123,21 +127,21 @@ def gradient(limit):
         try:
             agent.update(rewards)
         except Exception as error:
-            return None, agent.micro_batch, str(error)
+            return None, agent.passes.micro_batch, str(error)
         finally:
             resource.setrlimit(resource.RLIMIT_AS, (-1, -1))
-    return torch.cat([g.flatten() for g in kept["g"]]), agent.micro_batch, [str(w.message) for w in seen]
+    return torch.cat([g.flatten() for g in kept["g"]]), agent.passes.micro_batch, [str(w.message) for w in seen]
 
 whole, size, _ = gradient(0)
 found = {"plenty": size}
 for limit in (48, 32, 24, 16):
-    less, size, said = gradient(limit << 20)
+    less, size, shown = gradient(limit << 20)
     if less is not None and size < 64:
-        found |= {"limit": limit, "size": size, "said": said}
+        found |= {"limit": limit, "size": size, "shown": shown}
         found["apart"] = float((whole - less).abs().max() / whole.abs().max())
         break
-none, size, said = gradient(1 << 20)
-found["hopeless"] = [none is None, size, said]
+none, size, shown = gradient(1 << 20)
+found["hopeless"] = [none is None, size, shown]
 print(json.dumps(found))
 """
 
@@ -150,11 +154,11 @@ def test_a_real_lack_of_memory_halves_the_micro_batch_and_keeps_the_gradient() -
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["plenty"] == 64 and found["size"] < 64, found
-    assert any(f"going on with {found['size']} rows" in text for text in found["said"])
+    assert any(f"going on with {found['size']} rows" in text for text in found["shown"])
     assert found["apart"] < 1e-4  # float32
-    none, size, said = found["hopeless"]
+    none, size, shown = found["hopeless"]
     assert (
-        none and size == 1 and said.startswith("expected memory for an update of one row at a time, found too little")
+        none and size == 1 and shown.startswith("expected memory for an update of one row at a time, found too little")
     )
 
 
@@ -190,7 +194,7 @@ def test_memory_that_fails_in_the_middle_leaves_the_same_update(settings: dict[s
     short.policy.evaluate = evaluate  # type: ignore[method-assign]
     with pytest.warns(UserWarning, match="out of memory: going on with 2 rows in a gradient pass, same gradient"):
         metrics = short.update(np.arange(6.0) % 4)
-    assert short.micro_batch == 2 and max(calls) > 2
+    assert short.passes.micro_batch == 2 and max(calls) > 2
     assert metrics == plainly.update(np.arange(6.0) % 4)
     assert all(torch.equal(a, b) for a, b in zip(weights(short), weights(plainly), strict=True))
 

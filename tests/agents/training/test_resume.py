@@ -23,12 +23,14 @@ import rlaif_env  # noqa: F401
 from agents import ReinforceAgent, ReinforceConfig
 from agents.training import checkpoints
 from agents.training.checkpoints import CheckpointError
-from agents.training.command import TrainConfig, main, train
+from agents.training.command import main, train
+from agents.training.config import TrainConfig
 from rlaif_env.api import RLAIFError
+from rlaif_env.models import LoraConfig, OptimizerConfig
 from rlaif_env.runs import RunError, RunFolder, read_metrics
 from tests import ROOT
 from tests.stress.survival import differences, prepared
-from tests.tiny import tiny_backbone
+from tests.tiny import shape_of, tiny_backbone
 
 # --- environments -----------------------------------------------------------------------------------------------------
 
@@ -87,7 +89,8 @@ def agent_of(tmp_path: Path, settings: dict[str, Any]) -> ReinforceAgent:
         if not (tmp_path / "tiny").exists():
             model.save_merged(None, tmp_path / "tiny")
         model = str(tmp_path / "tiny")
-    return ReinforceAgent(model, ReinforceConfig(group_size=2, lora_rank=2, **settings), max_new_tokens=4)
+    settings = {"lora": LoraConfig(2), **settings}
+    return ReinforceAgent(model, ReinforceConfig(**settings), envs=shape_of(tiny_backbone(0)))
 
 
 def updates(agent: ReinforceAgent, numbers: Sequence[int]) -> list[dict[str, float]]:
@@ -105,8 +108,8 @@ def updates(agent: ReinforceAgent, numbers: Sequence[int]) -> list[dict[str, flo
     [
         {},
         {"baseline": "value"},
-        {"baseline": "moving-average", "optimizer": "adafactor"},
-        {"trainable": "full", "optimizer": "adafactor"},
+        {"baseline": "moving-average", "optimizer": OptimizerConfig("adafactor")},
+        {"trainable": "full", "optimizer": OptimizerConfig("adafactor")},
     ],
     ids=str,
 )
@@ -126,7 +129,7 @@ def test_an_agent_goes_on_from_its_files(settings: dict[str, Any], tmp_path: Pat
 
 
 def test_the_state_of_another_agent_is_refused(tmp_path: Path) -> None:
-    one, other = agent_of(tmp_path, {}), agent_of(tmp_path, {"lora_alpha": 1.0, "baseline": "value"})
+    one, other = agent_of(tmp_path, {}), agent_of(tmp_path, {"lora": LoraConfig(2, 1.0), "baseline": "value"})
     updates(one, range(1))
     with pytest.raises(CheckpointError, match="expected the state of an agent of this model and configuration"):
         checkpoints.load_agent(other, checkpoints.agent_tensors(one), checkpoints.agent_values(one))
@@ -155,13 +158,13 @@ def test_one_changed_byte_in_any_file_is_noticed_and_the_checkpoint_before_used(
     for place in range(0, len(whole), max(1, len(whole) // 40)):
         for bit in (1, 128):
             file.write_bytes(whole[:place] + bytes([whole[place] ^ bit]) + whole[place + 1 :])
-            found, told = checkpoints.newest(saved)
+            found, damaged = checkpoints.newest(saved)
             assert found is not None and found.update == 1
-            (message,) = told
+            (message,) = damaged
             assert re.search(rf"checkpoints/000002 is damaged: .*{name}", message)
     file.write_bytes(whole)
-    found, told = checkpoints.newest(saved)
-    assert found is not None and (found.update, told) == (2, [])
+    found, damaged = checkpoints.newest(saved)
+    assert found is not None and (found.update, damaged) == (2, [])
     assert found.values["x"] == [0.1, 1e300, 2**120] and torch.equal(found.tensors["policy/a"], torch.arange(50.0) * 2)
 
 
@@ -181,8 +184,8 @@ def another_beside(file: Path) -> None:
 @pytest.mark.parametrize("name", FILES)
 def test_files_cut_lost_or_added_are_noticed(damage: Callable[[Path], object], name: str, saved: Path) -> None:
     damage(saved / "checkpoints" / "000002" / name)
-    found, told = checkpoints.newest(saved)
-    assert found is not None and found.update == 1 and len(told) == 1
+    found, damaged = checkpoints.newest(saved)
+    assert found is not None and found.update == 1 and len(damaged) == 1
 
 
 def test_none_that_is_whole_is_an_error_and_none_at_all_is_none(saved: Path) -> None:
@@ -278,10 +281,14 @@ def job(plugin: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Calla
         patch.setenv("RLAIF_DEVICE", "cpu")
 
         def config(out: Path, **changed: Any) -> TrainConfig:
-            agent = ReinforceConfig(
-                **{"group_size": 2, "lora_rank": 2, "learning_rate": 1e-2, **changed.pop("agent", {})}
-            )
-            settings: dict[str, Any] = {"updates": 6, "prompts_per_update": 2, "eval_prompts": 2, "checkpoint_every": 2}
+            agent = ReinforceConfig(**{"lora": LoraConfig(2), "learning_rate": 1e-2, **changed.pop("agent", {})})
+            settings: dict[str, Any] = {
+                "updates": 6,
+                "prompts_per_update": 2,
+                "group_size": 2,
+                "eval_prompts": 2,
+                "checkpoint_every": 2,
+            }
             settings |= {"task": str(folder / "task.toml"), "model": str(folder / "model"), "reward": "vowels"}
             return TrainConfig(**{**settings, "out": out, "agent": agent, **changed})
 
@@ -358,7 +365,7 @@ def test_another_configuration_is_refused_by_name_and_another_split_is_told(
     plugin.hook = at(3, lambda: signal.raise_signal(signal.SIGINT))
     train(config)
     plugin.hook = None
-    message = r"found another \(seed: 0 there, 1 here; agent.learning_rate: 0.01 there, 0.5 here\)"
+    message = r"found another \(agent.learning_rate: 0.01 there, 0.5 here; seed: 0 there, 1 here\)"
     with pytest.raises(RunError, match=message):
         train(job(tmp_path / "run", seed=1, agent={"learning_rate": 0.5}))
     model = Path(config.model) / "model.safetensors"
@@ -438,10 +445,10 @@ import torch
 torch.set_num_threads(1)
 from tests.stress import survival as s
 from agents.training.command import train
-from agents.training.loop import Training
 from agents.reinforce import ReinforceAgent
 from rlaif_env.api import RLAIFError
 from rlaif_env.envs.core import Core
+from rlaif_env.runs import RunFolder
 
 folder, moments = s.prepared(Path(sys.argv[1])), json.loads(sys.argv[2])
 s._load_libraries()
@@ -459,7 +466,7 @@ def at(owner, name, count, number):
     setattr(owner, name, call)
 
 OWNERS = {"act": ReinforceAgent, "score": Core, "_step": ReinforceAgent, "fsync": os, "rename": Path, "rmtree": shutil,
-          "_log": Training, "truncate": os, "step": torch.optim.AdamW}
+          "log_samples": RunFolder, "truncate": os, "step": torch.optim.AdamW}
 found = {"moments": []}
 assert s.ended(s.started(job("whole")))[0] == 0
 for number, (name, count, signal_number) in enumerate(moments):
@@ -479,11 +486,10 @@ except RLAIFError as error:
 os.kill(busy, signal.SIGKILL)
 found["killed"] = s.ended(busy)[0]
 found["lock"] = (folder / "busy" / "run.lock").exists()
+saved = set((folder / "busy" / "checkpoints").glob("0*"))
 after = s.started(job("busy", 10000))
-while not (folder / "busy" / "checkpoints" / "000200").exists() and os.waitpid(after, os.WNOHANG) == (0, 0):
-    if (folder / "busy" / "checkpoints").exists() and list((folder / "busy" / "checkpoints").glob("0*")):
-        break
-    time.sleep(0.05)
+while set((folder / "busy" / "checkpoints").glob("0*")) <= saved and os.waitpid(after, os.WNOHANG) == (0, 0):
+    time.sleep(0.05)  # until it is at work, which it says by a checkpoint of its own
 begin = time.monotonic()
 os.kill(after, signal.SIGTERM)
 found["terminated"] = s.ended(after)[0]
@@ -533,9 +539,9 @@ def test_sigterm_saves_and_ends_within_ten_seconds(processes: dict[str, Any]) ->
 
 @pytest.mark.slow
 def test_every_moment_of_the_files_and_the_update(tmp_path: Path) -> None:
-    names = {"fsync": 22, "rename": 8, "rmtree": 6, "_log": 4, "act": 4, "score": 7, "_step": 4, "step": 4}
+    names = {"fsync": 22, "rename": 8, "rmtree": 6, "log_samples": 4, "act": 4, "score": 7, "_step": 4, "step": 4}
     moments = [[name, count, KILL] for name, times in names.items() for count in range(1, times + 1)]
-    moments += [["act", 2, TERM], ["score", 4, TERM], ["fsync", 5, TERM], ["_log", 3, TERM]]
+    moments += [["act", 2, TERM], ["score", 4, TERM], ["fsync", 5, TERM], ["log_samples", 3, TERM]]
     check_moments(nursery(tmp_path, moments) | {"asked": moments})
 
 

@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 from transformers import AutoModelForCausalLM
 
-from agents.training.command import TrainConfig, main, train
+from agents.training.arguments import parsed
+from agents.training.command import main, train
+from agents.training.config import TrainConfig
 from agents.training.heldout import changes, distinct_shares
 from rlaif_env.api import RLAIFError
 from rlaif_env.runs import read_metrics
@@ -48,12 +50,11 @@ def arguments(tmp_path: Path) -> list[str]:
         TASK.replace('prompts = ["ab", "film", "xyz.", "Q"]', "prompts = " + prompts.replace('":', '" ='))
     )
     model = str(tmp_path / "tiny")
-    kwargs = json.dumps({"minimum_mass": 0.0})
     line = (
         f"--task {tmp_path / 'toy.toml'} --model {model} --updates 3 --prompts-per-update 2 --eval-prompts 4 "
-        f"--agent.group-size 2 --reward-model {model}"
+        f"--group-size 2 --reward.model {model} --reward.minimum-mass 0.0"
     )
-    return [*line.split(), "--reward-kwargs", kwargs]
+    return line.split()
 
 
 def test_the_run_folder_is_whole(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -115,15 +116,46 @@ def test_settings_that_cannot_work(arguments: list[str], tmp_path: Path) -> None
         "unknown reward 'gpt5': expected one of": ["--reward", "gpt5"],
         "unknown model 'no-such-model'": ["--model", "no-such-model"],
         "expected a task .movie-review.*found 'poetry'": ["--task", "poetry"],
-        "expected reward_kwargs as a JSON object, found '{'": ["--reward-kwargs", "{"],
-        "expected reward_kwargs as a JSON object, found '3'": ["--reward-kwargs", "3"],
+        "expected llm as a JSON object, found '{'": ["--reward.llm", "{"],
+        "expected llm as a JSON object, found '3'": ["--reward.llm", "3"],
         "expected at most 4 eval_prompts": ["--eval-prompts", "5"],
-        "expected updates of at least 1, found 0": ["--updates", "0"],
-        "reward 'direct-llm': .*unexpected keyword argument 'colour'": ["--reward-kwargs", '{"colour": 1}'],
+        "reward 'direct-llm': .*unexpected keyword argument 'colour'": ["--reward.colour", "1"],
     }
     for message, changed in cases.items():
         with pytest.raises(RLAIFError, match=message):
             main([*arguments, *changed, "--out", str(tmp_path / "none")])
+    with pytest.raises(RLAIFError, match="expected updates of at least 1, found 0"):
+        TrainConfig(updates=0)
+
+
+def test_help_lists_the_options_of_the_reward_beside_it(capsys: pytest.CaptureFixture[str]) -> None:
+    for reward, there, not_there in (
+        ("compose", "--reward.parts JSON", "--reward.model"),
+        (None, "--reward.model", "parts"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            main([*(["--reward", reward] if reward else []), "--help"])
+        shown = capsys.readouterr().out
+        assert end.value.code == 0 and there in shown and not_there not in shown
+        assert "--group-size INT" in shown and "--agent.lora.rank INT" in shown and "reward-options" not in shown
+
+
+def test_an_unknown_option_names_the_valid_ones(arguments: list[str]) -> None:
+    message = "reward 'compose': expected options among parts, found colour"
+    with pytest.raises(RLAIFError, match=message):
+        main(["--reward", "compose", "--reward.parts", "{}", "--reward.colour=1"])
+
+
+def test_a_resumed_run_keeps_its_options_unless_others_are_given(arguments: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert main([*arguments, "--out", str(out), "--eval-prompts", "0"]) == 0
+    recorded = parsed(["--resume", str(out)])
+    assert recorded.reward_options == {"model": str(tmp_path / "tiny"), "minimum_mass": 0.0}
+    assert (recorded.group_size, recorded.updates, recorded.out) == (2, 3, out)
+    assert main(["--resume", str(out)]) == 0  # finished: its result is given
+    with pytest.raises(RLAIFError, match=r"reward_options.minimum_mass: 0.0 there, 0.5 here"):
+        main(["--resume", str(out), "--reward.minimum-mass", "0.5"])
+    assert parsed(["--resume", str(out), "--reward", "human-rm"]).reward_options == {}
 
 
 def test_distinct_shares_average_to_distinct_n() -> None:

@@ -71,7 +71,7 @@ def settings(folder: Path, out: Path) -> CompareConfig:
         updates=4,
         prompts_per_update=3,
         eval_prompts=6,
-        agent=ReinforceConfig(group_size=2, learning_rate=1e-2),
+        agent=ReinforceConfig(learning_rate=1e-2),
     )
 
 

@@ -156,11 +156,10 @@ def test_a_checkpoint_is_its_run_s_policy_and_leaves_no_adapter(models: Path, tm
         f"[source.prompts]\n{source}"
     )
     run, base = tmp_path / "run", backbone(models / "base")
-    line = f"--task {toml} --model {models / 'base'} --reward-model {models / 'base'} --out {run} --updates 2 "
-    line += (
-        "--prompts-per-update 2 --agent.group-size 2 --eval-prompts 0 --agent.temperature 0.8 --agent.learning-rate 0.1"
-    )
-    assert train_main([*line.split(), "--reward-kwargs", '{"minimum_mass": 0.0}']) == 0
+    line = f"--task {toml} --model {models / 'base'} --reward.model {models / 'base'} --reward.minimum-mass 0.0 "
+    line += f"--out {run} --updates 2 --prompts-per-update 2 --group-size 2 --eval-prompts 0 "
+    line += "--agent.temperature 0.8 --agent.learning-rate 0.1"
+    assert train_main(line.split()) == 0
     assert find_source(run).temperature == 0.8 and find_source(run / "policy").temperature == 0.8
     whole, adapter = (
         answer("a", source, load_task(toml), prompts=6, reference=models / "base")

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from agents.reinforce import ReinforceConfig
-from agents.training.command import TrainConfig, train
+from agents.training.command import train
+from agents.training.config import TrainConfig
 from benchmarks.evaluation.judge_panel import JudgePanel
 from rewards import make_reward
 from rewards.direct_score import DirectLLMScore
@@ -81,15 +81,13 @@ def train_config(policy: Path, server: FaultServer, **settings: Any) -> TrainCon
         **{
             "task": str(folder / "toy.toml"),
             "reward": "direct-llm",
-            "reward_model": "scorer",
-            "llm_url": server.url,
-            "reward_kwargs": json.dumps({"server": llm}),
+            "reward_options": {"model": "scorer", "url": server.url, "server": llm},
             "model": str(policy),
             "updates": 3,
             "prompts_per_update": 2,
             "eval_prompts": 2,
             "out": folder / "run",
-            "agent": ReinforceConfig(group_size=2),
+            "group_size": 2,
             **settings,
         }
     )
@@ -308,12 +306,12 @@ def test_a_planted_key_is_nowhere(
         options += ["--llm-url", server.url, "--model", "scorer", "--out", str(tmp_path / "labels")]
         assert label_main([*options, "--llm", json.dumps(llm)]) == 0
         assert "[key]" in (tmp_path / "labels" / "errors.jsonl").read_text()
-        kwargs = json.dumps({"server": llm})
-        train(train_config(policy, server, reward_kwargs=kwargs))
+        options = {"model": "scorer", "url": server.url, "server": llm}
+        train(train_config(policy, server, reward_options=options))
         asked = len(server.answered)
         server.answer = lambda path, r: (500, echo) if len(server.answered) > asked + 2 else None
         with pytest.raises(RLAIFError) as caught:
-            train(train_config(policy, server, reward_kwargs=kwargs, seed=5, out=tmp_path / "failed"))
+            train(train_config(policy, server, reward_options=options, seed=5, out=tmp_path / "failed"))
         assert "[key]" in str(caught.value)
         assert all(headers["authorization"] == f"Bearer {KEY}" for headers in server.headers)
     chain: BaseException | None = caught.value

@@ -1,0 +1,54 @@
+"""A policy's answers to given prompts, the same each time, and how far they are from what another model would say.
+
+Notation: n left-padded prompts, ids and mask (n, P); responses of at most T tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from agents.functional import response_mask
+from agents.policy import Policy
+from rlaif_env.models import Samples
+
+__all__ = ["answer", "response_kl"]
+
+_ROWS = 16  # in one forward pass
+
+
+def answer(
+    policy: Policy, ids: NDArray[np.int64], mask: NDArray[Any], *, max_new_tokens: int, seed: int, batch: int = 64
+) -> Samples:
+    """Sample one response to each prompt, ``batch`` at once; the random numbers depend on seed and batch alone."""
+    parts = []
+    for start in range(0, len(ids), batch):
+        rows, rng = slice(start, start + batch), np.random.default_rng([seed, start, 0xE7A1])
+        parts.append(policy.sample(ids[rows], mask[rows], max_new_tokens=max_new_tokens, rng=rng))
+    columns = ([getattr(part, name) for part in parts] for name in ("ids", "lengths", "logprobs"))
+    return Samples(*map(np.concatenate, columns))
+
+
+def response_kl(
+    policy: Policy, ids: NDArray[np.int64], mask: NDArray[Any], samples: Samples, reference: Policy | None = None
+) -> NDArray[np.float64]:
+    """One sample's estimate of KL(policy || reference) for each response, log pi - log pi_ref in nats: (n,).
+
+    The reference is the policy's own, or another policy's: log pi is then computed as log pi_ref is and not taken from
+    the sampling, so that equal weights give exactly 0.
+    """
+    kl, device = np.zeros(len(ids)), policy.backbone.device
+    for start in range(0, len(ids), _ROWS):
+        rows = slice(start, start + _ROWS)
+        x, m, y = (torch.from_numpy(array[rows]).to(device) for array in (ids, mask, samples.ids))
+        seen = response_mask(torch.from_numpy(samples.lengths[rows]), y.shape[1]).to(device)
+        theirs = (reference or policy).evaluate(x, m, y, seen, reference=True).logprobs
+        if reference is None:
+            kl[rows] = samples.logprobs[rows].sum(1) - theirs.sum(1).cpu().numpy()
+        else:
+            ours = policy.evaluate(x, m, y, seen).logprobs
+            kl[rows] = (ours.double() - theirs.double()).sum(1).cpu().numpy()
+    return kl

@@ -1,0 +1,84 @@
+"""Settings of ``rlaif train``, and of a training as part of something else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from agents.reinforce import ReinforceConfig
+from rlaif_env.api import RLAIFError
+from rlaif_env.models import BUILTIN_MODEL
+
+__all__ = ["TrainConfig", "TrainingConfig"]
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How long a policy is trained, on how much, and by which algorithm.
+
+    Attributes:
+        updates: REINFORCE steps.
+        prompts_per_update: Prompts in a batch.
+        group_size: K, samples of each prompt in a batch.
+        eval_prompts: Held-out prompts answered before and after; 0 is no evaluation.
+        eval_split: The split they come from.
+        decay: Let the learning rate fall linearly to 0 over the run.
+        agent: The algorithm's settings.
+    """
+
+    updates: int = 50
+    prompts_per_update: int = 4
+    group_size: int = 6
+    eval_prompts: int = 128
+    eval_split: str = "test"
+    decay: bool = True
+    agent: ReinforceConfig = field(default_factory=ReinforceConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("updates", "prompts_per_update", "group_size"):
+            if getattr(self, name) < 1:
+                raise RLAIFError(f"expected {name} of at least 1, found {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class TrainConfig(TrainingConfig):
+    """Train a policy with REINFORCE on any reward.
+
+    The models are put on the GPU where there is one (bfloat16), else on the CPU (float32); the environment variables
+    RLAIF_DEVICE and RLAIF_DTYPE say otherwise.
+
+    Attributes:
+        task: A built-in task or a TOML file.
+        reward: Where the reward comes from: "direct-llm", "human-rm", "distilled-rm", or an installed backend.
+        reward_options: The reward's own settings; on the command line --reward.NAME, listed by --help for the --reward
+            beside it.
+        model: The initial policy: the built-in model, a folder, or a Hugging Face id.
+        seed: Of prompts, sampling and initial adapter.
+        checkpoint_every: Updates between checkpoints; 0 is none but the last.
+        keep_checkpoints: How many of the last stay, the best by validation beside them.
+        validate_every: Updates between evaluations on the validation split, which find the best checkpoint; 0 is none.
+        validation_prompts: Prompts in each of these.
+        out: The run folder; a new one under runs/ where not given. One that holds an unfinished run of this
+            configuration is gone on with; of a finished one the result is given.
+        resume: "latest" (of the folder out, or of the newest run under runs/), a run folder, or one of its checkpoints
+            to go back to. On the command line, settings that are not given are then that run's.
+    """
+
+    task: str = "movie-review"
+    reward: str = "direct-llm"
+    reward_options: Mapping[str, Any] = field(default_factory=dict)
+    model: str = BUILTIN_MODEL
+    seed: int = 0
+    checkpoint_every: int = 10
+    keep_checkpoints: int = 2
+    validate_every: int = 0
+    validation_prompts: int = 32
+    out: Path | None = None
+    resume: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.keep_checkpoints < 1:
+            raise RLAIFError(f"expected keep_checkpoints of at least 1, found {self.keep_checkpoints}")

@@ -1,0 +1,219 @@
+"""What makes a training survive, around its loop: checkpoints, signals, failures, and going on from where it was.
+
+After each update everything that decides how it goes on is put aside as plain values; the weights themselves change
+only in the optimiser's step. So a checkpoint of the last whole update can be written at any other moment: every few
+updates, on SIGTERM, and when something fails.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gymnasium.vector import VectorEnv
+from numpy.typing import NDArray
+
+from agents.passes import NonFiniteError, is_out_of_memory, plain
+from agents.reinforce import ReinforceAgent
+from agents.training import checkpoints
+from agents.training.config import TrainConfig
+from agents.training.heldout import evaluate_policy, read_json
+from agents.training.interrupts import Interrupts
+from agents.training.log import Log
+from agents.training.watch import Alarm
+from rlaif_env.api import BackendError, RLAIFError
+from rlaif_env.data.tasks import Task
+from rlaif_env.runs import RunFolder, write_json
+
+__all__ = ["Attempt", "Observations", "Parts", "Safety", "check_start"]
+
+Observations = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a training is made of; held_out and validation where there are such evaluations."""
+
+    task: Task
+    envs: VectorEnv[Any, Any, Any]
+    held_out: VectorEnv[Any, Any, Any] | None
+    validation: VectorEnv[Any, Any, Any] | None
+    agent: ReinforceAgent
+
+
+def check_start(run: RunFolder, agent: ReinforceAgent, task: Task) -> None:
+    """Record what the run begins with, or raise RLAIFError if the weights or prompts are not those it began with."""
+    prompts = hashlib.sha256(json.dumps(list(task.prompts("train"))).encode()).hexdigest()
+    start, file = {"policy": agent.policy.fingerprint(), "prompts": prompts}, run.path / "start.json"
+    if not file.exists():
+        write_json(file, start)
+        return
+    recorded = read_json(file)
+    if odd := [name for name in start if recorded.get(name) != start[name]]:
+        raise RLAIFError(
+            f"expected the {' and '.join(odd)} this run began with (fingerprints in {file}), found others: put back "
+            "the model and task files it was started with, or name another folder"
+        )
+
+
+class Attempt:
+    """An update in the making: its rewards (n,), once they are known, and the seconds spent in each phase."""
+
+    def __init__(self) -> None:
+        self.rewards: Any = None
+        self.seconds: dict[str, float] = {}
+        self._since = time.perf_counter()
+
+    def lap(self, phase: str) -> None:
+        """A phase has ended."""
+        now = time.perf_counter()
+        self.seconds[phase], self._since = now - self._since, now
+
+
+class Safety:
+    """Keeps a run such that it can go on from its last whole update; it begins with a fresh agent and environments."""
+
+    def __init__(self, config: TrainConfig, parts: Parts, run: RunFolder, log: Log, interrupts: Interrupts) -> None:
+        self.config, self.agent, self.envs, self.parts = config, parts.agent, parts.envs, parts
+        self.run, self.log, self.interrupts = run, log, interrupts
+        self._best: dict[str, float] | None = None
+        self._validated = 0  # the update after which it was done last
+        self._whole: dict[str, Any] = {}  # all values as of the last whole update
+        self._saved: dict[str, Any] | None = None  # those of the last checkpoint
+
+    def begin(self, chosen: Path | None) -> Observations:
+        """Bring agent, environments and files to the chosen checkpoint, else the newest whole one, else the start."""
+        checkpoint, damaged = checkpoints.newest(self.run.path) if chosen is None else (checkpoints.read(chosen), [])
+        for message in damaged:
+            self.log.tell(f"{message}; going on from the checkpoint before it")
+        prompts = self._start() if checkpoint is None else self._restore(checkpoint)
+        self.interrupts.save = self.save
+        return prompts
+
+    def _start(self) -> Observations:
+        if (self.run.path / "metrics.jsonl").exists():
+            self.log.tell("no checkpoint was saved before this run ended: beginning again")
+        checkpoints.cut_back(self.run.path, {})
+        prompts: Observations = self.envs.reset(seed=self.config.seed)[0]
+        self._whole = self._values()
+        return prompts
+
+    def _restore(self, checkpoint: checkpoints.Checkpoint) -> Observations:
+        values, rows = checkpoint.values, self.agent.config.micro_batch
+        checkpoints.cut_back(self.run.path, values["position"])
+        for name in ("finished.json", "after.json"):
+            (self.run.path / name).unlink(missing_ok=True)
+        checkpoints.load_agent(self.agent, checkpoint.tensors, values["agent"])
+        prompts: Observations = self.envs.unwrapped.set_state(values["environment"])  # type: ignore[attr-defined]
+        if values["numerics"]["agent.micro_batch"] != rows:
+            self.agent.passes.micro_batch = rows
+        self.log.watch.set_state(values["watch"])
+        self._best, self._validated = values["best"], values["validated"]
+        self._whole = self._saved = self._values()
+        self._tidy()
+        self.log.tell(f"going on after update {checkpoint.update} of {self.config.updates}")
+        if differing := checkpoints.not_identical(values["numerics"], checkpoints.numerics(self.agent)):
+            text = (
+                f"from update {checkpoint.update + 1} on, figures and weights are no longer bit-identical to those of "
+                f"a run that was not cut short: {differing}"
+            )
+            self.log.warn(Alarm("not-identical", checkpoint.update, text))
+        return prompts
+
+    def _values(self) -> dict[str, Any]:
+        return {
+            "agent": checkpoints.agent_values(self.agent),
+            "environment": self.envs.unwrapped.state(),  # type: ignore[attr-defined]
+            "watch": self.log.watch.state(),
+            "best": self._best,
+            "validated": self._validated,
+        }
+
+    def goes_on(self) -> bool:
+        """Validate and save what is due; whether there is an update to come."""
+        c, done, improved = self.config, self.agent.updates, False
+        if c.validate_every and done and done % c.validate_every == 0 and self._validated < done:
+            improved = self._validate(done)
+        due = c.checkpoint_every and done and done % c.checkpoint_every == 0
+        ends = done >= c.updates or self.interrupts.stop
+        if due or improved or ends:
+            with self.interrupts.held():
+                self.save()
+        if ends:
+            self.interrupts.save = None
+        return not ends
+
+    def _validate(self, update: int) -> bool:
+        """Evaluate on the validation split; whether this is the best policy so far, by its mean reward."""
+        assert self.parts.validation is not None
+        held = evaluate_policy(self.agent.policy, self.parts.validation, self.parts.task, seed=self.config.seed)
+        means = {name: float(values.mean()) for name, values in held.measures.items()}
+        with self.interrupts.held():
+            self.run.record("validation.jsonl", {"step": update, **means})
+            improved = self._best is None or means["reward"] > self._best["reward"]
+            if improved:
+                self._best = {"step": update, "reward": means["reward"]}
+            self._validated = update
+            self._whole = self._values()
+        return improved
+
+    def save(self) -> bool:
+        """Write a checkpoint of the last whole update, unless it is written; False if the weights are beyond it."""
+        done = self._whole["agent"]["updates"]
+        if self.agent.updates != done:
+            return False
+        if self._saved is not self._whole:
+            tensors = checkpoints.agent_tensors(self.agent)
+            further = {"position": checkpoints.position(self.run), "numerics": checkpoints.numerics(self.agent)}
+            with self.run.checkpoint(done) as folder:
+                checkpoints.write(folder, tensors, self._whole | further)
+            self._saved = self._whole
+            self._tidy()
+        return True
+
+    def _tidy(self) -> None:
+        best = None if self._best is None else int(self._best["step"])
+        checkpoints.prune(self.run.path, self.config.keep_checkpoints, best, self.agent.updates)
+        if best is not None:
+            write_json(self.run.path / "checkpoints" / "best.json", self._best)
+
+    @contextmanager
+    def attempt(self) -> Iterator[Attempt]:
+        """Try an update; when it fails, all that can be kept is kept, and the error says where."""
+        attempt, update = Attempt(), self.agent.updates + 1
+        try:
+            yield attempt
+        except Exception as error:
+            with suppress(RLAIFError, OSError):
+                self.save()
+            if is_out_of_memory(error):
+                raise RLAIFError(
+                    f"expected memory to sample and score {self.envs.num_envs} responses at once, found too little "
+                    f"({error}); lower prompts_per_update or group_size"
+                ) from error
+            if not isinstance(error, NonFiniteError | BackendError):
+                raise
+            file = self.run.path / f"failed-update-{update:06d}.json"
+            rewards = None if attempt.rewards is None else plain(attempt.rewards)
+            dump = {"update": update, "error": str(error), "rows": list(error.rows), "batch": self.agent.batch()}
+            write_json(file, dump | {"rewards": rewards})
+            raise type(error)(
+                f"{error}; prompts, responses, log-probabilities and rewards are in {file}", error.rows
+            ) from error
+
+    @contextmanager
+    def commit(self) -> Iterator[None]:
+        """Write what belongs to an update that is done: weights and files agree again at the end of this block."""
+        with self.interrupts.held():
+            yield
+            before, now = self._whole["agent"]["micro_batch"], self.agent.passes.micro_batch
+            if now != before:
+                text = f"out of memory: {now} rows in a gradient pass from here on, not {before}"
+                self.log.warn(Alarm("memory", self.agent.updates, text))
+            self._whole = self._values()
