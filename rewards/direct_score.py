@@ -12,20 +12,38 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rewards.api import BoundedModel, LanguageModel, seen_logprobs, usable_scale
+from rewards.api import MINIMUM_MASS, BoundedModel, LanguageModel, seen_logprobs, usable_scale
 from rewards.language_model.choice import language_model_from
 from rewards.prompts import score_prompt
 from rlaif_env.api import BackendError, RLAIFError, Scores
 from rlaif_env.data.tasks import Task, load_task
 from rlaif_env.models import BUILTIN_MODEL
 
-__all__ = ["DirectLLMScore", "expected_scores", "from_kwargs", "score_distribution"]
+__all__ = ["DirectLLMScore", "ScoreConfig", "expected_scores", "from_kwargs", "score_distribution"]
+
+
+@dataclass(frozen=True)
+class ScoreConfig:
+    """How a language model is asked for a score.
+
+    Attributes:
+        scale: Lowest and highest score; the task's where not given.
+        shots: How many of the task's exemplars go before the sample.
+        template: A prompt of your own.
+        minimum_mass: A row on whose scores the model puts less probability than this cannot be scored.
+    """
+
+    scale: tuple[int, int] | None = None
+    shots: int = 0
+    template: str | None = None
+    minimum_mass: float = MINIMUM_MASS
 
 
 def score_distribution(logprobs: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -65,11 +83,12 @@ class DirectLLMScore:
         language_model: LanguageModel,
         task: str | Path | Task | Mapping[str, Any] = "movie-review",
         *,
-        scale: tuple[int, int] = (1, 10),
+        scale: tuple[int, int] | None = (1, 10),
         shots: int = 0,
         template: str | None = None,
-        minimum_mass: float = 1e-3,
+        minimum_mass: float = MINIMUM_MASS,
     ) -> None:
+        scale = load_task(task).scale if scale is None else scale
         whole = isinstance(scale, tuple | list) and len(scale) == 2 and all(type(end) is int for end in scale)
         if not whole or not 0 <= scale[0] < scale[1] <= 100:
             raise RLAIFError(f"expected a scale of two whole numbers from 0 to 100, the lower first, found {scale}")
