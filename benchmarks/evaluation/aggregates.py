@@ -15,17 +15,17 @@ from numpy.typing import ArrayLike
 from rlaif_env.api import RLAIFError
 from rlaif_env.statistics import Floats, Interval, StudentisedBootstrap, normal_quantile
 
-__all__ = ["fleiss_kappa", "interquartile_mean", "iqm_over_seeds", "krippendorff_alpha"]
+__all__ = ["fleiss_kappa", "iqm_over_seeds", "krippendorff_alpha"]
 
 
-def _score_table(scores: ArrayLike, least_seeds: int) -> Floats:
+def _score_table(scores: ArrayLike) -> Floats:
     try:
         array = np.asarray(scores, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise RLAIFError("expected scores to be numbers, as many seeds for each task") from error
     array = array[:, None] if array.ndim == 1 else array
-    if array.ndim != 2 or array.shape[0] < least_seeds or array.shape[1] < 1:
-        raise RLAIFError(f"expected scores of shape (seeds >= {least_seeds}, tasks >= 1), found {np.shape(scores)}")
+    if array.ndim != 2 or array.shape[0] < 2 or array.shape[1] < 1:
+        raise RLAIFError(f"expected scores of shape (seeds >= 2, tasks >= 1), found {np.shape(scores)}")
     if not np.isfinite(array).all():
         seed, task = np.argwhere(~np.isfinite(array))[0]
         raise RLAIFError(
@@ -55,24 +55,12 @@ def _iqm(scores: Floats) -> tuple[Floats, Floats, Floats]:
     return middle.mean(axis=1), np.sqrt(total), np.maximum(1.0, df)
 
 
-def interquartile_mean(scores: ArrayLike) -> float:
-    """Mean of the middle half of all scores, ⌊n/4⌋ left out at each end (Agarwal et al. 2021).
-
-    Args:
-        scores: (seeds,) or (seeds, tasks), finite.
-
-    Raises:
-        RLAIFError: If scores are empty, not finite, or of another shape.
-    """
-    ordered = np.sort(_score_table(scores, 1), axis=None)
-    cut = ordered.size // 4
-    return float(ordered[cut : ordered.size - cut].mean())
-
-
 def iqm_over_seeds(
     scores: ArrayLike, *, resamples: int = 10_000, seed: int | np.random.Generator = 0, level: float = 0.95
 ) -> Interval:
-    """Interquartile mean over seeds (and tasks) with a stratified bootstrap interval: seeds drawn within each task.
+    """Interquartile mean over seeds (and tasks), with a stratified bootstrap interval: seeds drawn within each task.
+
+    The mean of the middle half of all scores, ⌊n/4⌋ left out at each end (Agarwal et al. 2021).
 
     The resamples are studentised, since with the usual 3 to 5 seeds percentiles of the resampled means miss far too
     often; where so few seeds leave resamples without spread, Student's t takes their place.
@@ -89,7 +77,7 @@ def iqm_over_seeds(
     Raises:
         RLAIFError: If scores are not finite or of another shape, or resamples < 100.
     """
-    table = _score_table(scores, 2)
+    table = _score_table(scores)
     normal_quantile(level)
     if resamples < 100:
         raise RLAIFError(f"expected at least 100 resamples (2,000 and more for what is reported), found {resamples}")
