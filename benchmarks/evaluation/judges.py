@@ -12,20 +12,18 @@ from itertools import combinations, permutations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from benchmarks.evaluation.length_control import length_control
 from benchmarks.evaluation.metrics import holm, paired_bootstrap_test, sign_test, win_rate
 from benchmarks.evaluation.systems import System
 from rewards.labeling.labeler import Answer, Label, PreferenceLabeler
 from rlaif_env.api import BackendError, RewardBackend, RLAIFError, checked_scores
+from rlaif_env.batches import isolate_failures
 from rlaif_env.data.journal import Journal
 from rlaif_env.data.tasks import Task, gold_scores
-from rlaif_env.statistics import Interval, bootstrap_mean, position_bias
+from rlaif_env.statistics import Floats, Interval, bootstrap_mean, position_bias
 
 __all__ = ["check_scored", "judged", "pairwise_wins", "score_rows", "win_rates", "with_gold"]
-
-Floats = NDArray[np.float64]
 
 _HOPELESS = 3  # batches in a row without one answer: the judge is gone, it is not the rows
 
@@ -51,27 +49,16 @@ def score_rows(
     values = np.full(len(responses), np.nan)
     reasons: dict[int, str] = {}
 
-    def score(rows: list[int]) -> None:
-        """Leave out the rows that an error names and go on, or halve until they are found."""
-        if not rows:
-            return
-        try:
-            values[rows] = checked_scores(backend, [prompts[i] for i in rows], [responses[i] for i in rows]).values
-            return
-        except BackendError as error:
-            named = {rows[i] for i in error.rows if 0 <= i < len(rows)} or set(rows[: len(rows) == 1])
-            reasons.update(dict.fromkeys(named, str(error)))
-        if named:
-            score([i for i in rows if i not in named])
-        else:
-            score(rows[: len(rows) // 2])
-            score(rows[len(rows) // 2 :])
+    def score(rows: list[int]) -> list[float]:
+        scores = checked_scores(backend, [prompts[i] for i in rows], [responses[i] for i in rows])
+        return list(map(float, scores.values))
 
     without = 0
     for start in range(0, len(responses), batch):
-        rows = list(range(start, min(start + batch, len(responses))))
-        score(rows)
-        without = without + 1 if np.isnan(values[rows]).all() else 0
+        scored, failed = isolate_failures(score, range(start, min(start + batch, len(responses))), BackendError)
+        values[list(scored)] = list(scored.values())
+        reasons |= {row: str(error) for row, error in failed.items()}
+        without = 0 if scored else without + 1
         if give_up and without == _HOPELESS:
             raise BackendError(
                 f"expected scores from the judge {backend.name!r}, found that every row of {_HOPELESS} batches "

@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,9 +32,21 @@ from rlaif_env.models import (
     resolve,
     tokenizer_fingerprint,
 )
+from rlaif_env.runs import write_json
 from rlaif_env.statistics import new_names, new_numbers, repeated_ngrams, word_counts
 
-__all__ = ["Source", "System", "answer", "find_source", "folder_state", "held_out_prompts", "read_responses"]
+__all__ = [
+    "Source",
+    "System",
+    "answer",
+    "find_source",
+    "folder_state",
+    "held_out_prompts",
+    "read_responses",
+    "read_system",
+    "reference_of",
+    "write_system",
+]
 
 TEMPERATURE = 0.9
 """Sampling temperature of a policy that no run says another one of (section A.3)."""
@@ -65,6 +77,26 @@ class System:
     prompts: list[str]
     responses: list[str]
     measures: dict[str, NDArray[np.float64]]
+
+
+def write_system(file: Path, system: System) -> None:
+    """Write a system as one JSON object; a measure that a response has no value of is null."""
+    measures = {name: [x if np.isfinite(x) else None for x in v.tolist()] for name, v in system.measures.items()}
+    write_json(file, {**asdict(replace(system, measures={})), "measures": measures})
+
+
+def read_system(file: Path) -> System:
+    """The system in a file that `write_system` wrote.
+
+    Raises:
+        DataError: If it holds something else.
+    """
+    try:
+        values = json.loads(file.read_bytes())
+        measures = {name: np.array(v, dtype=np.float64) for name, v in values.pop("measures").items()}
+        return System(**values, measures=measures)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DataError(f"expected a system's responses and measures in {file}, found {error!r}; remove it") from error
 
 
 @dataclass(frozen=True)
@@ -124,6 +156,18 @@ def find_source(source: str | Path, reference: str | Path = BUILTIN_MODEL) -> So
         hint = f"; {saved[-1].parent} is its last checkpoint" if saved else ""
         raise RLAIFError(f"expected a finished run with the folder {part!r} in {path}, found none{hint}")
     return _model(path, _run_of(path.parent, "train") if path.name == "policy" else None)
+
+
+def reference_of(reference: str | Path) -> Source:
+    """The model that KL and perplexity are measured against.
+
+    Raises:
+        RLAIFError: If it is no model.
+    """
+    source = find_source(reference)
+    if source.kind != "model":
+        raise RLAIFError(f"expected a model as the reference, found the {source.kind} {reference}")
+    return source
 
 
 def _model(name: str | Path, run: Mapping[str, Any] | None = None) -> Source:
@@ -237,10 +281,7 @@ def answer(
             f"expected max_new_tokens and batch from 1 and a temperature above 0, found {steps}, {batch} and "
             f"{temperature}"
         )
-    start = find_source(reference)
-    if start.kind != "model":
-        raise RLAIFError(f"expected a model as the reference, found the {start.kind} {reference}")
-    kl = None
+    start, kl = reference_of(reference), None
     if found.kind == "file":
         responses = read_responses(found.path, task, split=split, prompts=prompts)
         base = backbone(start.path)
