@@ -16,7 +16,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -108,11 +108,7 @@ class EvaluateConfig:
 
 
 def _named(policies: Sequence[str]) -> dict[str, str]:
-    """Sources by the names of their systems.
-
-    Raises:
-        RLAIFError: If there is none, or two have one name.
-    """
+    """Sources by the names of their systems; an error if there is none, or two have one name."""
     pairs = []
     for policy in policies:
         name, equals, source = policy.partition("=")
@@ -139,14 +135,7 @@ def _name_of(source: str) -> str:
 
 
 def evaluate(config: EvaluateConfig, console: Console | None = None) -> dict[str, Any]:
-    """Answer, judge and compare, or go on with it, and write the results.
-
-    Args:
-        config: The options.
-        console: Where progress and the tables go.
-
-    Returns:
-        What evaluation.json holds.
+    """Answer, judge and compare, or go on with it, and write the results; returns what evaluation.json holds.
 
     Raises:
         RLAIFError: On bad settings, before anything slow happens.
@@ -172,21 +161,22 @@ def evaluate(config: EvaluateConfig, console: Console | None = None) -> dict[str
         settings=config.judge_settings,
         pairwise=config.pairwise,
     )
+    digest = hashlib.sha256(json.dumps(prompts).encode()).hexdigest()
     kept = {name: value for name, value in asdict(config).items() if name != "out"}
-    kept |= {"task": task.to_json(), "prompts_sha256": _digest(prompts), "judge_states": judges.states()}
+    kept |= {"task": task.to_json(), "prompts_sha256": digest, "judge_states": judges.states()}
     kept |= {"policy_states": {name: source.state for name, source in sources.items()}}
     if config.out is None or not (config.out / "config.json").exists():
         with _working(console, "loading the judges"):
             judges.build_all()
-    with RunFolder.create(config.out, kept, command="evaluate", exist=True) as run, ExitStack() as stack:
+    with RunFolder.create(config.out, kept, command="evaluate", exist=True) as run:
         console.print(f"Writing to {run.path}; the same command with --out {run.path} goes on", soft_wrap=True)
         systems, failures = _systems(config, task, policies, judges, run.path, console)
         measures = [*(["gold"] if task.gold else []), *(f"judge:{name}" for name in judges.specs)]
         wins = [row for m in measures for row in win_rates(systems, m, seed=config.seed, resamples=config.resamples)]
         if config.pairwise and len(systems) > 1:
-            journal = stack.enter_context(Journal(run.path / "pairwise.jsonl"))
             labeler = judges.labeler()
-            with _working(console, f"{labeler.language_model.name} compares the responses") as show:
+            what = f"{labeler.language_model.name} compares the responses"
+            with Journal(run.path / "pairwise.jsonl") as journal, _working(console, what) as show:
                 wins += pairwise_wins(
                     systems,
                     labeler,
@@ -201,10 +191,6 @@ def evaluate(config: EvaluateConfig, console: Console | None = None) -> dict[str
         _show(written, systems, console)
         console.print(f"Responses, figures and all win rates at equal length in {run.path}", soft_wrap=True)
     return written
-
-
-def _digest(texts: Sequence[str]) -> str:
-    return hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()
 
 
 def _systems(

@@ -45,22 +45,21 @@ class JudgePanel:
         task: Task,
         judges: Sequence[str],
         *,
-        judge: LanguageModelConfig | None = None,
-        label: LabelingConfig | None = None,
-        settings: Mapping[str, Mapping[str, Any]] | None = None,
-        pairwise: bool = False,
+        judge: LanguageModelConfig,
+        label: LabelingConfig,
+        settings: Mapping[str, Mapping[str, Any]],
+        pairwise: bool,
     ) -> None:
-        self._task, self._pairwise = task, pairwise
-        self._judge, self._label = judge or LanguageModelConfig(), label or LabelingConfig()
+        self._task, self._judge, self._label, self._own, self._pairwise = task, judge, label, settings, pairwise
         self.specs = dict(_judge_spec(spec) for spec in judges)
         if len(self.specs) < len(judges):
             raise RLAIFError(
                 f"expected judges of different names, found {', '.join(judges)}; write LABEL:BACKEND=MODEL"
             )
-        self._own = {name: dict(_mapping(name, values)) for name, values in (settings or {}).items()}
-        if unknown := self._own.keys() - {*self.specs, "pairwise"}:
-            names = ", ".join([*self.specs, "pairwise"])
-            raise RLAIFError(f"expected judge_settings of the judges {names}, found {', '.join(sorted(unknown))}")
+        for name, own in settings.items():
+            if name not in (*self.specs, "pairwise") or not isinstance(own, Mapping):
+                names = ", ".join([*self.specs, "pairwise"])
+                raise RLAIFError(f"expected judge_settings by name under the judges {names}, found {name}: {own!r}")
         self._refuse_unused()
         self._model: LanguageModel | None = None
         self._backends: dict[str, RewardBackend] = {}
@@ -71,12 +70,10 @@ class JudgePanel:
         unused = _changed("label", self._label, but=_SCORE if scored else ())
         unused += [] if scored else _changed("judge", self._judge, but=("model", "url"))
         if unused and not self._pairwise:
-            what, where = (
-                ("pairwise", "--pairwise") if scored else ("language-model", "--pairwise or the judge direct-llm")
-            )
+            what, give = ("pairwise", "") if scored else ("language-model", " or the judge direct-llm")
             raise RLAIFError(
-                f"expected a {what} judge for the settings {', '.join(unused)}, found none: give {where}, or put the "
-                "settings under a judge's name in judge_settings"
+                f"expected a {what} judge for the settings {', '.join(unused)}, found none: give --pairwise{give}, or "
+                "put the settings under a judge's name in judge_settings"
             )
 
     def backend(self, name: str) -> RewardBackend:
@@ -129,12 +126,6 @@ def _judge_spec(spec: str) -> tuple[str, tuple[str, str | None]]:
     backend, _, model = spec.partition("=")
     label, colon, kind = backend.partition(":")
     return (label, (kind, model or None)) if colon else (backend, (backend, model or None))
-
-
-def _mapping(name: str, values: Any) -> Mapping[str, Any]:
-    if not isinstance(values, Mapping):
-        raise RLAIFError(f"expected judge_settings of {name!r} as settings by name, found {values!r}")
-    return values
 
 
 def _changed(of: str, settings: LabelingConfig | LanguageModelConfig, but: Sequence[str]) -> list[str]:

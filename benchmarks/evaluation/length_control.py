@@ -68,16 +68,8 @@ class LengthControl:
 def _fit(x: Floats, y: Floats, weights: Floats, start: Floats) -> Floats:
     """Ridge-penalised logistic regressions of y on [1, x], one for each row of weights, by Newton's method.
 
-    The longest step allowed shrinks slowly, so that an overshooting pair of steps cannot repeat for ever.
-
-    Args:
-        x: (n,).
-        y: (n,) in [0, 1].
-        weights: (R, n), how often each row counts.
-        start: (2,) where to begin.
-
-    Returns:
-        (R, 2) intercept and slope.
+    The longest step allowed shrinks slowly, so that an overshooting pair of steps cannot repeat for ever. x: (n,);
+    y: (n,) in [0, 1]; weights: (R, n), how often each row counts; start: (2,). Returns (R, 2), intercept and slope.
     """
     beta = np.repeat(start[None], len(weights), axis=0)
     active = np.arange(len(weights))
@@ -151,14 +143,11 @@ def length_control(
         p_first: (n,) in [0, 1]: above ½ a win, at ½ a tie (counted ½), below a loss. Failed rows left out.
         lengths_1: (n,) lengths of the first responses, positive, in any unit; count an empty response as 1.
         lengths_2: (n,) lengths of the second.
-        clusters: (n,) which rows belong together, such as the prompt; None if all are independent.
+        clusters: (n,) which rows belong together.
         scale: Regress on the ratio (the paper) or on its logarithm.
         resamples: R, each with its own fit.
         seed: A seed, or the generator to draw from.
         level: Nominal coverage.
-
-    Returns:
-        Both rates with their intervals.
 
     Raises:
         RLAIFError: If arrays differ in length, are empty or out of range, a length is not positive, or there are

@@ -77,12 +77,8 @@ def win_rate(
 ) -> Rate:
     """How often the first of two policies is preferred, a tie counted ½ (section 2.3).
 
-    Args:
-        p_first: (n,) probability in [0, 1] that the first response is better: above ½ a win, ½ a tie, below a loss.
-            Anything, NaN too, where the row failed.
-        failed: (n,) booleans, which rows have no judgement.
-        clusters: (n,) which rows belong together.
-        level: Nominal coverage.
+    ``p_first``: (n,) probability in [0, 1] that the first response is better (above ½ a win, ½ a tie, below a loss);
+    anything, NaN too, where the row failed. ``failed``: (n,) booleans, which rows have no judgement.
 
     Raises:
         RLAIFError: If there is no judged row, or a judged row is not finite or outside [0, 1].
@@ -103,12 +99,7 @@ def harmless_rate(
 def sign_test(wins: int, losses: int) -> float:
     """Exact two-sided sign test: the chance of a split at least as uneven if both sides were equally likely.
 
-    Args:
-        wins: Rows for the one side, ties left out.
-        losses: Rows for the other.
-
-    Returns:
-        The p-value; 1 without any rows.
+    Rows for the one side and for the other, ties left out; the p-value is 1 without any.
 
     Raises:
         RLAIFError: If a count is negative or not whole.
@@ -151,13 +142,7 @@ def paired_bootstrap_test(
 def holm(p_values: ArrayLike) -> Floats:
     """Holm's adjusted p-values: rejecting those below α keeps the chance of any false rejection at most α.
 
-    SciPy has the false discovery rate only.
-
-    Args:
-        p_values: (k,) in [0, 1], one for each comparison made.
-
-    Returns:
-        float64 (k,), in the order given.
+    (k,) in [0, 1], one for each comparison made, in the order given. SciPy has the false discovery rate only.
 
     Raises:
         RLAIFError: If there are none, or one is outside [0, 1].

@@ -407,7 +407,7 @@ def test_a_system_is_read_as_it_was_written_and_nothing_else_is(tmp_path: Path) 
         np.testing.assert_array_equal(again.measures[name], values)
     for text in ("", "[]", '{"name": "a"}', '{"measures": {"gold": ["x"]}}', '{"prompt": "p", "measures": {}}\n{}'):
         file.write_text(text)
-        with pytest.raises(DataError, match="expected a system's responses and measures in .*a.json, found"):
+        with pytest.raises(DataError, match=r"expected a system's responses and measures in .*a\.json, found"):
             read_system(file)
 
 
@@ -524,10 +524,13 @@ def test_a_judge_behind_a_server_needs_its_key_and_keeps_it_secret(
         ({"judges": ("direct-llm", "nobody")}, "unknown reward 'nobody': expected one of compose, direct-llm"),
         ({"judges": ("human-rm", "human-rm")}, "judges of different names, found human-rm, human-rm; write LABEL:"),
         ({"judges": ("direct-llm", "human-rm")}, "expected the folder of a trained reward model, found none"),
-        ({"judge_settings": {"direct-llm": 1}}, "expected judge_settings of 'direct-llm' as settings by name, found 1"),
+        (
+            {"judge_settings": {"direct-llm": 1}},
+            "by name under the judges direct-llm, pairwise, found direct-llm: 1",
+        ),
         (
             {"judge_settings": {"direct": {}}},
-            "expected judge_settings of the judges direct-llm, pairwise, found direct",
+            "judge_settings by name under the judges direct-llm, pairwise, found direct: {}",
         ),
         ({"judge_settings": {"direct-llm": {"scales": 1}}}, "reward 'direct-llm': .*scales"),
         ({"pairwise": True, "judge_settings": {"pairwise": {"scales": 1}}}, "the pairwise judge: .*scales"),

@@ -275,6 +275,7 @@ def test_judges_take_a_url(server: FaultServer) -> None:
         ["direct-llm"],
         judge=LanguageModelConfig("scorer", server.url, server=ServerConfig(cache=False, boundaries="prefix")),
         label=LabelingConfig(scale=(1, 10)),
+        settings={},
         pairwise=True,
     )
     panel.build_all()
