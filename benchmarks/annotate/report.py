@@ -21,19 +21,11 @@ from benchmarks.annotate.items import Form
 from benchmarks.annotate.project import Judgement
 from benchmarks.annotate.results import Labels, People
 from benchmarks.annotate.store import Store
-from benchmarks.evaluation.metrics import (
-    bootstrap_mean,
-    cohens_kappa,
-    fleiss_kappa,
-    harmless_rate,
-    krippendorff_alpha,
-    length_control,
-    position_bias,
-    rate,
-    wilson,
-    win_rate,
-)
+from benchmarks.evaluation.aggregates import fleiss_kappa, krippendorff_alpha
+from benchmarks.evaluation.length_control import length_control
+from benchmarks.evaluation.metrics import harmless_rate, win_rate
 from rlaif_env.api import RLAIFError
+from rlaif_env.statistics import bootstrap_mean, cohens_kappa, position_bias, rate, wilson
 
 __all__ = ["report", "show"]
 

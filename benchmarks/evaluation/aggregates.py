@@ -15,24 +15,14 @@ from numpy.typing import ArrayLike
 from rlaif_env.api import RLAIFError
 from rlaif_env.statistics import Floats, Interval, StudentisedBootstrap, normal_quantile
 
-__all__ = ["fleiss_kappa", "interquartile_mean", "iqm_over_seeds", "krippendorff_alpha"]
+__all__ = ["fleiss_kappa", "iqm_over_seeds", "krippendorff_alpha"]
 
 
-def _score_table(scores: ArrayLike, least_seeds: int) -> Floats:
+def _table(values: ArrayLike, expected: str) -> Floats:
     try:
-        array = np.asarray(scores, dtype=np.float64)
+        return np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise RLAIFError("expected scores to be numbers, as many seeds for each task") from error
-    array = array[:, None] if array.ndim == 1 else array
-    if array.ndim != 2 or array.shape[0] < least_seeds or array.shape[1] < 1:
-        raise RLAIFError(f"expected scores of shape (seeds >= {least_seeds}, tasks >= 1), found {np.shape(scores)}")
-    if not np.isfinite(array).all():
-        seed, task = np.argwhere(~np.isfinite(array))[0]
-        raise RLAIFError(
-            f"expected finite scores, found {array[seed, task]} for seed {seed}, task {task}; a run that failed is "
-            "reported beside the figure"
-        )
-    return array
+        raise RLAIFError(f"expected {expected}") from error
 
 
 def _iqm(scores: Floats) -> tuple[Floats, Floats, Floats]:
@@ -55,41 +45,31 @@ def _iqm(scores: Floats) -> tuple[Floats, Floats, Floats]:
     return middle.mean(axis=1), np.sqrt(total), np.maximum(1.0, df)
 
 
-def interquartile_mean(scores: ArrayLike) -> float:
-    """Mean of the middle half of all scores, ⌊n/4⌋ left out at each end (Agarwal et al. 2021).
-
-    Args:
-        scores: (seeds,) or (seeds, tasks), finite.
-
-    Raises:
-        RLAIFError: If scores are empty, not finite, or of another shape.
-    """
-    ordered = np.sort(_score_table(scores, 1), axis=None)
-    cut = ordered.size // 4
-    return float(ordered[cut : ordered.size - cut].mean())
-
-
 def iqm_over_seeds(
     scores: ArrayLike, *, resamples: int = 10_000, seed: int | np.random.Generator = 0, level: float = 0.95
 ) -> Interval:
-    """Interquartile mean over seeds (and tasks) with a stratified bootstrap interval: seeds drawn within each task.
+    """Interquartile mean over seeds (and tasks), with a stratified bootstrap interval: seeds drawn within each task.
+
+    The mean of the middle half of all scores, ⌊n/4⌋ left out at each end (Agarwal et al. 2021).
 
     The resamples are studentised, since with the usual 3 to 5 seeds percentiles of the resampled means miss far too
     often; where so few seeds leave resamples without spread, Student's t takes their place.
 
-    Args:
-        scores: (seeds,) or (seeds, tasks), finite, at least 2 seeds.
-        resamples: How many.
-        seed: A seed, or the generator to draw from.
-        level: Nominal coverage.
-
-    Returns:
-        The interquartile mean and its interval; n is the number of scores.
+    ``scores``: (seeds,) or (seeds, tasks), finite, at least 2 seeds; the interval's n is their number.
 
     Raises:
         RLAIFError: If scores are not finite or of another shape, or resamples < 100.
     """
-    table = _score_table(scores, 2)
+    table = _table(scores, "scores to be numbers, as many seeds for each task")
+    table = table[:, None] if table.ndim == 1 else table
+    if table.ndim != 2 or table.shape[0] < 2 or table.shape[1] < 1:
+        raise RLAIFError(f"expected scores of shape (seeds >= 2, tasks >= 1), found {np.shape(scores)}")
+    if (bad := np.argwhere(~np.isfinite(table))).size:
+        (row, task), value = bad[0], table[tuple(bad[0])]
+        raise RLAIFError(
+            f"expected finite scores, found {value} for seed {row}, task {task}; a run that failed is reported beside "
+            "the figure"
+        )
     normal_quantile(level)
     if resamples < 100:
         raise RLAIFError(f"expected at least 100 resamples (2,000 and more for what is reported), found {resamples}")
@@ -106,31 +86,23 @@ def iqm_over_seeds(
         errors[errors <= 1e-9 * error] = 0.0
         with np.errstate(divide="ignore", invalid="ignore"):
             t.append(np.where(shift == 0, 0.0, shift / errors))
-    return StudentisedBootstrap(
-        float(estimate), float(error), np.sort(np.concatenate(t)), float(df), table.size
-    ).interval(level)
+    ordered = np.sort(np.concatenate(t))
+    return StudentisedBootstrap(float(estimate), float(error), ordered, float(df), table.size).interval(level)
 
 
 # --- several raters ---------------------------------------------------------------------------------------------------
 
 
 def fleiss_kappa(counts: ArrayLike) -> float:
-    """Agreement of several raters beyond chance (Fleiss 1971).
+    """Agreement of several raters beyond chance (Fleiss 1971): 1 if perfect, 0 for what chance gives.
 
-    Args:
-        counts: (units, categories) how many raters put each unit into each category; equally many raters a unit.
-
-    Returns:
-        Kappa: 1 for perfect agreement, 0 for what chance gives.
+    ``counts``: (units, categories), how many raters put each unit into each category; equally many raters a unit.
 
     Raises:
         RLAIFError: If counts are not whole, the raters a unit differ or are fewer than 2 (`krippendorff_alpha` takes
             such data), or only one category is used.
     """
-    try:
-        table = np.asarray(counts, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise RLAIFError("expected counts to be a table of numbers") from error
+    table = _table(counts, "counts to be a table of numbers")
     if table.ndim != 2 or table.size == 0 or not np.isfinite(table).all() or (table < 0).any() or (table % 1).any():
         raise RLAIFError(f"expected whole counts of shape (units, categories), found shape {table.shape}")
     raters = table.sum(axis=1)
@@ -148,22 +120,16 @@ def fleiss_kappa(counts: ArrayLike) -> float:
 
 
 def krippendorff_alpha(ratings: ArrayLike, *, scale: Literal["nominal", "ordinal", "interval"] = "nominal") -> float:
-    """Agreement of any number of raters, ratings may be missing (Krippendorff 2011).
+    """Agreement of any number of raters (Krippendorff 2011): 1 if perfect, 0 for what chance gives.
 
     Args:
         ratings: (raters, units), NaN where a rater did not rate a unit. Units with one rating do not count.
         scale: What the numbers mean: names, ranks, or distances.
 
-    Returns:
-        Alpha: 1 for perfect agreement, 0 for what chance gives.
-
     Raises:
         RLAIFError: If no unit has two ratings, all ratings are the same, or there are over 5,000 different values.
     """
-    try:
-        table = np.asarray(ratings, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise RLAIFError("expected ratings to be a table of numbers, NaN where missing") from error
+    table = _table(ratings, "ratings to be a table of numbers, NaN where missing")
     if table.ndim != 2 or np.isinf(table).any():
         raise RLAIFError(f"expected finite or missing ratings of shape (raters, units), found shape {table.shape}")
     if scale not in ("nominal", "ordinal", "interval"):

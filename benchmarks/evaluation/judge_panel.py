@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks.evaluation.systems import folder_state
 from rewards import make_reward
 from rewards.api import LanguageModel
-from rewards.labeling.labeler import PreferenceLabeler
+from rewards.direct_score import ScoreConfig
+from rewards.labeling.labeler import LabelingConfig, PreferenceLabeler
 from rewards.language_model.choice import language_model_from
 from rewards.language_model.config import LanguageModelConfig
 from rlaif_env.api import RewardBackend, RLAIFError
 from rlaif_env.data.tasks import Task
-from rlaif_env.models import BUILTIN_MODEL
 
 __all__ = ["JudgePanel"]
 
-_MODEL_KEYS = ("chat", "device", "dtype", "llm")
+_SCORE = tuple(entry.name for entry in fields(ScoreConfig))  # what "direct-llm" has of the labelling's settings
 
 
 class JudgePanel:
@@ -28,17 +28,16 @@ class JudgePanel:
     Args:
         task: What they judge.
         judges: ``[LABEL:]BACKEND[=MODEL]`` each; without a model "direct-llm" has the language model below.
-        model: The language model behind "direct-llm" and the pairwise judge.
-        url: Base URL of a server that has it; None runs it here.
-        settings: A JSON object: its settings, of the scoring and of the pairwise judge, and under a judge's name (or
-            "pairwise") an object of that judge's own.
-        mode: Of the pairwise judge; None where there is none.
+        judge: The language model behind "direct-llm" and the pairwise judge.
+        label: How it is asked for preferences and, as far as they are those of a score, for scores.
+        settings: Of single judges, by their names or "pairwise"; they go before the shared ones.
+        pairwise: Whether there is a pairwise judge.
 
     Attributes:
         specs: Backend and model (or None) of each scoring judge by name.
 
     Raises:
-        RLAIFError: If two judges have one name, or the settings are no JSON object or nobody's.
+        RLAIFError: If two judges have one name, or there are settings of nobody.
     """
 
     def __init__(
@@ -46,72 +45,74 @@ class JudgePanel:
         task: Task,
         judges: Sequence[str],
         *,
-        model: str = BUILTIN_MODEL,
-        url: str | None = None,
-        settings: str = "{}",
-        mode: str | None = None,
+        judge: LanguageModelConfig,
+        label: LabelingConfig,
+        settings: Mapping[str, Mapping[str, Any]],
+        pairwise: bool,
     ) -> None:
-        self._task, self._model_name, self._url, self._mode = task, model, url, mode
+        self._task, self._judge, self._label, self._own, self._pairwise = task, judge, label, settings, pairwise
         self.specs = dict(_judge_spec(spec) for spec in judges)
         if len(self.specs) < len(judges):
             raise RLAIFError(
                 f"expected judges of different names, found {', '.join(judges)}; write LABEL:BACKEND=MODEL"
             )
-        shared = _settings(settings)
-        names = (*self.specs, "pairwise")
-        self._own = {name: shared.pop(name) for name in names if isinstance(shared.get(name), dict)}
-        self._model_settings = {key: shared.pop(key) for key in _MODEL_KEYS if key in shared}
-        self._shared = shared
-        kinds = [kind for kind, _ in self.specs.values()]
-        if (given := [*shared, *self._model_settings]) and mode is None and "direct-llm" not in kinds:
-            raise RLAIFError(
-                f"expected a language-model judge for the settings {', '.join(given)}, found none: give --pairwise or "
-                "the judge direct-llm, or put the settings under a judge's name"
-            )
+        for name, own in settings.items():
+            if name not in (*self.specs, "pairwise") or not isinstance(own, Mapping):
+                names = ", ".join([*self.specs, "pairwise"])
+                raise RLAIFError(f"expected judge_settings by name under the judges {names}, found {name}: {own!r}")
+        self._refuse_unused()
         self._model: LanguageModel | None = None
         self._backends: dict[str, RewardBackend] = {}
+
+    def _refuse_unused(self) -> None:
+        """Raise `RLAIFError` for settings that no judge takes."""
+        scored = any(kind == "direct-llm" for kind, _ in self.specs.values())
+        unused = _changed("label", self._label, but=_SCORE if scored else ())
+        unused += [] if scored else _changed("judge", self._judge, but=("model", "url"))
+        if unused and not self._pairwise:
+            what, give = ("pairwise", "") if scored else ("language-model", " or the judge direct-llm")
+            raise RLAIFError(
+                f"expected a {what} judge for the settings {', '.join(unused)}, found none: give --pairwise{give}, or "
+                "put the settings under a judge's name in judge_settings"
+            )
 
     def backend(self, name: str) -> RewardBackend:
         """The judge of this name."""
         if name not in self._backends:
             kind, model = self.specs[name]
-            kwargs = dict(self._own.get(name, {}))
+            settings = self._own.get(name, {})
             if kind == "direct-llm":
-                kwargs = self._shared | kwargs
-                kwargs["model"] = self._language_model() if model is None else self._load(model, None)
+                shared = {key: getattr(self._label, key) for key in _SCORE}
+                settings = {**shared, **settings, "model": self._language_model(model)}
             elif model is not None:
-                kwargs["model"] = model
+                settings = {**settings, "model": model}
             try:
-                self._backends[name] = make_reward(kind, task=self._task, **kwargs)
+                self._backends[name] = make_reward(kind, task=self._task, **settings)
             except TypeError as error:
                 raise RLAIFError(f"judge {name!r}: {error}") from error
         return self._backends[name]
 
     def labeler(self) -> PreferenceLabeler:
         """The pairwise judge."""
-        settings = self._shared | self._own.get("pairwise", {})
-        if "scale" in settings:
-            settings["scale"] = tuple(settings["scale"])
+        settings = {**asdict(self._label), **self._own.get("pairwise", {})}
         try:
-            return PreferenceLabeler(self._language_model(), self._task, mode=self._mode or "pairwise", **settings)
+            return PreferenceLabeler(self._language_model(), self._task, **settings)
         except TypeError as error:
             raise RLAIFError(f"the pairwise judge: {error}") from error
 
-    def _language_model(self) -> LanguageModel:
+    def _language_model(self, own: str | None = None) -> LanguageModel:
+        """The shared language model, or a judge's own in this process."""
+        if own is not None:
+            return language_model_from(replace(self._judge, model=own, url=None))
         if self._model is None:
-            self._model = self._load(self._model_name, self._url)
+            self._model = language_model_from(self._judge)
         return self._model
-
-    def _load(self, model: str, url: str | None) -> LanguageModel:
-        settings = dict(self._model_settings)
-        server = settings.pop("llm", {})
-        return language_model_from(LanguageModelConfig(model, url, server=server, **settings))
 
     def build_all(self) -> None:
         """Build every judge, so that what is wrong with one is said before anything slow happens."""
         for name in self.specs:
             self.backend(name)
-        if self._mode is not None:
+        if self._pairwise:
             self.labeler()
 
     def states(self) -> dict[str, str]:
@@ -127,11 +128,7 @@ def _judge_spec(spec: str) -> tuple[str, tuple[str, str | None]]:
     return (label, (kind, model or None)) if colon else (backend, (backend, model or None))
 
 
-def _settings(text: str) -> dict[str, Any]:
-    try:
-        found = json.loads(text)
-    except ValueError as error:
-        raise RLAIFError(f"expected judge_kwargs as a JSON object, found {text!r} ({error})") from error
-    if not isinstance(found, dict):
-        raise RLAIFError(f"expected judge_kwargs as a JSON object, found {text!r}")
-    return found
+def _changed(of: str, settings: LabelingConfig | LanguageModelConfig, but: Sequence[str]) -> list[str]:
+    """The settings that are not the usual ones."""
+    usual, names = type(settings)(), (entry.name for entry in fields(settings))
+    return [f"{of}.{n}" for n in names if n not in but and getattr(settings, n) != getattr(usual, n)]

@@ -6,26 +6,27 @@ A row that a judge fails on is NaN: it counts neither as a loss nor as a tie, an
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from itertools import combinations, permutations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from benchmarks.evaluation.length_control import length_control
 from benchmarks.evaluation.metrics import holm, paired_bootstrap_test, sign_test, win_rate
 from benchmarks.evaluation.systems import System
 from rewards.labeling.labeler import Answer, Label, PreferenceLabeler
 from rlaif_env.api import BackendError, RewardBackend, RLAIFError, checked_scores
+from rlaif_env.batches import isolate_failures
 from rlaif_env.data.journal import Journal
 from rlaif_env.data.tasks import Task, gold_scores
-from rlaif_env.statistics import Interval, bootstrap_mean, position_bias
+from rlaif_env.statistics import Floats, Interval, bootstrap_mean, position_bias
 
 __all__ = ["check_scored", "judged", "pairwise_wins", "score_rows", "win_rates", "with_gold"]
 
-Floats = NDArray[np.float64]
+Progress = Callable[[int, int], None]
 
 _HOPELESS = 3  # batches in a row without one answer: the judge is gone, it is not the rows
 
@@ -33,45 +34,24 @@ _HOPELESS = 3  # batches in a row without one answer: the judge is gone, it is n
 def score_rows(
     backend: RewardBackend, prompts: Sequence[str], responses: Sequence[str], *, batch: int = 32, give_up: bool = True
 ) -> tuple[Floats, dict[int, str]]:
-    """Score n responses; the rows that a backend fails on do not stop the others.
-
-    Args:
-        backend: The judge.
-        prompts: n prompts.
-        responses: n responses.
-        batch: Rows in one call.
-        give_up: Whether three batches in a row without one score end it.
-
-    Returns:
-        The scores (n,), NaN where there is none, and why, by row.
+    """Scores of n responses, (n,), NaN where there is none, and why, by row: a row that fails does not stop the others.
 
     Raises:
-        BackendError: If it gave up.
+        BackendError: With ``give_up``, after three batches (of ``batch`` rows) in a row without one score.
     """
     values = np.full(len(responses), np.nan)
     reasons: dict[int, str] = {}
 
-    def score(rows: list[int]) -> None:
-        """Leave out the rows that an error names and go on, or halve until they are found."""
-        if not rows:
-            return
-        try:
-            values[rows] = checked_scores(backend, [prompts[i] for i in rows], [responses[i] for i in rows]).values
-            return
-        except BackendError as error:
-            named = {rows[i] for i in error.rows if 0 <= i < len(rows)} or set(rows[: len(rows) == 1])
-            reasons.update(dict.fromkeys(named, str(error)))
-        if named:
-            score([i for i in rows if i not in named])
-        else:
-            score(rows[: len(rows) // 2])
-            score(rows[len(rows) // 2 :])
+    def score(rows: list[int]) -> list[float]:
+        scores = checked_scores(backend, [prompts[i] for i in rows], [responses[i] for i in rows])
+        return list(map(float, scores.values))
 
     without = 0
     for start in range(0, len(responses), batch):
-        rows = list(range(start, min(start + batch, len(responses))))
-        score(rows)
-        without = without + 1 if np.isnan(values[rows]).all() else 0
+        scored, failed = isolate_failures(score, range(start, min(start + batch, len(responses))), BackendError)
+        values[list(scored)] = list(scored.values())
+        reasons |= {row: str(error) for row, error in failed.items()}
+        without = 0 if scored else without + 1
         if give_up and without == _HOPELESS:
             raise BackendError(
                 f"expected scores from the judge {backend.name!r}, found that every row of {_HOPELESS} batches "
@@ -82,13 +62,7 @@ def score_rows(
 
 
 def judged(system: System, name: str, backend: RewardBackend, task: Task) -> System:
-    """A copy of a system with the scores of a judge as the measure "judge:<name>", NaN where it failed.
-
-    Args:
-        system: What is judged.
-        name: What tables call the judge.
-        backend: The judge.
-        task: The task that the system answered.
+    """A copy of a system that answered a task, a judge's scores as its measure "judge:<name>", NaN where it failed.
 
     Raises:
         RLAIFError: If the judge was made for another task.
@@ -127,7 +101,7 @@ def win_rates(systems: Sequence[System], measure: str, *, seed: int = 0, resampl
         systems: Any number, on the same prompts.
         measure: "judge:<name>", "gold", ...
         seed: Of the bootstrap.
-        resamples: Bootstrap resamples, each with its own fit of the length control.
+        resamples: Each with its own fit of the length control.
 
     Returns:
         One row for every ordered pair: "judge" (the measure), "a", "b", "raw" (how often a wins: estimate, low, high,
@@ -158,19 +132,17 @@ def pairwise_wins(
     systems: Sequence[System],
     labeler: PreferenceLabeler,
     *,
-    name: str | None = None,
     seed: int = 0,
     resamples: int = 2000,
     batch: int = 32,
     journal: Journal | None = None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = lambda done, total: None,
 ) -> list[dict[str, Any]]:
     """How often a language model prefers each system's response to another's, asked in both orders.
 
     Args:
         systems: Any number, on the same prompts.
         labeler: The judge.
-        name: What tables call it; None is its mode and its model's name.
         seed: Of the bootstrap.
         resamples: As in `win_rates`.
         batch: Questions asked at a time.
@@ -187,13 +159,9 @@ def pairwise_wins(
         BackendError: If the labeler failed on everything some batches in a row. What was answered is kept.
     """
     _check_alike(systems)
-    pairs = list(combinations(range(len(systems)), 2))
     questions = {
-        (i, j): [
-            labeler.questions(prompt, one, two)
-            for prompt, one, two in zip(systems[i].prompts, systems[i].responses, systems[j].responses, strict=True)
-        ]
-        for i, j in pairs
+        (i, j): list(map(labeler.questions, systems[i].prompts, systems[i].responses, systems[j].responses))
+        for i, j in combinations(range(len(systems)), 2)
     }
     distinct = sorted({question for rows in questions.values() for both in rows for question in both})
     answers = _answers(labeler, distinct, journal, batch, progress)
@@ -202,23 +170,16 @@ def pairwise_wins(
         for pair, rows in questions.items()
     }
     p_first = {pair: np.array([label.p_first for label in rows]) for pair, rows in labels.items()}
-    judge = name or f"{'pairwise' if labeler.mode == 'pairwise' else 'score pairs'}:{labeler.language_model.name}"
-    found = _rows(systems, judge, p_first, seed, resamples)
-    place = {system.name: i for i, system in enumerate(systems)}
-    for row in found:
-        i, j = place[row["a"]], place[row["b"]]
-        pair = (min(i, j), max(i, j))
-        p = p_first[pair] if i < j else 1 - p_first[pair]
+    judge = f"{'pairwise' if labeler.mode == 'pairwise' else 'score pairs'}:{labeler.language_model.name}"
+    rows = _rows(systems, judge, p_first, seed, resamples)
+    for (i, j), row in zip(permutations(range(len(systems)), 2), rows, strict=True):
+        pair, p = _directed(p_first, i, j)
         row |= {"soft": _soft(p, systems[i].prompts, seed, resamples), **_labelling(labels[pair], labeler)}
-    return found
+    return rows
 
 
 def _answers(
-    labeler: PreferenceLabeler,
-    questions: list[str],
-    journal: Journal | None,
-    batch: int,
-    progress: Callable[[int, int], None],
+    labeler: PreferenceLabeler, questions: list[str], journal: Journal | None, batch: int, progress: Progress
 ) -> dict[str, Answer]:
     keys = {question: labeler.key(question) for question in questions}
     stored = {q: Answer.from_json(journal[k]) for q, k in keys.items() if k in journal} if journal is not None else {}
@@ -228,15 +189,15 @@ def _answers(
     for start in range(0, len(open_), batch):
         progress(len(answers), len(questions))
         asked = open_[start : start + batch]
-        found = dict(zip(asked, labeler.ask(asked), strict=True))
-        answers |= found
+        given = dict(zip(asked, labeler.ask(asked), strict=True))
+        answers |= given
         if journal is not None:
-            journal.append({keys[q]: answer.to_json() for q, answer in found.items() if answer.status == "ok"})
-        without = 0 if any(answer.status == "ok" for answer in found.values()) else without + 1
+            journal.append({keys[q]: answer.to_json() for q, answer in given.items() if answer.status == "ok"})
+        without = 0 if any(answer.status == "ok" for answer in given.values()) else without + 1
         if without == _HOPELESS and not stored:  # what is open of a job may be just what always fails
             raise BackendError(
                 f"expected answers from {labeler.language_model.name}, found that every question of {_HOPELESS} "
-                f"batches in a row failed ({found[asked[-1]].reason}); what was answered is kept"
+                f"batches in a row failed ({given[asked[-1]].reason}); what was answered is kept"
             )
     progress(len(questions), len(questions))
     return answers
@@ -263,8 +224,7 @@ def _rows(
     adjusted = dict(zip(tested, holm(list(tested.values())).tolist(), strict=True)) if tested else {}
     rows = []
     for i, j in permutations(range(len(systems)), 2):
-        pair = (min(i, j), max(i, j))
-        p = p_first[pair] if i < j else 1 - p_first[pair]
+        pair, p = _directed(p_first, i, j)
         lengths = [np.maximum(systems[k].measures["length"], 1) for k in (i, j)]
         row = {"judge": judge, "a": systems[i].name, "b": systems[j].name}
         row |= _rate(p, systems[i].prompts, lengths, seed, resamples)
@@ -272,32 +232,40 @@ def _rows(
     return rows
 
 
+def _directed(p_first: dict[tuple[int, int], Floats], i: int, j: int) -> tuple[tuple[int, int], Floats]:
+    """The unordered pair of two systems, and how surely the first one is preferred, (n,)."""
+    return ((i, j), p_first[i, j]) if i < j else ((j, i), 1 - p_first[j, i])
+
+
+def _kept(p: Floats, prompts: list[str]) -> tuple[Floats, list[str]]:
+    """The rows that did not fail, and their prompts."""
+    rows = np.flatnonzero(~np.isnan(p))
+    return p[rows], [prompts[i] for i in rows]
+
+
 def _rate(p: Floats, prompts: list[str], lengths: list[Floats], seed: int, resamples: int) -> dict[str, Any]:
     failed = np.isnan(p)
-    n = int((~failed).sum())
-    if n == 0:
-        none = {"wins": 0, "ties": 0, "losses": 0, "failed": p.size}
-        return {"raw": None, "length_controlled": None, **none}
-    found = win_rate(p, failed=failed, clusters=prompts)
-    raw = {**_limits(found.interval), "lowest": found.lowest, "highest": found.highest}
-    kept = [prompt for prompt, bad in zip(prompts, failed, strict=True) if not bad]
+    if failed.all():
+        return {"raw": None, "length_controlled": None, "wins": 0, "ties": 0, "losses": 0, "failed": p.size}
+    share = win_rate(p, failed=failed, clusters=prompts)
+    raw = {**_limits(share.interval), "lowest": share.lowest, "highest": share.highest}
+    judged, kept = _kept(p, prompts)
     controlled = None
     if len(set(kept)) > 1:
         one, two = (values[~failed] for values in lengths)
-        fit = length_control(p[~failed], one, two, clusters=kept, resamples=resamples, seed=seed)
+        fit = length_control(judged, one, two, clusters=kept, resamples=resamples, seed=seed)
         flags = {"slope": fit.slope, "separated": fit.separated, "extrapolated": fit.extrapolated}
         controlled = {**_limits(fit.controlled), **flags}
-    counts = {"wins": found.wins, "ties": found.ties, "losses": found.losses, "failed": found.failed}
+    counts = {"wins": share.wins, "ties": share.ties, "losses": share.losses, "failed": share.failed}
     return {"raw": raw, "length_controlled": controlled, **counts}
 
 
 def _p_value(p: Floats, prompts: list[str], seed: int, resamples: int) -> float | None:
-    """Of a win rate of 1/2; None where no row, or but one prompt, was judged."""
-    rows = np.flatnonzero(~np.isnan(p))
-    kept = [prompts[i] for i in rows]
-    if not len(kept):
+    """Of a win rate of 1/2; None where no row, or but one prompt several times, was judged."""
+    judged, kept = _kept(p, prompts)
+    if not kept:
         return None
-    outcomes = (1 + np.sign(p[rows] - 0.5)) / 2
+    outcomes = (1 + np.sign(judged - 0.5)) / 2
     if len(set(kept)) == len(kept):
         return sign_test(int((outcomes == 1).sum()), int((outcomes == 0).sum()))
     if len(set(kept)) == 1:
@@ -307,20 +275,16 @@ def _p_value(p: Floats, prompts: list[str], seed: int, resamples: int) -> float 
 
 
 def _soft(p: Floats, prompts: list[str], seed: int, resamples: int) -> dict[str, float] | None:
-    rows = np.flatnonzero(~np.isnan(p))
-    kept = [prompts[i] for i in rows]
+    judged, kept = _kept(p, prompts)
     if len(set(kept)) < 2:
         return None
-    found = bootstrap_mean(p[rows], clusters=kept, resamples=resamples, seed=seed)
-    return {"estimate": found.estimate, "low": max(0.0, found.low), "high": min(1.0, found.high)}
+    mean = bootstrap_mean(judged, clusters=kept, resamples=resamples, seed=seed)
+    return {"estimate": mean.estimate, "low": max(0.0, mean.low), "high": min(1.0, mean.high)}
 
 
 def _labelling(labels: Sequence[Label], labeler: PreferenceLabeler) -> dict[str, Any]:
     """What the labels of one pair of systems say of the judge; the same for both directions."""
-    reasons: dict[str, int] = {}
-    for label in labels:
-        if label.status != "ok":
-            reasons[label.reason] = reasons.get(label.reason, 0) + 1
+    reasons = dict(Counter(label.reason for label in labels if label.status != "ok"))
     masses = [label.mass for label in labels if not math.isnan(label.mass)]
     bias = None
     answered = [label.record["answers"] for label in labels if label.status == "ok"]

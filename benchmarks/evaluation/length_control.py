@@ -24,6 +24,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import expit
 
 from rlaif_env.api import RLAIFError
 from rlaif_env.statistics import (
@@ -31,7 +32,6 @@ from rlaif_env.statistics import (
     Floats,
     Interval,
     StudentisedBootstrap,
-    accuracy,
     checked_array,
     group_codes,
     normal_quantile,
@@ -39,7 +39,7 @@ from rlaif_env.statistics import (
     resampled_counts,
 )
 
-__all__ = ["RIDGE", "LengthControl", "length_baseline", "length_control", "position_baseline"]
+__all__ = ["RIDGE", "LengthControl", "length_control"]
 
 RIDGE = 0.01
 _STEP_LIMITS = tuple(4 * 0.93**k for k in range(80))
@@ -65,29 +65,17 @@ class LengthControl:
     extrapolated: bool
 
 
-def _sigmoid(x: Floats) -> Floats:
-    return np.asarray(0.5 + 0.5 * np.tanh(x / 2))
-
-
 def _fit(x: Floats, y: Floats, weights: Floats, start: Floats) -> Floats:
     """Ridge-penalised logistic regressions of y on [1, x], one for each row of weights, by Newton's method.
 
-    The longest step allowed shrinks slowly, so that an overshooting pair of steps cannot repeat for ever.
-
-    Args:
-        x: (n,).
-        y: (n,) in [0, 1].
-        weights: (R, n), how often each row counts.
-        start: (2,) where to begin.
-
-    Returns:
-        (R, 2) intercept and slope.
+    The longest step allowed shrinks slowly, so that an overshooting pair of steps cannot repeat for ever. x: (n,);
+    y: (n,) in [0, 1]; weights: (R, n), how often each row counts; start: (2,). Returns (R, 2), intercept and slope.
     """
     beta = np.repeat(start[None], len(weights), axis=0)
     active = np.arange(len(weights))
     for step_limit in _STEP_LIMITS:
         w, b = weights[active], beta[active]
-        p = _sigmoid(b[:, :1] + b[:, 1:] * x)
+        p = expit(b[:, :1] + b[:, 1:] * x)
         residual = w * (y - p)
         g0, g1 = residual.sum(axis=1) - RIDGE * b[:, 0], residual @ x - RIDGE * b[:, 1]
         h00, h01, h11 = _hessian(x, w * p * (1 - p))
@@ -110,7 +98,7 @@ def _error(x: Floats, y: Floats, beta: Floats, weights: Floats, starts: NDArray[
 
     Rows are sorted by cluster; `starts` are the first rows of each, and a drawn cluster's rows share one weight.
     """
-    p = _sigmoid(beta[:, :1] + beta[:, 1:] * x)
+    p = expit(beta[:, :1] + beta[:, 1:] * x)
     counts = weights[:, starts]
     m = starts.size
     u0, u1 = np.add.reduceat(y - p, starts, axis=1), np.add.reduceat((y - p) * x, starts, axis=1)
@@ -125,7 +113,7 @@ def _profile_limits(x: Floats, y: Floats, z: float) -> tuple[float, float]:
     a = np.linspace(-12.0, 12.0, 481)[:, None]
     b = np.zeros_like(a)
     for step_limit in _STEP_LIMITS:
-        p = _sigmoid(a + b * x)
+        p = expit(a + b * x)
         step = ((y - p) @ x[:, None] - RIDGE * b) / ((p * (1 - p)) @ (x * x)[:, None] + RIDGE)
         b += np.clip(step, -step_limit, step_limit)
         if np.abs(step).max() < 1e-6:
@@ -155,14 +143,11 @@ def length_control(
         p_first: (n,) in [0, 1]: above ½ a win, at ½ a tie (counted ½), below a loss. Failed rows left out.
         lengths_1: (n,) lengths of the first responses, positive, in any unit; count an empty response as 1.
         lengths_2: (n,) lengths of the second.
-        clusters: (n,) which rows belong together, such as the prompt; None if all are independent.
+        clusters: (n,) which rows belong together.
         scale: Regress on the ratio (the paper) or on its logarithm.
         resamples: R, each with its own fit.
         seed: A seed, or the generator to draw from.
         level: Nominal coverage.
-
-    Returns:
-        Both rates with their intervals.
 
     Raises:
         RLAIFError: If arrays differ in length, are empty or out of range, a length is not positive, or there are
@@ -204,7 +189,7 @@ def length_control(
         logit = Interval(intercept, *_profile_limits(x, y, normal_quantile(level)), n)
     else:
         logit = StudentisedBootstrap(intercept, error, np.sort(np.concatenate(t)), starts.size - 1, n).interval(level)
-    low, rate_at_1, high = _sigmoid(np.array([logit.low, logit.estimate, logit.high])).tolist()
+    low, rate_at_1, high = expit(np.array([logit.low, logit.estimate, logit.high])).tolist()
     controlled = Interval(rate_at_1, low, high, n)
     raw = rate(wins, clusters=clusters, level=level)
     extrapolated = bool((feature > 0).all() or (feature < 0).all())
@@ -220,43 +205,3 @@ def _separated(x: Floats, y: Floats) -> bool:
         return True
     won, lost = x[y > 0], x[y < 1]
     return bool(won.min() >= lost.max() or won.max() <= lost.min())
-
-
-def length_baseline(
-    lengths_1: ArrayLike,
-    lengths_2: ArrayLike,
-    target: ArrayLike,
-    *,
-    clusters: Clusters | None = None,
-    level: float = 0.95,
-) -> Interval:
-    """Accuracy of "always prefer the longer"; equal lengths are a tie, counted ½.
-
-    Args:
-        lengths_1: (n,) lengths of the first responses.
-        lengths_2: (n,) lengths of the second.
-        target: (n,) probability in [0, 1] that the first is preferred.
-        clusters: (n,) which rows belong together, such as the prompt.
-        level: Nominal coverage.
-
-    Raises:
-        RLAIFError: If the arrays are empty, differ in length, or are out of range.
-    """
-    first = checked_array("lengths_1", lengths_1, low=0.0)
-    second = checked_array("lengths_2", lengths_2, length=first.size, low=0.0)
-    return accuracy((1 + np.sign(first - second)) / 2, target, clusters=clusters, level=level)
-
-
-def position_baseline(target: ArrayLike, *, clusters: Clusters | None = None, level: float = 0.95) -> Interval:
-    """Accuracy of "always prefer the first".
-
-    Args:
-        target: (n,) probability in [0, 1] that the first is preferred.
-        clusters: (n,) which rows belong together, such as the prompt.
-        level: Nominal coverage.
-
-    Raises:
-        RLAIFError: If target is empty or out of range.
-    """
-    judged = checked_array("target", target, low=0.0, high=1.0)
-    return accuracy(np.ones(judged.size), judged, clusters=clusters, level=level)

@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,9 +33,21 @@ from rlaif_env.models import (
     resolve,
     tokenizer_fingerprint,
 )
+from rlaif_env.runs import write_json
 from rlaif_env.statistics import new_names, new_numbers, repeated_ngrams, word_counts
 
-__all__ = ["Source", "System", "answer", "find_source", "folder_state", "held_out_prompts", "read_responses"]
+__all__ = [
+    "Source",
+    "System",
+    "answer",
+    "find_source",
+    "folder_state",
+    "held_out_prompts",
+    "read_responses",
+    "read_system",
+    "reference_of",
+    "write_system",
+]
 
 TEMPERATURE = 0.9
 """Sampling temperature of a policy that no run says another one of (section A.3)."""
@@ -66,6 +78,26 @@ class System:
     prompts: list[str]
     responses: list[str]
     measures: dict[str, NDArray[np.float64]]
+
+
+def write_system(file: Path, system: System) -> None:
+    """Write a system as one JSON object; a measure that a response has no value of is null."""
+    measures = {name: [x if np.isfinite(x) else None for x in v.tolist()] for name, v in system.measures.items()}
+    write_json(file, {**asdict(replace(system, measures={})), "measures": measures})
+
+
+def read_system(file: Path) -> System:
+    """The system in a file that `write_system` wrote.
+
+    Raises:
+        DataError: If it holds something else.
+    """
+    try:
+        values = json.loads(file.read_bytes())
+        measures = {name: np.array(v, dtype=np.float64) for name, v in values.pop("measures").items()}
+        return System(**values, measures=measures)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DataError(f"expected a system's responses and measures in {file}, found {error!r}; remove it") from error
 
 
 @dataclass(frozen=True)
@@ -108,8 +140,7 @@ def find_source(source: str | Path, reference: str | Path = BUILTIN_MODEL) -> So
     if not path.is_dir():
         return _model(source)
     if (path / _CHECKPOINT).is_file():
-        run = _run_of(path.parent.parent, "train")
-        if run is None:
+        if (run := _run_of(path.parent.parent, "train")) is None:
             raise RLAIFError(
                 f"expected the checkpoint {path} inside its run folder (for the model and the adapter's rank)"
             )
@@ -127,6 +158,14 @@ def find_source(source: str | Path, reference: str | Path = BUILTIN_MODEL) -> So
     return _model(path, _run_of(path.parent, "train") if path.name == "policy" else None)
 
 
+def reference_of(reference: str | Path) -> Source:
+    """The model that KL and perplexity are measured against; an error if it is none."""
+    source = find_source(reference)
+    if source.kind != "model":
+        raise RLAIFError(f"expected a model as the reference, found the {source.kind} {reference}")
+    return source
+
+
 def _model(name: str | Path, run: Mapping[str, Any] | None = None) -> Source:
     load_tokenizer(name)  # an unknown model is an error now
     folder = Path(resolve(name))
@@ -139,8 +178,8 @@ def _model(name: str | Path, run: Mapping[str, Any] | None = None) -> Source:
 def _run_of(folder: Path, command: str) -> Mapping[str, Any] | None:
     """The configuration of the run in a folder, None if none of this command is there."""
     try:
-        found = json.loads((folder / "config.json").read_bytes())
-        return dict(found["config"]) if found["command"] == command else None
+        record = json.loads((folder / "config.json").read_bytes())
+        return dict(record["config"]) if record["command"] == command else None
     except (OSError, ValueError, KeyError, TypeError):
         return None  # a model's config.json is another file
 
@@ -152,17 +191,13 @@ def folder_state(folder: Path) -> str:
 
 
 def held_out_prompts(task: Task, split: str, count: int) -> list[str]:
-    """The first prompts of a split.
-
-    Raises:
-        RLAIFError: If there are fewer, or less than one is asked for.
-    """
-    found = task.prompts(split)
-    if not 1 <= count <= len(found):
+    """The first prompts of a split; an error if there are fewer, or less than one is asked for."""
+    known = task.prompts(split)
+    if not 1 <= count <= len(known):
         raise RLAIFError(
-            f"expected 1 to {len(found)} prompts, as many as split {split!r} of task {task.name!r} has, found {count}"
+            f"expected 1 to {len(known)} prompts, as many as split {split!r} of task {task.name!r} has, found {count}"
         )
-    return found[:count]
+    return known[:count]
 
 
 def read_responses(path: str | Path, task: Task, *, split: str = "test", prompts: int = 128) -> list[str]:
@@ -179,18 +214,18 @@ def read_responses(path: str | Path, task: Task, *, split: str = "test", prompts
 
     wanted = held_out_prompts(task, split, prompts)
     known = Counter(task.prompts(split))
-    found: dict[str, list[str]] = {}
+    given: dict[str, list[str]] = {}
     for prompt, response in read_jsonl(path, pair):
-        found.setdefault(prompt, []).append(response)
+        given.setdefault(prompt, []).append(response)
     problems = {
-        "without a response": [p for p, n in Counter(wanted).items() if len(found.get(p, ())) < n],
-        "with more than one": [p for p, texts in found.items() if 0 < known[p] < len(texts)],
-        f"that split {split!r} does not have": [p for p in found if p not in known],
+        "without a response": [p for p, n in Counter(wanted).items() if len(given.get(p, ())) < n],
+        "with more than one": [p for p, texts in given.items() if 0 < known[p] < len(texts)],
+        f"that split {split!r} does not have": [p for p in given if p not in known],
     }
     if any(problems.values()):
         shown = "; ".join(f"{len(rows)} {what} (such as {rows[0][:60]!r})" for what, rows in problems.items() if rows)
         raise DataError(f"{path}: expected one response to each of the {len(wanted)} prompts, found {shown}")
-    waiting = {prompt: iter(texts) for prompt, texts in found.items()}
+    waiting = {prompt: iter(texts) for prompt, texts in given.items()}
     return [next(waiting[prompt]) for prompt in wanted]
 
 
@@ -207,25 +242,22 @@ def answer(
     max_new_tokens: int | None = None,
     temperature: float | None = None,
 ) -> System:
-    """Let a policy answer the first prompts of a split, and measure the texts.
+    """Let a policy answer the first prompts of a split, and measure the texts by all that needs no judge.
 
     The random numbers depend on ``seed`` and ``batch`` alone. A model is loaded for the call and freed after it, but
     for one that the process shares already.
 
     Args:
         name: What tables are to call it.
-        source: As in `find_source`.
+        source: As in `find_source`, and so is ``reference``.
         task: Where the prompts come from.
         split: Which of them: "test", ...
         prompts: How many.
         seed: Of the sampling.
         batch: Prompts sampled at once.
-        reference: The model that KL and perplexity are measured against, and that "sft" stands for.
+        reference: The model that KL and perplexity are measured against.
         max_new_tokens: Longest response; None is the task's.
         temperature: Of the sampling; None is that of the policy's own run, or 0.9.
-
-    Returns:
-        The responses with all measures that need no judge.
 
     Raises:
         RLAIFError: If there is no such policy or not so many prompts, or a file does not answer exactly them.
@@ -238,10 +270,7 @@ def answer(
             f"expected max_new_tokens and batch from 1 and a temperature above 0, found {steps}, {batch} and "
             f"{temperature}"
         )
-    start = find_source(reference)
-    if start.kind != "model":
-        raise RLAIFError(f"expected a model as the reference, found the {start.kind} {reference}")
-    kl = None
+    start, kl = reference_of(reference), None
     if found.kind == "file":
         responses = read_responses(found.path, task, split=split, prompts=prompts)
         base = backbone(start.path)
@@ -337,17 +366,17 @@ def _reference_nll(
 
     tokenizer, device = base.tokenizer, base.device
     asked = encode(tokenizer, prompts)
-    said: list[list[int]] = tokenizer(list(responses), add_special_tokens=False)["input_ids"]
-    lengths = np.array([len(row) for row in said], dtype=np.int64)
+    answered: list[list[int]] = tokenizer(list(responses), add_special_tokens=False)["input_ids"]
+    lengths = np.array([len(row) for row in answered], dtype=np.int64)
     whole = lengths + np.array([len(row) for row in asked])
     limit = getattr(base.model.config.get_text_config(), "max_position_embeddings", None) or np.inf
-    nll = np.full(len(said), np.nan)
+    nll = np.full(len(answered), np.nan)
     possible = np.flatnonzero((lengths > 0) & (whole <= limit))
     order = possible[np.argsort(-lengths[possible], kind="stable")]
     plain = Policy(base, trainable="none", temperature=1.0)
     for part in _parts(order, int(lengths[order[0]]) if len(order) else 1):
         ids, mask = pad_rows([asked[i] for i in part], tokenizer.pad_token_id, side="left")
-        tokens, seen = pad_rows([said[i] for i in part], tokenizer.pad_token_id)
+        tokens, seen = pad_rows([answered[i] for i in part], tokenizer.pad_token_id)
         x, m, y, s = (torch.from_numpy(array).to(device) for array in (ids, mask, tokens, seen))
         nll[part] = -plain.evaluate(x, m, y, s.float(), reference=True).logprobs.double().sum(1).cpu().numpy()
     return lengths.astype(np.float64), nll

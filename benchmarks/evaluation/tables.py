@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from benchmarks.evaluation.systems import System
 from rlaif_env.api import RLAIFError
 from rlaif_env.data.jsonl import write_jsonl
 from rlaif_env.runs import write_json
-from rlaif_env.statistics import bootstrap_mean, paired_bootstrap
+from rlaif_env.statistics import Floats, bootstrap_mean, paired_bootstrap
+from rlaif_env.tables import Table
 
 __all__ = ["evaluation", "write_evaluation"]
 
@@ -60,9 +60,9 @@ def write_evaluation(folder: Path, systems: Sequence[System], wins: Sequence[Row
     Raises:
         RLAIFError: If there is no system, or a value has no JSON form.
     """
-    found = evaluation(systems, wins, facts)
+    whole = evaluation(systems, wins, facts)
     write_jsonl(folder / "responses.jsonl", _responses(systems))
-    write_json(folder / "evaluation.json", found)
+    write_json(folder / "evaluation.json", whole)
 
 
 def evaluation(systems: Sequence[System], wins: Sequence[Row], facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -94,7 +94,7 @@ def evaluation(systems: Sequence[System], wins: Sequence[Row], facts: Mapping[st
         "measures": measures,
         "win_rates": [dict(row) for row in wins],
         "position_bias": biases,
-        "tables": list(_tables(systems, wins, measures, biases)),
+        "tables": [table.to_json() for table in _tables(systems, wins, measures, biases)],
     }
 
 
@@ -110,7 +110,7 @@ def _responses(systems: Sequence[System]) -> Iterator[dict[str, Any]]:
             yield {"prompt": prompt, "system": system.name, "response": system.responses[i], "measures": measures}
 
 
-def _summary(name: str, values: NDArray[np.float64], prompts: Sequence[str]) -> dict[str, Any]:
+def _summary(name: str, values: Floats, prompts: Sequence[str]) -> dict[str, Any]:
     """Mean with its interval, prompts resampled whole; None where there are too few rows for it."""
     low, high = _RANGES.get(name, (-np.inf, np.inf))
     rows = np.flatnonzero(np.isfinite(values)).tolist()
@@ -118,8 +118,8 @@ def _summary(name: str, values: NDArray[np.float64], prompts: Sequence[str]) -> 
     kept = [prompts[i] for i in rows]
     if len(set(kept)) < 2:
         return {"estimate": float(values[rows].mean()) if len(rows) else None, "low": None, "high": None, **counts}
-    found = bootstrap_mean(values[rows], clusters=kept, resamples=_RESAMPLES)
-    return {"estimate": found.estimate, "low": max(low, found.low), "high": min(high, found.high), **counts}
+    mean = bootstrap_mean(values[rows], clusters=kept, resamples=_RESAMPLES)
+    return {"estimate": mean.estimate, "low": max(low, mean.low), "high": min(high, mean.high), **counts}
 
 
 def _once(wins: Sequence[Row], systems: Sequence[System]) -> list[Row]:
@@ -133,47 +133,45 @@ def _once(wins: Sequence[Row], systems: Sequence[System]) -> list[Row]:
 
 def _tables(
     systems: Sequence[System], wins: Sequence[Row], measures: Mapping[str, Any], biases: Sequence[Row]
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[Table]:
     n = len(systems[0].prompts)
     names = [system.name for system in systems]
-    judges = list(dict.fromkeys(row["judge"] for row in wins))
     baseline = "sft" if "sft" in names else names[0]
     if wins:
         yield _against(baseline, wins, n)
     yield _measure_table(systems, measures, n)
     if len(systems) > 1 and (changes := _change_rows(systems, baseline)):
-        others = [name for name in names if name != baseline]
-        yield {
-            "title": f"Change from {baseline}",
-            "caption": f"Mean over prompts of the system's value minus that of {baseline} on the same prompt, with its "
-            "95 % interval; prompts that either has no value for are left out and counted.",
-            "columns": ["measure", *others],
-            "rows": changes,
-        }
-    for judge in judges:
-        found = {(row["a"], row["b"]): row for row in wins if row["judge"] == judge}
+        yield Table(
+            f"Change from {baseline}",
+            ["measure", *(name for name in names if name != baseline)],
+            changes,
+            f"Mean over prompts of the system's value minus that of {baseline} on the same prompt, with its 95 % "
+            "interval; prompts that either has no value for are left out and counted.",
+        )
+    for judge in dict.fromkeys(row["judge"] for row in wins):
+        pairs = {(row["a"], row["b"]): row for row in wins if row["judge"] == judge}
         for kind, title in (("raw", "Win rates"), ("length_controlled", "Win rates at equal length")):
-            yield {
-                "title": f"{title}: {_label(judge)}",
-                "caption": _matrix_caption(kind, n, list(found.values())),
-                "columns": ["wins of ... against", *names],
-                "rows": [[a, *("" if a == b else _cell(found[a, b], kind) for b in names)] for a in names],
-            }
+            yield Table(
+                f"{title}: {_label(judge)}",
+                ["wins of ... against", *names],
+                [[a, *("" if a == b else _cell(pairs[a, b], kind) for b in names)] for a in names],
+                _matrix_caption(kind, n, list(pairs.values())),
+            )
     if biases:
-        yield {
-            "title": "Position bias of the pairwise judge",
-            "caption": "Share of prompts on which the judge prefers the same position whichever response stands there "
-            "(the mean of both orders then says little of the responses), and how often that is the first position; "
-            "95 % Wilson intervals.",
-            "columns": ["judge", "pair", "same position in both orders", "of these the first"],
-            "rows": [
+        yield Table(
+            "Position bias of the pairwise judge",
+            ["judge", "pair", "same position in both orders", "of these the first"],
+            [
                 [row["judge"], f"{row['a']} / {row['b']}", _figure(row["same_position"]), _figure(row["first"])]
                 for row in biases
             ],
-        }
+            "Share of prompts on which the judge prefers the same position whichever response stands there (the mean "
+            "of both orders then says little of the responses), and how often that is the first position; 95 % "
+            "Wilson intervals.",
+        )
 
 
-def _against(baseline: str, wins: Sequence[Row], n: int) -> dict[str, Any]:
+def _against(baseline: str, wins: Sequence[Row], n: int) -> Table:
     rows = []
     for row in wins:
         if row["b"] != baseline:
@@ -185,25 +183,14 @@ def _against(baseline: str, wins: Sequence[Row], n: int) -> dict[str, Any]:
         figures = [_figure(row["raw"]), _figure(row["length_controlled"]) + _marks(row)]
         p_values = ["" if row[key] is None else f"{row[key]:.2g}" for key in ("p_value", "p_holm")]
         rows.append([_label(row["judge"]), row["a"], *figures, tried, failed, *p_values, _verdict(row, baseline)])
-    columns = [
-        "judge",
-        "system",
-        "win rate",
-        "at equal length",
-        "wins / ties / losses",
-        "failed",
-        "p",
-        "p (Holm)",
-        "finding",
-    ]
+    columns = ["judge", "system", "win rate", "at equal length", "wins / ties / losses", "failed"]
     caption = (
         f"Against {baseline}, prompt by prompt, {n} prompts, ties ½, 95 % intervals. At equal length: the logistic "
         "regression on the length ratio, read at 1. p: of a win rate of ½; Holm: over all pairs of systems under that "
-        "judge. The finding goes by the Holm p at 0.05. A policy may have been trained on any of the judges "
-        "but the gold measure."
-        f"{_mark_notes(wins)}"
+        "judge. The finding goes by the Holm p at 0.05. A policy may have been trained on any of the judges but the "
+        f"gold measure.{_mark_notes(wins)}"
     )
-    return {"title": f"Against {baseline}", "caption": caption, "columns": columns, "rows": rows}
+    return Table(f"Against {baseline}", [*columns, "p", "p (Holm)", "finding"], rows, caption)
 
 
 def _verdict(row: Row, baseline: str) -> str:
@@ -214,22 +201,19 @@ def _verdict(row: Row, baseline: str) -> str:
     return f"{'beats' if row['raw']['estimate'] > 0.5 else 'loses to'} {baseline}"
 
 
-def _measure_table(systems: Sequence[System], measures: Mapping[str, Any], n: int) -> dict[str, Any]:
+def _measure_table(systems: Sequence[System], measures: Mapping[str, Any], n: int) -> Table:
     names = list(dict.fromkeys(name for system in systems for name in system.measures))
     judges = [name for name in names if name == "gold" or name.startswith("judge:")]
     rows: list[list[str | int]] = []
     for name in [*judges, *(name for name in names if name not in judges)]:
-        found = (measures[system.name].get(name) for system in systems)
-        rows.append([_label(name), *(_figure(summary) for summary in found)])
-    rows.append(["empty responses", *(_empty(system) for system in systems)])
-    return {
-        "title": "Measures",
-        "caption": f"Mean over {n} prompts with its 95 % bootstrap interval. Length: tokens of the text under the "
-        "reference's tokenizer. KL: of the sample, at its sampling temperature. Perplexity: a proxy for coherence that "
-        "a cliché passes too. Numbers and names that the prompt does not have: a proxy for hallucination.",
-        "columns": ["measure", *(system.name for system in systems)],
-        "rows": rows,
-    }
+        rows.append([_label(name), *(_figure(measures[system.name].get(name)) for system in systems)])
+    rows.append(["empty responses", *map(_empty, systems)])
+    caption = (
+        f"Mean over {n} prompts with its 95 % bootstrap interval. Length: tokens of the text under the reference's "
+        "tokenizer. KL: of the sample, at its sampling temperature. Perplexity: a proxy for coherence that a cliché "
+        "passes too. Numbers and names that the prompt does not have: a proxy for hallucination."
+    )
+    return Table("Measures", ["measure", *(system.name for system in systems)], rows, caption)
 
 
 def _change_rows(systems: Sequence[System], baseline: str) -> list[list[str]]:
@@ -243,29 +227,29 @@ def _change_rows(systems: Sequence[System], baseline: str) -> list[list[str]]:
     ]
 
 
-def _change(before: NDArray[np.float64], after: NDArray[np.float64] | None, prompts: Sequence[str]) -> str:
+def _change(before: Floats, after: Floats | None, prompts: Sequence[str]) -> str:
     if after is None:
         return "–"
     rows = np.flatnonzero(np.isfinite(before) & np.isfinite(after)).tolist()
     kept = [prompts[i] for i in rows]
     if len(set(kept)) < 2:
         return "–"
-    found = paired_bootstrap(before[rows], after[rows], clusters=kept, resamples=_RESAMPLES)
+    change = paired_bootstrap(before[rows], after[rows], clusters=kept, resamples=_RESAMPLES)
     without = f" ({len(before) - len(rows)} left out)" if len(rows) < len(before) else ""
-    return f"{found.estimate:+.3f} [{found.low:+.3f}, {found.high:+.3f}]{without}"
+    return f"{change.estimate:+.3f} [{change.low:+.3f}, {change.high:+.3f}]{without}"
 
 
 def _label(measure: str) -> str:
     return _LABELS.get(measure, measure.removeprefix("judge:"))
 
 
-def _figure(found: Mapping[str, Any] | None) -> str:
+def _figure(figure: Mapping[str, Any] | None) -> str:
     """An estimate with its interval, and the failed rows where there are any."""
-    if found is None or found["estimate"] is None:
+    if figure is None or figure["estimate"] is None:
         return "–"
-    interval = "" if found["low"] is None else f" [{found['low']:.3f}, {found['high']:.3f}]"
-    failed = f" ({found['failed']} of {found['failed'] + found['n']} without)" if found.get("failed") else ""
-    return f"{found['estimate']:.3f}{interval}{failed}"
+    interval = "" if figure["low"] is None else f" [{figure['low']:.3f}, {figure['high']:.3f}]"
+    failed = f" ({figure['failed']} of {figure['failed'] + figure['n']} without)" if figure.get("failed") else ""
+    return f"{figure['estimate']:.3f}{interval}{failed}"
 
 
 def _cell(row: Row, kind: str) -> str:

@@ -21,24 +21,50 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rewards.api import BoundedModel, LanguageModel, seen_logprobs, usable_scale
-from rewards.direct_score import expected_scores, score_distribution
+from rewards.direct_score import ScoreConfig, expected_scores, score_distribution
 from rewards.labeling.answers import Answer, Label, Labels
 from rewards.labeling.pairwise_prompts import label_prompt, pair_wording, pairwise_prompt
 from rewards.prompts import score_prompt
 from rlaif_env.api import BackendError, RLAIFError
 from rlaif_env.data.tasks import Task, load_task
 
-__all__ = ["Answer", "Label", "Labels", "PreferenceLabeler"]
+__all__ = ["Answer", "Label", "LabelingConfig", "Labels", "PreferenceLabeler"]
 
 _TOP_K = 40  # of the sampled rationales, as in the paper
 _SEVERAL = 0.3  # temperature of several rationales: the best of the paper's for 16 samples
+
+
+@dataclass(frozen=True)
+class LabelingConfig(ScoreConfig):
+    """How a language model is asked for a preference.
+
+    Attributes:
+        mode: Shown both responses in both orders, or scoring each by itself and comparing the distributions.
+        prompt: The preamble of the pairwise prompt.
+        cot: Whether a rationale is written first.
+        samples: How many rationales for each order.
+        temperature: Of the rationales; None is 0 for one and 0.3 for several.
+        rationale_tokens: Longest rationale.
+        max_tokens: The labeler's context.
+        seed: Of the rationales.
+    """
+
+    mode: Literal["pairwise", "score"] = "pairwise"
+    prompt: Literal["base", "detailed"] = "base"
+    cot: bool = False
+    samples: int = 1
+    temperature: float | None = None
+    rationale_tokens: int = 512
+    max_tokens: int = 4096
+    seed: int = 0
 
 
 class PreferenceLabeler:
@@ -80,7 +106,7 @@ class PreferenceLabeler:
         temperature: float | None = None,
         seed: int = 0,
         rationale_tokens: int = 512,
-        scale: tuple[int, int] = (1, 10),
+        scale: tuple[int, int] | None = (1, 10),
         template: str | None = None,
         minimum_mass: float = 0.01,
         max_tokens: int = 4096,
@@ -90,7 +116,7 @@ class PreferenceLabeler:
         self.mode, self.prompt, self.shots, self.template = mode, prompt, shots, template
         self.cot, self.samples, self.seed, self.rationale_tokens = cot, samples, seed, rationale_tokens
         self.temperature = (0.0 if samples == 1 else _SEVERAL) if temperature is None else temperature
-        self.scale = scale
+        self.scale = scale = self.task.scale if scale is None else scale
         self.minimum_mass, self.max_tokens = minimum_mass, max_tokens
         self._check()
         self.fallback = ""  # why the scale is not the one that was asked for

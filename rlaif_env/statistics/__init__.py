@@ -28,7 +28,7 @@ from rlaif_env.statistics.intervals import (
     t_quantile,
     wilson,
 )
-from rlaif_env.statistics.text_measures import distinct_n, new_names, new_numbers, repeated_ngrams, word_counts
+from rlaif_env.statistics.text_measures import new_names, new_numbers, repeated_ngrams, word_counts
 
 __all__ = [
     "Clusters",
@@ -42,7 +42,6 @@ __all__ = [
     "brier",
     "checked_array",
     "cohens_kappa",
-    "distinct_n",
     "excess_cross_entropy",
     "expected_calibration_error",
     "group_codes",

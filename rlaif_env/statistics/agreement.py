@@ -1,11 +1,11 @@
-"""Statistics that every room needs: agreement and calibration here, intervals and text measures from their modules.
-
-Import from here; `rlaif_env.statistics.intervals` (with the methods and where they are valid) and
-`rlaif_env.statistics.text_measures` are where the rest is written. NumPy only. Two intervals more, with where they were
-found to cover 93-97 %:
+"""Agreement and calibration. Two intervals, with where they were found to cover 93-97 %.
 
 * `cohens_kappa`: delta method on Fisher's z. From 100 rows, from 300 where the rarer label is under a third.
 * `spearman`: Fisher's z with the variance of Bonett and Wright (2000). From 50 rows.
+
+Arguments that mean the same everywhere: ``p_first``, (n,) probability in [0, 1] that the first response is better, as
+predicted; ``target``, (n,) the same as judged, hard or soft; ``clusters`` and ``level`` as in
+`rlaif_env.statistics.intervals`. All raise `RLAIFError` where arrays are empty, differ in length or leave their range.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from numpy.typing import ArrayLike
 from rlaif_env.api import RLAIFError
 from rlaif_env.statistics.intervals import (
     Clusters,
-    Floats,
     Interval,
     checked_array,
     group_codes,
@@ -29,42 +28,13 @@ from rlaif_env.statistics.intervals import (
     wilson,
 )
 
-__all__ = [
-    "PositionBias",
-    "ReliabilityBin",
-    "accuracy",
-    "brier",
-    "cohens_kappa",
-    "excess_cross_entropy",
-    "expected_calibration_error",
-    "position_bias",
-    "reliability_table",
-    "spearman",
-]
-
 
 def accuracy(
-    p_first: ArrayLike,
-    target: ArrayLike,
-    *,
-    clusters: Clusters | None = None,
-    level: float = 0.95,
+    p_first: ArrayLike, target: ArrayLike, *, clusters: Clusters | None = None, level: float = 0.95
 ) -> Interval:
-    """Share of pairs on which two sources prefer the same response; a tie of either counts ½.
+    """Share of pairs on which two sources prefer the same response, with the interval of `rate`.
 
-    ½ is what breaking the tie by a fair coin gets on average.
-
-    Args:
-        p_first: (n,) probability in [0, 1] that the first response is better, as predicted.
-        target: (n,) the same, as judged (hard or soft).
-        clusters: (n,) which rows belong together, such as the prompt.
-        level: Nominal coverage.
-
-    Returns:
-        The accuracy and its interval (`rate`).
-
-    Raises:
-        RLAIFError: If the arrays are empty, differ in length, or leave [0, 1].
+    A tie of either counts ½: what breaking it by a fair coin gets on average.
     """
     predicted = checked_array("p_first", p_first, low=0.0, high=1.0)
     judged = checked_array("target", target, length=predicted.size, low=0.0, high=1.0)
@@ -86,19 +56,13 @@ class PositionBias:
 
 
 def position_bias(p_position_1: ArrayLike, p_position_1_swapped: ArrayLike, *, level: float = 0.95) -> PositionBias:
-    """Position bias of a pairwise judge.
+    """Position bias of a pairwise judge, the two shares with Wilson intervals.
 
     Args:
         p_position_1: (n,) probability given to the response shown first, in the original order.
         p_position_1_swapped: (n,) the same after the swap (again the response *shown* first). Exactly ½ prefers
             no position.
         level: Nominal coverage.
-
-    Returns:
-        The two shares with Wilson intervals.
-
-    Raises:
-        RLAIFError: If the arrays are empty, differ in length, or leave [0, 1].
     """
     original = checked_array("p_position_1", p_position_1, low=0.0, high=1.0)
     swapped = checked_array("p_position_1_swapped", p_position_1_swapped, length=original.size, low=0.0, high=1.0)
@@ -109,15 +73,10 @@ def position_bias(p_position_1: ArrayLike, p_position_1_swapped: ArrayLike, *, l
 
 
 def cohens_kappa(a: Sequence[Hashable], b: Sequence[Hashable], *, level: float = 0.95) -> Interval:
-    """Agreement of two raters beyond chance (Cohen 1960), with a delta-method interval on Fisher's z.
+    """Agreement beyond chance of two raters' labels a and b, (n,) of any kind (Cohen 1960).
 
-    Args:
-        a: (n,) the first rater's labels, of any kind.
-        b: (n,) the second rater's.
-        level: Nominal coverage.
-
-    Returns:
-        Kappa: 1 for perfect agreement, 0 for what chance gives with the same label frequencies.
+    Kappa is 1 for perfect agreement and 0 for what chance gives with the same label frequencies; the interval is by the
+    delta method on Fisher's z.
 
     Raises:
         RLAIFError: If there are no rows, different numbers of them, or both raters give one and the same label
@@ -144,33 +103,22 @@ def cohens_kappa(a: Sequence[Hashable], b: Sequence[Hashable], *, level: float =
     return Interval(kappa, math.tanh(math.atanh(kappa) - half), math.tanh(math.atanh(kappa) + half), n)
 
 
-def _ranks(values: Floats) -> Floats:
-    """Ranks from 0, ties sharing their mean rank."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ends = np.cumsum(counts)
-    return np.asarray((ends - (counts + 1) / 2)[inverse], dtype=np.float64)
-
-
 def spearman(x: ArrayLike, y: ArrayLike, *, level: float = 0.95) -> Interval:
-    """Spearman's rank correlation, ties sharing their mean rank.
+    """Spearman's rank correlation of x and y, (n,) finite with n ≥ 4, ties sharing their mean rank.
 
-    Args:
-        x: (n,) finite, n ≥ 4.
-        y: (n,) finite.
-        level: Nominal coverage.
-
-    Returns:
-        The correlation with an interval by Fisher's z and the variance (1 + ρ²/2) / (n - 3).
+    The interval is by Fisher's z with the variance (1 + ρ²/2) / (n - 3).
 
     Raises:
         RLAIFError: If the arrays differ in length, have fewer than 4 rows, or one of them is constant.
     """
+    from scipy.stats import rankdata
+
     first = checked_array("x", x)
     second = checked_array("y", y, length=first.size)
     n = first.size
     if n < 4:
         raise RLAIFError(f"expected at least 4 rows for a rank correlation, found {n}")
-    ranks = [_ranks(values) - (n - 1) / 2 for values in (first, second)]
+    ranks = [np.asarray(rankdata(values), dtype=np.float64) - (n + 1) / 2 for values in (first, second)]
     norms = [float(r @ r) for r in ranks]
     for name, norm in zip(("x", "y"), norms, strict=True):
         if norm == 0:
@@ -183,15 +131,7 @@ def spearman(x: ArrayLike, y: ArrayLike, *, level: float = 0.95) -> Interval:
 
 
 def brier(p_first: ArrayLike, target: ArrayLike) -> float:
-    """Mean squared difference between predicted and judged probability: 0 is perfect, a constant ½ gets ≤ ¼.
-
-    Args:
-        p_first: (n,) in [0, 1].
-        target: (n,) in [0, 1], hard or soft.
-
-    Raises:
-        RLAIFError: If the arrays are empty, differ in length, or leave [0, 1].
-    """
+    """Mean squared difference between predicted and judged probability: 0 is perfect, a constant ½ gets ≤ ¼."""
     predicted = checked_array("p_first", p_first, low=0.0, high=1.0)
     return float(np.mean((predicted - checked_array("target", target, length=predicted.size, low=0.0, high=1.0)) ** 2))
 
@@ -200,14 +140,7 @@ def excess_cross_entropy(margin: ArrayLike, target: ArrayLike) -> float:
     """Cross-entropy of soft labels minus the labels' own entropy: what a perfect predictor would bring to 0 (nats).
 
     It is the mean Kullback-Leibler divergence of the labels from the predictions, and the reward model's loss
-    (section 2.2.1) less its floor.
-
-    Args:
-        margin: (n,) log-odds that the first is preferred: the reward model's r1 - r2.
-        target: (n,) p_first in [0, 1].
-
-    Raises:
-        RLAIFError: If the arrays are empty or differ in length, or target leaves [0, 1].
+    (section 2.2.1) less its floor. ``margin``: (n,) log-odds that the first is preferred, the reward model's r1 - r2.
     """
     odds = checked_array("margin", margin)
     p = checked_array("target", target, length=odds.size, low=0.0, high=1.0)
@@ -238,19 +171,10 @@ class ReliabilityBin:
 def reliability_table(
     p_first: ArrayLike, target: ArrayLike, *, bins: int = 10, level: float = 0.95
 ) -> list[ReliabilityBin]:
-    """Predicted against observed probability in bins of equal width.
-
-    Args:
-        p_first: (n,) in [0, 1].
-        target: (n,) in [0, 1], hard or soft.
-        bins: How many.
-        level: Nominal coverage.
-
-    Returns:
-        One entry a bin, empty bins included.
+    """Predicted against observed probability in bins of equal width, empty ones included.
 
     Raises:
-        RLAIFError: If bins < 1, or the arrays are empty, differ in length, or leave [0, 1].
+        RLAIFError: If bins < 1, too.
     """
     predicted = checked_array("p_first", p_first, low=0.0, high=1.0)
     judged = checked_array("target", target, length=predicted.size, low=0.0, high=1.0)
@@ -275,14 +199,6 @@ def expected_calibration_error(p_first: ArrayLike, target: ArrayLike, *, bins: i
     """Mean distance between predicted and observed probability over the bins of `reliability_table`, by rows.
 
     Few rows a bin make it positive even for a calibrated predictor; compare only figures with equal n and bins.
-
-    Args:
-        p_first: (n,) in [0, 1].
-        target: (n,) in [0, 1], hard or soft.
-        bins: How many, of equal width.
-
-    Raises:
-        RLAIFError: If bins < 1, or the arrays are empty, differ in length, or leave [0, 1].
     """
     table = [row for row in reliability_table(p_first, target, bins=bins) if row.observed]
     gaps = sum(row.n * abs(row.predicted - float(row.observed or 0.0)) for row in table)

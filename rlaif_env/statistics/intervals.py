@@ -1,21 +1,30 @@
-"""Confidence intervals for rates and means: score intervals and the studentised, clustered bootstrap. NumPy only.
+"""Confidence intervals for rates and means: score intervals and the studentised, clustered bootstrap.
 
-Every figure this project reports comes as an `Interval`. Which method stands behind it, and where its nominal 95 %
-were found by simulation to be 93-97 % (``python -m tests.stress.coverage`` prints the table):
+Every figure this project reports comes as an `Interval`. Which method stands behind it, and where its nominal 95 % were
+found by simulation to be 93-97 % (``python -m tests.stress.coverage`` prints the table):
 
 * `wilson`: a share of independent yes/no rows. From 20 rows, at least 10 expected of each kind. Closer to 0 or 1 the
   coverage of any such interval jumps with the lattice of counts (down to 0.84 at single values of the truth, 0.95 on
   average); it never collapses to zero width, as the bootstrap does there.
-* `rate`: wins, losses and ties counted ½. Independent rows: the score interval of Tango (1998) for paired
-  proportions, which is Wilson's where there are no ties. Clustered rows, or shares between 0 and 1: Wilson's with
-  the effective number of rows and Student's t in place of z (as for surveys: Korn and Graubard 1998). From 40
-  clusters with a share of 0.2-0.8, from 100 with 0.1-0.9.
+* `rate`: wins, losses and ties counted ½. Independent rows: the score interval of Tango (1998) for paired proportions,
+  which is Wilson's where there are no ties. Clustered rows, or shares between 0 and 1: Wilson's with the effective
+  number of rows and Student's t in place of z (as for surveys: Korn and Graubard 1998). From 40 clusters with a share
+  of 0.2-0.8, from 100 with 0.1-0.9.
 * `bootstrap_mean`, `paired_bootstrap`: the studentised bootstrap (Efron and Tibshirani 1993, chapter 12; Davison and
   Hinkley 1997, section 5.2), clusters drawn whole. From 30 rows or clusters of a continuous quantity with tails no
-  heavier than exponential; from 50 where there are few values (differences of 0, ½, 1), at least 20 of them unlike
-  the commonest. Percentiles of resampled means cover 0.90 at 20 skewed rows, so they are not offered.
+  heavier than exponential; from 50 where there are few values (differences of 0, ½, 1), at least 20 of them unlike the
+  commonest. Percentiles of resampled means cover 0.90 at 20 skewed rows, so they are not offered.
 
-Notation: n rows, m clusters (rows of one cluster, say one prompt, are dependent; clusters are not), R resamples.
+Ours for a reason: SciPy's Wilson interval takes whole counts only (soft labels and effective numbers of rows are none),
+it has no score interval with ties, and its bootstrap neither studentises nor draws clusters.
+
+Notation: n rows, m clusters, R resamples. Arguments that mean the same everywhere:
+
+* ``clusters``: (n,) which rows belong together, such as the prompt (rows of one cluster are dependent, clusters are
+  not); None if all rows are independent.
+* ``level``: nominal coverage. ``resamples``: R. ``seed``: a seed, or the generator to draw from.
+
+All raise `RLAIFError` where values are empty, not finite or outside their range, or clusters do not match them.
 """
 
 from __future__ import annotations
@@ -23,29 +32,11 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rlaif_env.api import RLAIFError
-
-__all__ = [
-    "Clusters",
-    "Floats",
-    "Interval",
-    "StudentisedBootstrap",
-    "bootstrap_mean",
-    "checked_array",
-    "group_codes",
-    "normal_quantile",
-    "paired_bootstrap",
-    "rate",
-    "resampled_counts",
-    "studentised_bootstrap",
-    "t_quantile",
-    "wilson",
-]
 
 Floats = NDArray[np.float64]
 Clusters = Sequence[Hashable] | NDArray[np.generic]
@@ -80,20 +71,11 @@ class Interval:
 def checked_array(
     name: str, values: ArrayLike, *, length: int | None = None, low: float = -math.inf, high: float = math.inf
 ) -> Floats:
-    """One-dimensional finite numbers, or an error that names what is wrong.
-
-    Args:
-        name: What to call them in the error.
-        values: (n,) numbers or booleans.
-        length: The n they must have.
-        low: The least value allowed.
-        high: The greatest value allowed.
-
-    Returns:
-        float64 (n,), n ≥ 1.
+    """Finite numbers or booleans as float64 (n,), n ≥ 1 (``length`` where given), from ``low`` to ``high``.
 
     Raises:
-        RLAIFError: If they are empty, not numbers, not finite, out of range, or of the wrong shape.
+        RLAIFError: If they are empty, not numbers, not finite, out of range, or of the wrong shape; it calls them
+            ``name``.
     """
     try:
         array = np.asarray(values, dtype=np.float64)
@@ -116,14 +98,7 @@ def checked_array(
 
 
 def group_codes(clusters: Clusters | None, n: int) -> NDArray[np.int64]:
-    """Number the clusters 0 … m-1 in order of appearance; without clusters every row is its own.
-
-    Args:
-        clusters: (n,) anything hashable, such as the prompt's text or index; None for independent rows.
-        n: The number of rows.
-
-    Returns:
-        int64 (n,).
+    """Number the clusters of n rows 0 … m-1 in order of appearance, int64 (n,); without clusters each row is its own.
 
     Raises:
         RLAIFError: If there are not n of them, or one is not hashable.
@@ -143,46 +118,34 @@ def normal_quantile(level: float) -> float:
     """The z with a share `level` of a standard normal between -z and z; an error unless 0 < level < 1."""
     if not 0 < level < 1:
         raise RLAIFError(f"expected a confidence level between 0 and 1, found {level}")
-    return NormalDist().inv_cdf(0.5 + level / 2)
+    from scipy.special import ndtri  # here and below: importing this room stays light
+
+    return float(ndtri(0.5 + level / 2))
 
 
 def t_quantile(p: float, df: float) -> float:
-    """Quantile of Student's t.
-
-    With t = √df·tan θ the density of θ is proportional to cos^(df-1) θ, which is integrated on a fine grid.
-
-    Args:
-        p: Probability, ½ ≤ p < 1.
-        df: Degrees of freedom, ≥ 1, not necessarily whole.
-
-    Returns:
-        The t with P(T ≤ t) = p, to about 1e-6.
+    """The t with P(T ≤ t) = p for Student's T with ``df`` degrees of freedom, not necessarily whole.
 
     Raises:
-        RLAIFError: If p or df is outside its range.
+        RLAIFError: Unless ½ ≤ p < 1 and 1 ≤ df < ∞.
     """
     if not 0.5 <= p < 1 or not 1 <= df < math.inf:
         raise RLAIFError(f"expected 0.5 <= p < 1 and df >= 1, found p = {p}, df = {df}")
-    theta = np.linspace(0.0, min(math.pi / 2, 40 / math.sqrt(df)), 40_001)
-    density = np.abs(np.cos(theta)) ** (df - 1)
-    area = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2)]) * theta[1]
-    total = math.sqrt(math.pi) / 2 * math.exp(math.lgamma(df / 2) - math.lgamma((df + 1) / 2))
-    return math.sqrt(df) * math.tan(float(np.interp((p - 0.5) * 2 * total, area, theta)))
+    from scipy.special import stdtrit
+
+    return float(stdtrit(df, p))
 
 
 # --- rates ------------------------------------------------------------------------------------------------------------
 
 
 def wilson(successes: float, n: int, *, level: float = 0.95) -> Interval:
-    """Wilson's score interval for a share of independent rows (Wilson 1927).
+    """Share of n independent rows with its score interval, inside [0, 1] (Wilson 1927).
 
     Args:
         successes: How many of the n; may be fractional (sums of soft labels: then the interval is a little too wide).
         n: The number of rows, failures not among them.
         level: Nominal coverage.
-
-    Returns:
-        The share successes / n with its interval, inside [0, 1].
 
     Raises:
         RLAIFError: If n < 1 or successes is outside [0, n].
@@ -216,25 +179,16 @@ def _tango_limits(wins: float, losses: float, n: float, z: float) -> tuple[float
             low, high = (middle, high) if score(middle) > target else (low, middle)
         return (low + high) / 2
 
-    found = (wins - losses) / n
-    low = -1.0 if found == -1 else solve(z, -1.0, found)
-    high = 1.0 if found == 1 else solve(-z, found, 1.0)
+    estimate = (wins - losses) / n
+    low = -1.0 if estimate == -1 else solve(z, -1.0, estimate)
+    high = 1.0 if estimate == 1 else solve(-z, estimate, 1.0)
     return low, high
 
 
 def rate(outcomes: ArrayLike, *, clusters: Clusters | None = None, level: float = 0.95) -> Interval:
-    """Mean of outcomes between 0 and 1, such as wins (1), ties (½) and losses (0), with an interval inside [0, 1].
+    """Mean of outcomes (n,) in [0, 1], such as wins (1), ties (½) and losses (0), with an interval inside [0, 1].
 
-    Args:
-        outcomes: (n,) in [0, 1]. Failed rows are to be left out and counted beside it.
-        clusters: (n,) which rows belong together, such as the prompt; None if all are independent.
-        level: Nominal coverage.
-
-    Returns:
-        The mean and its interval: see the head of this module for the method and where it is valid.
-
-    Raises:
-        RLAIFError: If outcomes are empty, not finite or outside [0, 1], or clusters do not match.
+    Failed rows are to be left out and counted beside it. See the head of this module for the method.
     """
     values = checked_array("outcomes", outcomes, low=0.0, high=1.0)
     n, z = values.size, normal_quantile(level)
@@ -316,22 +270,9 @@ class StudentisedBootstrap:
 
 
 def studentised_bootstrap(
-    values: ArrayLike,
-    *,
-    clusters: Clusters | None = None,
-    resamples: int = 10_000,
-    seed: int | np.random.Generator = 0,
+    values: ArrayLike, *, clusters: Clusters | None = None, resamples: int = 10_000, seed: int | np.random.Generator = 0
 ) -> StudentisedBootstrap:
-    """Resample the mean of n rows in m clusters, clusters drawn whole (so their sizes may differ).
-
-    Args:
-        values: (n,) finite.
-        clusters: (n,) which rows belong together, such as the prompt; None if all are independent.
-        resamples: R.
-        seed: A seed, or the generator to draw from.
-
-    Returns:
-        The mean with its bootstrap distribution.
+    """Resample the mean of n finite values in m clusters, clusters drawn whole (so their sizes may differ).
 
     Raises:
         RLAIFError: If values are empty or not finite, clusters do not match, or there are fewer than two of them.
@@ -360,22 +301,12 @@ def bootstrap_mean(
     seed: int | np.random.Generator = 0,
     level: float = 0.95,
 ) -> Interval:
-    """Mean with its studentised bootstrap interval. For shares between 0 and 1 prefer `rate`.
+    """Mean of values (n,) with its studentised bootstrap interval. For shares between 0 and 1 prefer `rate`.
 
     Values without any spread give an interval of zero width: they say nothing about their uncertainty.
 
-    Args:
-        values: (n,) finite.
-        clusters: (n,) which rows belong together, such as the prompt; drawn whole. None if all are independent.
-        resamples: How many.
-        seed: A seed, or the generator to draw from.
-        level: Nominal coverage.
-
-    Returns:
-        The mean over rows and its interval.
-
     Raises:
-        RLAIFError: If values are empty or not finite, clusters do not match, or there are fewer than two of them.
+        RLAIFError: As `studentised_bootstrap`, or for a level outside (0, 1).
     """
     normal_quantile(level)
     return studentised_bootstrap(values, clusters=clusters, resamples=resamples, seed=seed).interval(level)
@@ -390,18 +321,9 @@ def paired_bootstrap(
     seed: int | np.random.Generator = 0,
     level: float = 0.95,
 ) -> Interval:
-    """Mean of after - before, row by row, with its studentised bootstrap interval; arguments as for `bootstrap_mean`.
+    """Mean of after - before with its studentised bootstrap interval; all else as for `bootstrap_mean`.
 
-    Args:
-        before: (n,) finite, say the rewards of the initial policy.
-        after: (n,) finite, on the same prompts in the same order.
-        clusters: (n,) which rows belong together, such as the prompt.
-        resamples: How many.
-        seed: A seed, or the generator to draw from.
-        level: Nominal coverage.
-
-    Raises:
-        RLAIFError: If the arrays are empty, differ in length or are not finite, or clusters do not match.
+    ``before``, ``after``: (n,) finite, on the same prompts in the same order.
     """
     first = checked_array("before", before)
     second = checked_array("after", after, length=first.size)

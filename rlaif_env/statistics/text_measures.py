@@ -1,8 +1,7 @@
-"""Simple measures of text: length, diversity, repetition, and what a response names that its prompt does not."""
+"""Simple measures of text: length, repetition, and what a response names that its prompt does not."""
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 
@@ -11,19 +10,17 @@ from numpy.typing import NDArray
 
 from rlaif_env.api import RLAIFError
 
-__all__ = ["distinct_n", "new_names", "new_numbers", "repeated_ngrams", "word_counts"]
-
 _WORD = re.compile(r"[^\W_]+(?:['’\-][^\W_]+)*")
 _NUMBER = re.compile(r"(?<![^\W_])(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?")
 _SENTENCE_END = ".!?:;…\n"
 
 
-def _texts(name: str, texts: Sequence[str]) -> Sequence[str]:
+def _words(texts: Sequence[str]) -> list[list[str]]:
     if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
-        raise RLAIFError(f"expected {name} to be a list of strings, found {str(texts)[:80]!r}")
+        raise RLAIFError(f"expected texts to be a list of strings, found {str(texts)[:80]!r}")
     if not texts:
-        raise RLAIFError(f"expected at least one text in {name}, found none")
-    return texts
+        raise RLAIFError("expected at least one text in texts, found none")
+    return [_WORD.findall(text) for text in texts]
 
 
 def word_counts(texts: Sequence[str]) -> NDArray[np.int64]:
@@ -32,42 +29,22 @@ def word_counts(texts: Sequence[str]) -> NDArray[np.int64]:
     Raises:
         RLAIFError: If there is no text, or something else than strings.
     """
-    return np.array([len(_WORD.findall(text)) for text in _texts("texts", texts)], dtype=np.int64)
-
-
-def _ngrams(text: str, n: int) -> list[tuple[str, ...]]:
-    if n < 1:
-        raise RLAIFError(f"expected n-grams of at least one word, found n = {n}")
-    words = [word.casefold() for word in _WORD.findall(text)]
-    return list(zip(*(words[i:] for i in range(n)), strict=False))
-
-
-def distinct_n(texts: Sequence[str], n: int) -> float:
-    """Different n-grams of words over all n-grams of all texts (Li et al. 2016), case ignored.
-
-    It falls as there is more text: compare equally many texts of like length.
-
-    Returns:
-        In (0, 1]; NaN if no text has n words.
-
-    Raises:
-        RLAIFError: If there is no text, something else than strings, or n < 1.
-    """
-    grams = [gram for text in _texts("texts", texts) for gram in _ngrams(text, n)]
-    return len(set(grams)) / len(grams) if grams else math.nan
+    return np.array([len(words) for words in _words(texts)], dtype=np.int64)
 
 
 def repeated_ngrams(texts: Sequence[str], n: int = 3) -> NDArray[np.float64]:
-    """Share of each text's n-grams of words that occurred in it before: 0 for none, near 1 for a loop.
+    """Share of each text's n-grams of words that occurred in it before, float64: 0 for none, near 1 for a loop.
 
-    Returns:
-        float64 (number of texts,); 0 for a text of fewer than n words, which repeats nothing.
+    Case is ignored; a text of fewer than n words repeats nothing.
 
     Raises:
         RLAIFError: If there is no text, something else than strings, or n < 1.
     """
-    grams = [_ngrams(text, n) for text in _texts("texts", texts)]
-    return np.array([1 - len(set(some)) / len(some) if some else 0.0 for some in grams])
+    if n < 1:
+        raise RLAIFError(f"expected n-grams of at least one word, found n = {n}")
+    words = [[word.casefold() for word in row] for row in _words(texts)]
+    grams = [list(zip(*(row[i:] for i in range(n)), strict=False)) for row in words]
+    return np.array([1 - len(set(row)) / len(row) if row else 0.0 for row in grams])
 
 
 def new_numbers(prompt: str, response: str) -> list[str]:
@@ -79,12 +56,12 @@ def new_numbers(prompt: str, response: str) -> list[str]:
         Each once, normalised, in order of appearance.
     """
 
-    def found(text: str) -> dict[str, None]:
+    def numbers_of(text: str) -> dict[str, None]:
         numbers = (match.replace(",", "").lstrip("0") or "0" for match in _NUMBER.findall(text))
         return dict.fromkeys(x.rstrip("0").rstrip(".") or "0" if "." in x else x for x in numbers)
 
-    known = found(prompt)
-    return [number for number in found(response) if number not in known]
+    known = numbers_of(prompt)
+    return [number for number in numbers_of(response) if number not in known]
 
 
 def new_names(prompt: str, response: str) -> list[str]:

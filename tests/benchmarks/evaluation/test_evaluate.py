@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,15 @@ from agents.policy import Policy
 from agents.training.command import main as train_main
 from agents.training.heldout import evaluate_policy
 from benchmarks.evaluation.command import EvaluateConfig, evaluate, main
+from benchmarks.evaluation.judge_panel import JudgePanel
 from benchmarks.evaluation.judges import judged, pairwise_wins, score_rows, win_rates, with_gold
-from benchmarks.evaluation.systems import System, answer, find_source, read_responses
+from benchmarks.evaluation.systems import System, answer, find_source, read_responses, read_system, write_system
 from benchmarks.evaluation.tables import evaluation, write_evaluation
-from rewards.labeling.labeler import PreferenceLabeler
-from rlaif_env.api import BackendError, RLAIFError, Scores
+from rewards.endpoint.config import ServerConfig
+from rewards.endpoint.limits import Limits
+from rewards.labeling.labeler import LabelingConfig, PreferenceLabeler
+from rewards.language_model.config import LanguageModelConfig
+from rlaif_env.api import BackendError, DataError, RLAIFError, Scores
 from rlaif_env.data.journal import Journal
 from rlaif_env.data.tasks import PromptSource, Task, load_task
 from rlaif_env.models import backbone
@@ -389,6 +394,22 @@ def test_files_hold_every_row_and_text_stays_text(tmp_path: Path) -> None:
     assert found["tables"][0]["rows"][0][-1] == "no difference from sft shown"
 
 
+def test_a_system_is_read_as_it_was_written_and_nothing_else_is(tmp_path: Path) -> None:
+    file = tmp_path / "a.json"
+    one = system("a", ["x", ""], gold=[0.25, np.nan], kl=[1e-300, -0.1])
+    write_system(file, one)
+    assert "NaN" not in file.read_text()
+    again = read_system(file)
+    assert (again.name, again.source, again.prompts, again.responses) == ("a", "here", one.prompts, one.responses)
+    assert {*again.measures} == {*one.measures}
+    for name, values in one.measures.items():
+        np.testing.assert_array_equal(again.measures[name], values)
+    for text in ("", "[]", '{"name": "a"}', '{"measures": {"gold": ["x"]}}', '{"prompt": "p", "measures": {}}\n{}'):
+        file.write_text(text)
+        with pytest.raises(DataError, match=r"expected a system's responses and measures in .*a\.json, found"):
+            read_system(file)
+
+
 # --- the command
 
 
@@ -405,8 +426,8 @@ def options(models: Path, tmp_path: Path) -> dict[str, Any]:
         "policies": ("sft", str(models / "other"), str(made)),
         "task": str(toml),
         "judges": ("direct-llm",),
-        "judge_model": str(models / "base"),
-        "judge_kwargs": json.dumps({"scale": [0, 3], "minimum_mass": 1e-12}),
+        "judge": LanguageModelConfig(str(models / "base")),
+        "label": LabelingConfig(scale=(0, 3), minimum_mass=1e-12),
         "reference": str(models / "base"),
         "prompts": 5,
         "resamples": 200,
@@ -414,18 +435,25 @@ def options(models: Path, tmp_path: Path) -> dict[str, Any]:
     }
 
 
-def arguments(options: dict[str, Any]) -> list[str]:
+def arguments(options: dict[str, Any], prefix: str = "--") -> list[str]:
     line: list[str] = []
     for name, value in options.items():
-        flag = "--" + name.replace("_", "-")
-        line += [flag] if value is True else [flag, *(value if isinstance(value, tuple) else [str(value)])]
+        flag = prefix + name.replace("_", "-")
+        if is_dataclass(value):
+            usual = type(value)()
+            changed = {k: v for k, v in vars(value).items() if v != getattr(usual, k)}
+            line += arguments(changed, f"{flag}.")
+        else:
+            line += (
+                [flag] if value is True else [flag, *(map(str, value) if isinstance(value, tuple) else [str(value)])]
+            )
     return line
 
 
 def test_the_command_writes_all_and_goes_on_after_any_stage(
     options: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options |= {"pairwise": True, "judge_mode": "score"}
+    options |= {"pairwise": True, "label": replace(options["label"], mode="score")}
     out = options["out"]
     assert main(arguments(options)) == 0
     shown = capsys.readouterr().out
@@ -474,17 +502,10 @@ def test_a_judge_behind_a_server_needs_its_key_and_keeps_it_secret(
 ) -> None:
     monkeypatch.setenv("RLAIF_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("MY_JUDGE", "sk-planted-0123456789")
-    llm = {"api_key_env": "MY_JUDGE", "cache": None, "limits": {"retries": 1}, "boundaries": "prefix"}
+    asked = ServerConfig(api_key_env="MY_JUDGE", cache=False, limits=Limits(retries=1), boundaries="prefix")
     with FaultServer(key="sk-planted-0123456789") as server:
-        config = EvaluateConfig(
-            **{
-                **options,
-                "judge_url": server.url,
-                "judge_model": server.model,
-                "judge_kwargs": json.dumps({"llm": llm}),
-            }
-        )
-        found = evaluate(config)
+        judge = LanguageModelConfig(server.model, server.url, server=asked)
+        found = evaluate(EvaluateConfig(**{**options, "judge": judge, "label": LabelingConfig()}))
         assert any(path.endswith("completions") for path, _ in server.requests)
     rows = [row for row in found["win_rates"] if row["judge"] == "judge:direct-llm"]
     assert len(rows) == 6 and all(row["failed"] == 0 for row in rows)
@@ -502,10 +523,21 @@ def test_a_judge_behind_a_server_needs_its_key_and_keeps_it_secret(
         ({"judges": ("direct-llm", "nobody")}, "unknown reward 'nobody': expected one of compose, direct-llm"),
         ({"judges": ("human-rm", "human-rm")}, "judges of different names, found human-rm, human-rm; write LABEL:"),
         ({"judges": ("direct-llm", "human-rm")}, "expected the folder of a trained reward model, found none"),
-        ({"judge_kwargs": "{"}, "expected judge_kwargs as a JSON object, found '{'"),
-        ({"judge_kwargs": "[1]"}, "expected judge_kwargs as a JSON object, found '\\[1\\]'"),
-        ({"judge_kwargs": '{"scales": 1}'}, "reward 'direct-llm': .*scales"),
-        ({"judges": ()}, "expected a language-model judge for the settings scale, minimum_mass, found none"),
+        (
+            {"judge_settings": {"direct-llm": 1}},
+            "by name under the judges direct-llm, pairwise, found direct-llm: 1",
+        ),
+        (
+            {"judge_settings": {"direct": {}}},
+            "judge_settings by name under the judges direct-llm, pairwise, found direct: {}",
+        ),
+        ({"judge_settings": {"direct-llm": {"scales": 1}}}, "reward 'direct-llm': .*scales"),
+        ({"pairwise": True, "judge_settings": {"pairwise": {"scales": 1}}}, "the pairwise judge: .*scales"),
+        ({"judges": ()}, "a language-model judge for the settings label.scale, label.minimum_mass, found none"),
+        (
+            {"label": LabelingConfig(cot=True)},
+            "a pairwise judge for the settings label.cot, found none: give --pairwise",
+        ),
         ({"prompts": 7}, "expected 1 to 6 prompts, as many as split 'test' of task 'toy' has, found 7"),
         ({"prompts": 1}, "expected at least 2 prompts, found 1"),
         ({"split": "gold"}, "expected .*split.* found .*gold"),
@@ -520,8 +552,41 @@ def test_bad_settings_are_one_error_before_anything_slow(
     assert not options["out"].exists()
 
 
+def test_settings_of_single_judges_are_json_at_the_command_line_only(
+    options: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[EvaluateConfig] = []
+    monkeypatch.setattr("benchmarks.evaluation.command.evaluate", lambda config, console: made.append(config))
+    line = arguments(options)
+    main([*line, "--judge-settings", '{"direct-llm": {"scale": [0, 5]}, "pairwise": {"shots": 2}}'])
+    main(line)
+    assert [config.judge_settings for config in made] == [
+        {"direct-llm": {"scale": [0, 5]}, "pairwise": {"shots": 2}}, {}
+    ]  # fmt: skip
+    assert made[1] == EvaluateConfig(**options)
+    for text in ("{", "[1]"):
+        with pytest.raises(SystemExit):
+            main([*line, "--judge-settings", text])
+        assert "expected a JSON object" in capsys.readouterr().err
+
+
+def test_settings_under_a_judge_s_name_go_before_the_shared_ones(models: Path) -> None:
+    panel = JudgePanel(
+        TASK,
+        ["direct-llm", "short:direct-llm"],
+        judge=LanguageModelConfig(str(models / "base")),
+        label=LabelingConfig(scale=(0, 3), shots=0, mode="score"),
+        settings={"short": {"scale": [0, 1]}, "pairwise": {"scale": [0, 2], "minimum_mass": 0.5}},
+        pairwise=True,
+    )
+    whole, short, pairs = panel.backend("direct-llm"), panel.backend("short"), panel.labeler()
+    assert [tuple(judge.scale) for judge in (whole, short, pairs)] == [(0, 3), (0, 1), (0, 2)]  # type: ignore[attr-defined]
+    assert pairs.mode == "score" and pairs.minimum_mass == 0.5
+    assert whole.language_model is short.language_model is pairs.language_model  # type: ignore[attr-defined]
+
+
 def test_a_changed_policy_is_another_evaluation(options: dict[str, Any], tmp_path: Path) -> None:
-    options |= {"policies": ("sft", str(tmp_path / "made.jsonl")), "judges": (), "judge_kwargs": "{}"}
+    options |= {"policies": ("sft", str(tmp_path / "made.jsonl")), "judges": (), "label": LabelingConfig()}
     screen = io.StringIO()
     evaluate(EvaluateConfig(**options), Console(file=screen, width=150))
     assert "Win rates:" not in screen.getvalue() and "Against sft" in screen.getvalue()  # two systems need no matrix

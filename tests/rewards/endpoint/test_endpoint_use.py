@@ -21,10 +21,12 @@ from agents.training.config import TrainConfig
 from benchmarks.evaluation.judge_panel import JudgePanel
 from rewards import make_reward
 from rewards.direct_score import DirectLLMScore
+from rewards.endpoint.config import ServerConfig
 from rewards.endpoint.model import EndpointLM
 from rewards.labeling.command import LabelConfig, label
 from rewards.labeling.command import main as label_main
-from rewards.labeling.labeler import PreferenceLabeler
+from rewards.labeling.labeler import LabelingConfig, PreferenceLabeler
+from rewards.language_model.config import LanguageModelConfig
 from rewards.prompts import score_prompt
 from rlaif_env.api import BackendError, RLAIFError
 from rlaif_env.data.preferences import read_preferences
@@ -269,10 +271,10 @@ def test_judges_take_a_url(server: FaultServer) -> None:
     panel = JudgePanel(
         load_task("helpful"),
         ["direct-llm"],
-        model="scorer",
-        url=server.url,
-        settings=json.dumps({"llm": llm}),
-        mode="pairwise",
+        judge=LanguageModelConfig("scorer", server.url, server=ServerConfig(cache=False, boundaries="prefix")),
+        label=LabelingConfig(scale=(1, 10)),
+        settings={},
+        pairwise=True,
     )
     panel.build_all()
     assert panel.backend("direct-llm").score(["why"], ["so"]).values.tolist() == values.tolist()

@@ -4,15 +4,17 @@ import itertools
 import math
 import re
 import time
+from statistics import NormalDist
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 
 from rlaif_env import statistics as s
 from rlaif_env.api import RLAIFError
-from rlaif_env.statistics import intervals, text_measures
+from rlaif_env.statistics import agreement, intervals, text_measures
 
 # --- intervals --------------------------------------------------------------------------------------------------------
 
@@ -24,18 +26,23 @@ def test_interval_reads_as_a_number_and_as_text() -> None:
 
 
 @pytest.mark.parametrize(
-    ("p", "df", "expected"),  # from printed tables
+    ("p", "df", "expected"),  # from printed tables; df of 1 and 2 have a closed form
     [
-        (0.975, 1, 12.7062),
-        (0.975, 2, 4.30265),
-        (0.995, 5, 4.03214),
-        (0.975, 10, 2.22814),
-        (0.95, 30, 1.69726),
+        (0.975, 1, math.tan(0.475 * math.pi)),
+        (0.975, 2, 0.95 * math.sqrt(2 / (1 - 0.95**2))),
+        (0.995, 5, 4.0321429836),
+        (0.975, 10, 2.2281388520),
+        (0.95, 30, 1.6972608866),
         (0.5, 7, 0.0),
     ],
 )
 def test_t_quantile_agrees_with_printed_tables(p: float, df: float, expected: float) -> None:
-    assert s.t_quantile(p, df) == pytest.approx(expected, abs=1e-4)
+    assert s.t_quantile(p, df) == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("level", [0.01, 0.5, 0.8, 0.9, 0.95, 0.99, 0.999, 1 - 1e-9])
+def test_normal_quantile_is_that_of_the_standard_library(level: float) -> None:
+    assert s.normal_quantile(level) == pytest.approx(NormalDist().inv_cdf(0.5 + level / 2), rel=1e-12)
 
 
 def test_t_quantile_becomes_normal_and_falls_with_the_degrees_of_freedom() -> None:
@@ -52,6 +59,12 @@ def test_wilson_by_hand() -> None:
     none, every = s.wilson(0, 10), s.wilson(10, 10)
     assert none.low == 0 and none.high == pytest.approx(3.841459 / 13.841459, abs=1e-6)
     assert every.high == 1 and every.low == pytest.approx(10 / 13.841459, abs=1e-6)
+
+
+def test_wilson_is_scipys_where_scipy_has_it() -> None:
+    for k, n, level in ((0, 7, 0.95), (3, 10, 0.95), (10, 10, 0.9), (212, 500, 0.99)):
+        found, expected = s.wilson(k, n, level=level), binomtest(k, n).proportion_ci(level, method="wilson")
+        assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=1e-12)
 
 
 @given(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
@@ -293,13 +306,6 @@ def test_word_counts() -> None:
     assert s.word_counts(texts).tolist() == [0, 0, 2, 3, 4, 3, 2]
 
 
-def test_distinct_n_by_hand() -> None:
-    assert s.distinct_n(["the cat the cat"], 1) == pytest.approx(2 / 4)
-    assert s.distinct_n(["the cat the cat"], 2) == pytest.approx(2 / 3)
-    assert s.distinct_n(["The cat", "the CAT!"], 2) == pytest.approx(1 / 2)  # over all texts, never across two
-    assert math.isnan(s.distinct_n(["", "one"], 2))
-
-
 def test_repeated_ngrams_by_hand() -> None:
     found = s.repeated_ngrams(["a b c a b c a b c", "a b c d", "a b", ""], 3)
     assert found.tolist() == pytest.approx([1 - 3 / 7, 0, 0, 0])  # seven trigrams, abc bca cab among them
@@ -378,8 +384,8 @@ BAD = [
     (lambda: s.spearman([1, 2, 3, 4], [5, 5, 5, 5]), "expected y to vary, found one value in all 4 rows"),
     (lambda: s.reliability_table([0.5], [1], bins=0), "expected at least one bin, found 0"),
     (lambda: s.excess_cross_entropy([0.0], [1.5]), "expected target from 0 to 1, found 1.5 in row 0"),
-    (lambda: s.distinct_n([], 2), "expected at least one text in texts, found none"),
-    (lambda: s.distinct_n("one text", 2), "expected texts to be a list of strings, found 'one text'"),
+    (lambda: s.repeated_ngrams([], 2), "expected at least one text in texts, found none"),
+    (lambda: s.repeated_ngrams("one text", 2), "expected texts to be a list of strings, found 'one text'"),
     (lambda: s.word_counts([None]), "expected texts to be a list of strings, found '[None]'"),  # type: ignore[list-item]
     (lambda: s.repeated_ngrams(["a b"], 0), "expected n-grams of at least one word, found n = 0"),
 ]
@@ -392,7 +398,9 @@ def test_bad_input_is_named(call: object, message: str) -> None:
         call()
 
 
-def test_everything_offered_exists_and_comes_from_one_place() -> None:
+def test_everything_there_is_comes_from_one_door() -> None:
     assert s.__all__ == sorted(s.__all__)
-    assert {*intervals.__all__, *text_measures.__all__} <= set(s.__all__)
     assert all(hasattr(s, name) for name in s.__all__)
+    for module in (agreement, intervals, text_measures):
+        own = {name for name, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__}
+        assert {name for name in own if not name.startswith("_")} <= set(s.__all__)
