@@ -12,27 +12,23 @@ a chain of stages; arms that need the same thing share it. A comparison that was
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
-from benchmarks.comparison import ablations
-from benchmarks.comparison.arms import ARMS, Arm, CompareConfig
-from benchmarks.comparison.outcomes import Outcome
+from benchmarks.comparison.ablations import ablations
+from benchmarks.comparison.config import CompareConfig
 from benchmarks.comparison.pipeline import Pipeline
 from benchmarks.comparison.summary import write_comparison
-from rewards.endpoint.limits import checked_url
-from rlaif_env.api import RLAIFError
+from benchmarks.evaluation.systems import held_out_prompts
 from rlaif_env.data.tasks import load_task
 from rlaif_env.models import load_tokenizer
 from rlaif_env.runs import RunFolder
 
-__all__ = ["ARMS", "Arm", "CompareConfig", "compare", "main"]
+__all__ = ["compare", "main"]
 
 
 def compare(config: CompareConfig, console: Console | None = None) -> Path:
@@ -47,59 +43,31 @@ def compare(config: CompareConfig, console: Console | None = None) -> Path:
     """
     console = console or Console(quiet=True)
     started = time.monotonic()
-    task = load_task(config.task)
-    available = len(task.prompts(config.eval_split))
-    if config.eval_prompts > available:
-        raise RLAIFError(
-            f"expected at most {available} eval_prompts, as many as split {config.eval_split!r} of {task.name!r} has, "
-            f"found {config.eval_prompts}"
-        )
-    if config.labeler_url is None:
-        load_tokenizer(config.labeler)
-    else:
-        checked_url(config.labeler_url)  # before the address is recorded: one with a password must not be
+    held_out_prompts(load_task(config.task), config.train.eval_split, config.train.eval_prompts)
+    if config.labeler.url is None:
+        load_tokenizer(config.labeler.model)
     load_tokenizer(config.model)
     with RunFolder.create(config.out, asdict(config), command="compare", exist="changed"):
-        comparison = Pipeline(config, console)
-        outcomes = [comparison.outcome(arm, seed) for seed in config.seeds for arm in ("sft", *config.arms)]
-        extra = _ablations(comparison, outcomes)
-        write_comparison(config.out, comparison.task, outcomes, comparison.stages.finished, extra, console)
+        pipeline = Pipeline(config, console)
+        outcomes = [pipeline.outcome(arm, seed) for seed in config.seeds for arm in ("sft", *config.arms)]
+        write_comparison(pipeline, outcomes, ablations(pipeline, outcomes))
         if config.report:
             from benchmarks.report import write_report
 
             write_report(config.out)
-        made = [stage for stage in comparison.stages.finished if not stage.cached]
+        made = {stage.key for stage in pipeline.stages.finished if not stage.cached}
         console.print(
-            f"{(time.monotonic() - started) / 60:.1f} minutes, {len({s.key for s in made})} stages made; everything is "
-            f"in {config.out}",
+            f"{(time.monotonic() - started) / 60:.1f} minutes, {len(made)} stages made; everything is in {config.out}",
             highlight=False,
             soft_wrap=True,
         )
     return config.out
 
 
-def _ablations(comparison: Pipeline, outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
-    """The tables of the ablations that were asked for."""
-    c = comparison.config
-    tables = []
-    if c.prompt_grid >= 0 or c.labelers:
-        tables.append(ablations.labelling(comparison.stages, comparison.task, c))
-    if c.pair_counts:
-        models = {
-            (who, count): comparison.reward_model(who, count)
-            for who in ("human", "ai")
-            for count in sorted(set(c.pair_counts))
-        }
-        tables.append(ablations.pairs(models))
-    if c.staleness:
-        tables.append(ablations.staleness(comparison.stages, comparison.task, comparison.judges(), outcomes))
-    return tables
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """The command ``rlaif compare``; returns the exit code."""
     import tyro
 
-    config = tyro.cli(CompareConfig, args=list(argv) if argv is not None else sys.argv[1:], prog="rlaif compare")
+    config = tyro.cli(CompareConfig, args=argv, prog="rlaif compare")
     compare(config, Console())
     return 0

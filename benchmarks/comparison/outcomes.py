@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from benchmarks.comparison.stages import Stage
+from benchmarks.evaluation.judges import with_gold
 from benchmarks.evaluation.systems import System
-from rlaif_env.statistics import Interval
+from rlaif_env.data.jsonl import read_jsonl
+from rlaif_env.data.tasks import Task
+from rlaif_env.runs import read_metrics
+from rlaif_env.statistics import Floats
 
-__all__ = ["WINDOW", "History", "Outcome", "arms_of", "over_optimised_from", "percent"]
-
-Floats = NDArray[np.float64]
+__all__ = ["WINDOW", "History", "Outcome", "arms_of", "over_optimised_from"]
 
 WINDOW = 5
 """Updates that curves are smoothed over."""
@@ -30,16 +31,28 @@ class History:
     Attributes:
         steps: U updates.
         curves: By name, (U,): "reward", "kl", "length", "entropy", "gold".
-        samples: By name, one value a sampled response: "step", "reward", "gold".
-        prompts: The sampled responses' prompts.
-        responses: The sampled responses.
+        samples: The sampled responses, with the measures "step", "reward" and "gold".
     """
 
     steps: list[int]
     curves: Mapping[str, Floats]
-    samples: Mapping[str, NDArray[Any]]
-    prompts: list[str]
-    responses: list[str]
+    samples: System
+
+    @classmethod
+    def read(cls, folder: Path, task: Task) -> History:
+        """The history in a training's folder; the gold measure of each update is taken from its samples."""
+        metrics = read_metrics(folder / "metrics.jsonl")
+        steps = [int(row["step"]) for row in metrics]
+        names: Sequence[str] = [name for name in ("reward", "kl", "length", "entropy") if name in metrics[0]]
+        curves = {name: np.array([row[name] for row in metrics], np.float64) for name in names}
+        rows = list(read_jsonl(folder / "samples.jsonl", lambda row: row))
+        prompts, responses = ([row[name] for row in rows] for name in ("prompt", "response"))
+        measures = {name: np.array([row[name] for row in rows], np.float64) for name in ("step", "reward")}
+        samples = with_gold(System(folder.name, str(folder), prompts, responses, measures), task)
+        if task.gold is not None:
+            gold, step_of = samples.measures["gold"], samples.measures["step"]
+            curves["gold"] = np.array([gold[step_of == step].mean() for step in steps])
+        return cls(steps, curves, samples)
 
 
 @dataclass(frozen=True)
@@ -54,13 +67,8 @@ class Outcome:
 
 
 def arms_of(outcomes: Sequence[Outcome]) -> list[str]:
-    """The arms in their order."""
+    """The arms in their order, "sft" first."""
     return list(dict.fromkeys(outcome.arm for outcome in outcomes))
-
-
-def percent(interval: Interval) -> str:
-    """A share with its interval, in whole percent."""
-    return f"{100 * interval.estimate:.0f} [{100 * interval.low:.0f}, {100 * interval.high:.0f}]"
 
 
 def over_optimised_from(steps: Sequence[int], reward: Floats, gold: Floats) -> int | None:

@@ -1,18 +1,19 @@
 """The stages of a comparison of reward backends: labels, reward models, trainings, answers, judgements.
 
 What each stage is made from is in its key (`benchmarks.comparison.stages`): contents of files and models, never their
-paths, so that arms which need the same thing share it, and a folder that was moved is still known.
+paths, so that arms which need the same thing share it, and a folder that was moved is still known. A server's model
+is known by its name and the server's URL.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from functools import cache
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -21,148 +22,135 @@ from agents.sft import SFTConfig
 from agents.sft import train_and_save as fine_tune
 from agents.training.command import train
 from agents.training.config import TrainConfig
-from benchmarks.comparison.arms import ARMS, Arm, CompareConfig
+from benchmarks.comparison.config import ARMS, CompareConfig
 from benchmarks.comparison.outcomes import History, Outcome
-from benchmarks.comparison.stages import Stage, Stages, content_of
-from benchmarks.evaluation.judges import judged
-from benchmarks.evaluation.systems import System, answer
+from benchmarks.comparison.stages import Stage, Stages, content_of, settings_of
+from benchmarks.evaluation.judges import judged, with_gold
+from benchmarks.evaluation.systems import System, answer, read_system, write_system
 from rewards import make_reward
-from rewards.labeling.command import LabelConfig, label
+from rewards.labeling.command import label
+from rewards.labeling.job import LabelConfig
+from rewards.language_model.config import LanguageModelConfig
 from rewards.reward_model.command import TrainRMConfig, train_and_save
 from rlaif_env.api import DataError, Preference, RLAIFError
-from rlaif_env.data.jsonl import read_jsonl, write_jsonl
 from rlaif_env.data.preferences import read_preferences, write_preferences
-from rlaif_env.data.tasks import Task, gold_scores, load_task
-from rlaif_env.runs import read_metrics, write_json
+from rlaif_env.data.tasks import load_task
+from rlaif_env.runs import write_json
+from rlaif_env.statistics import Floats
 
-__all__ = ["Judge", "Pipeline"]
+__all__ = ["Pipeline"]
 
-
-_OPERATIONAL = ("checkpoint_every", "keep_checkpoints", "resume")  # a training comes to the same with others of these
+_OPERATIONAL_MODEL = ("device", "server.api_key_env", "server.cache", "server.limits", "server.progress")
+_OPERATIONAL_TRAINING = ("agent.micro_batch", "eval_prompts", "eval_split")  # the answers are a stage of their own
 
 
 @dataclass(frozen=True)
-class Judge:
-    """A reward backend that judges answers.
+class Reward:
+    """A reward backend that a policy is trained with, or that judges answers.
 
     Attributes:
-        reward: The backend's name.
-        kwargs: Its settings.
+        name: The backend's name.
+        options: Its settings.
         key: What stands for it in a stage's key.
         needs: The stages behind it.
     """
 
-    reward: str
-    kwargs: dict[str, Any]
+    name: str
+    options: dict[str, Any]
     key: dict[str, Any]
-    needs: list[Stage]
+    needs: tuple[Stage, ...]
 
 
 class Pipeline:
-    """The stages of one comparison. Each method gives the finished stage, made where it is not there."""
+    """The stages of one comparison. A method gives what its finished stage holds, made where it is not there."""
 
     def __init__(self, config: CompareConfig, console: Console) -> None:
         self.config, self.console = config, console
         self.task = load_task(config.task)
         self.stages = Stages(config.out / "stages", console)
+        self.content = cache(content_of)
+        self._has_preferences = cache(self._look_for_preferences)
         self.shared = {"task": self.task.to_json(), "version": version("rlaif-env")}
         source = self.task.source
         for name, files in (("jsonl", source.jsonl), ("preferences", source.preferences)):
             for split, file in {"": files}.items() if not isinstance(files, Mapping) else files.items():
                 if file is not None:
-                    self.shared[f"{name} {split}"] = content_of(file)
-        self._contents: dict[str, str] = {}
-        self._rated: dict[str, bool] = {}
-        self.initial = config.model
-        self.start: tuple[Stage, ...] = ()
-        if config.sft_data is not None:
-            stage = self.fine_tuned(config.sft_data)
-            self.initial, self.start = str(stage.path / "run" / "model"), (stage,)
+                    self.shared[f"{name} {split}"] = self.content(file)
+        self.initial = config.model if config.sft_data is None else self._fine_tuned(config.sft_data)
 
-    @property
-    def _policy(self) -> str:
-        return "sft stage" if self.start else self._content(self.config.model)
-
-    def _content(self, source: str | Path) -> str:
-        if str(source) not in self._contents:
-            self._contents[str(source)] = content_of(source)
-        return self._contents[str(source)]
-
-    def fine_tuned(self, data: str) -> Stage:
-        """The SFT policy."""
+    def _fine_tuned(self, data: str) -> str:
+        """The SFT policy's folder."""
         settings = SFTConfig(data=None if data == "builtin" else data, model=self.config.model)
 
         def make(folder: Path) -> None:
             fine_tune(replace(settings, out=str(folder / "run")), quiet=not self.console.is_terminal)
 
-        key = {**_without(settings, "out", "data"), "data": data if data == "builtin" else self._content(data)}
-        return self.stages.run("sft", key | {"model": self._content(self.config.model)}, make)
+        key = {**settings_of(settings, "out"), "data": data if data == "builtin" else self.content(data)}
+        stage = self.stages.run("sft", key | {"model": self.content(self.config.model)}, make)
+        return str(stage.path / "run" / "model")
 
-    def labels(self, who: Literal["ai", "same-size"]) -> Stage:
-        """The labeler's preferences."""
+    def _look_for_preferences(self, split: str) -> bool:
+        try:
+            return next(iter(self.task.preferences(split)), None) is not None
+        except DataError:
+            raise
+        except RLAIFError:
+            return False
+
+    def model_key(self, model: LanguageModelConfig) -> dict[str, Any]:
+        """What stands for a language model in a stage's key."""
+        key = settings_of(model, *_OPERATIONAL_MODEL)
+        return key if model.url is not None else {**key, "model": self.content(model.model), "server": None}
+
+    def labels(self, who: str) -> Stage:
+        """The preferences of the labeler, or ("same-size") of the policy's own base."""
         c = self.config
-        name, url = (c.labeler, c.labeler_url) if who == "ai" else (c.model, None)
-        settings = LabelConfig(
-            task=c.task,
-            pairs=c.label_pairs,
-            model=name,
-            llm_url=url,
-            mode=c.label_mode,
-            prompt=c.label_prompt,
-            shots=c.label_shots,
-            cot=c.label_cot,
-            scale=c.scale,
-            minimum_mass=c.minimum_mass,
-            policy=None if self._has_preferences("train") else self.initial,
-        )
-        key = {**_without(settings, "out", "task", "policy"), "model": self._content(name), **self.shared}
-        needs = self.start if settings.policy else ()
-        if settings.policy:
-            key["policy"] = self._policy
+        labeler = LanguageModelConfig(c.model) if who == "same-size" else c.labeler
+        policy = None if self._has_preferences("train") else self.initial
+        settings = LabelConfig(**vars(c.label), task=c.task, pairs=c.label_pairs, labeler=labeler, policy=policy)
+        return self.labelled("labels", settings)
+
+    def labelled(self, name: str, settings: LabelConfig) -> Stage:
+        """What ``rlaif label`` leaves of the task's own pairs or prompts."""
+        key = settings_of(settings, "task", "out", "batch", "dry_run") | {"labeler": self.model_key(settings.labeler)}
+        if settings.policy is not None:
+            key["policy"] = self.content(settings.policy)
 
         def make(folder: Path) -> None:
-            with self.console.status(f"{name} labels {c.label_pairs} pairs"):
-                found = label(replace(settings, out=folder), Console(quiet=True))
-            if not found["labelled"]:
-                raise RLAIFError(f"expected the labeler to label some of {found['pairs']} pairs, see {folder}")
+            with self.console.status(f"{settings.labeler.model} labels {settings.pairs} pairs"):
+                report = label(replace(settings, out=folder), Console(quiet=True))
+            if not report["labelled"]:
+                raise RLAIFError(f"expected the labeler to label some of {report['pairs']} pairs, see {folder}")
 
-        return self.stages.run("labels", key, make, needs=needs, goes_on=True)
+        return self.stages.run(name, key | self.shared, make, goes_on=True)
 
-    def reward_model(self, labels: str, pairs: int | None = None) -> Stage:
+    def reward_model(self, who: str, pairs: int | None = None) -> Stage:
         """A reward model on "human", "ai", "same-size", "both" or "gold" preferences; its folder is "run/model"."""
         c = self.config
-        needs: list[Stage] = [*self.start]
+        settings = c.reward_model if pairs is None else replace(c.reward_model, pairs=pairs)
+        key = {**settings_of(settings, "micro_pairs"), "model": self.content(self.initial), **self.shared}
         sources: list[str] = []  # "human" or a file
-        if labels in ("human", "both"):
+        if who in ("human", "both"):
             sources.append("human" if c.human_labels is None else str(c.human_labels))
-        if labels == "gold":
+            key["labels"] = None if c.human_labels is None else self.content(c.human_labels)
+        needs = []
+        if who == "gold":
             needs.append(self._gold_preferences())
-            sources.append(str(needs[-1].path / "preferences.jsonl"))
-        if labels in ("ai", "same-size", "both"):
-            needs.append(self.labels("same-size" if labels == "same-size" else "ai"))
-            sources.append(str(needs[-1].path / "preferences.jsonl"))
-        settings = TrainRMConfig(
-            task=c.task,
-            labels=sources[0],
-            model=self.initial,
-            trainable=c.rm_trainable,
-            pairs=pairs or c.rm_pairs,
-            texts=c.rm_texts,
-            test_pairs=c.rm_test_pairs,
-            merged=False,
-        )
-        key = {**_without(settings, "out", "labels", "model", "task"), "model": self._policy, **self.shared}
-        key["labels"] = None if c.human_labels is None else self._content(c.human_labels)
+        elif who != "human":
+            needs.append(self.labels(who))
+        sources += [str(stage.path / "preferences.jsonl") for stage in needs]
 
         def make(folder: Path) -> None:
-            chosen = sources[0]
+            labels = sources[0]
             if len(sources) > 1:
-                chosen = str(folder / "preferences.jsonl")
-                write_preferences(chosen, self._both(*sources))
-            done = replace(settings, labels=chosen, out=str(folder / "run"))
-            train_and_save(done, quiet=not self.console.is_terminal)
+                labels = str(folder / "preferences.jsonl")
+                write_preferences(labels, self._both(*sources))
+            config = TrainRMConfig(
+                **vars(settings), task=c.task, labels=labels, model=self.initial, out=str(folder / "run"), merged=False
+            )
+            train_and_save(config, quiet=not self.console.is_terminal)
 
-        name = "ai" if labels == "same-size" else labels  # the labels themselves tell the two apart
+        name = "ai" if who == "same-size" else who  # the labels themselves tell the two apart
         return self.stages.run(f"rm-{name}" + (f"-{pairs}" if pairs else ""), key, make, needs=needs)
 
     def _both(self, human: str, ai: str) -> Iterator[Preference]:
@@ -176,173 +164,83 @@ class Pipeline:
 
         return self.stages.run("gold-preferences", self.shared, make)
 
-    def _has_preferences(self, split: str) -> bool:
-        if split not in self._rated:
-            try:
-                self._rated[split] = next(iter(self.task.preferences(split)), None) is not None
-            except DataError:
-                raise
-            except RLAIFError:
-                self._rated[split] = False
-        return self._rated[split]
+    def reward(self, arm: str) -> Reward:
+        """An arm's reward; "gold-rm" is the gold reward model."""
+        if arm == "gold-rm" or ARMS[arm].labels is not None:
+            name, who = ("reward-model", "gold") if arm == "gold-rm" else (ARMS[arm].reward, str(ARMS[arm].labels))
+            stage = self.reward_model(who)
+            return Reward(name, {"model": str(stage.path / "run" / "model")}, {"reward": name}, (stage,))
+        scorer = self.config.labeler if ARMS[arm].scorer == "labeler" else LanguageModelConfig(self.initial)
+        asked = settings_of(self.config.score)
+        options = {**settings_of(scorer, *(() if scorer.url is not None else ("server",))), **asked}
+        return Reward(ARMS[arm].reward, options, {"scorer": self.model_key(scorer), **asked}, ())
 
     def training(self, arm: str, seed: int) -> Stage:
         """A policy trained with an arm's reward."""
-        settings, key, needs = self._reward(ARMS[arm])
-        c = self.config
-        settings = replace(
-            settings,
-            task=c.task,
-            model=self.initial,
-            updates=c.updates,
-            prompts_per_update=c.prompts_per_update,
-            eval_prompts=0,
-            seed=seed,
-            agent=c.agent,
-        )
-        named = ("out", "model", "task", "reward_options", *_OPERATIONAL)
-        key |= {**_without(settings, *named), "model": self._policy, **self.shared}
+        c, reward = self.config, self.reward(arm)
+        named = {"reward": reward.key, "seed": seed, "model": self.content(self.initial)}
+        key = {**settings_of(c.train, *_OPERATIONAL_TRAINING), **named, **self.shared}
 
         def make(folder: Path) -> None:
-            result = train(replace(settings, out=folder), self.console)
-            if result.interrupted:
+            settings = TrainConfig(
+                **vars(replace(c.train, eval_prompts=0)),
+                task=c.task,
+                reward=reward.name,
+                reward_options=reward.options,
+                model=self.initial,
+                seed=seed,
+                out=folder,
+            )
+            if train(settings, self.console).interrupted:
                 raise KeyboardInterrupt
 
-        return self.stages.run(
-            f"train-{ARMS[arm].reward}-seed{seed}", key, make, needs=(*self.start, *needs), goes_on=True
-        )
-
-    def _reward(self, arm: Arm) -> tuple[TrainConfig, dict[str, Any], list[Stage]]:
-        """The settings of an arm's reward, what stands for them in a key, and the stages behind it."""
-        c = self.config
-        if arm.labels is not None:
-            stage = self.reward_model(arm.labels)
-            found = TrainConfig(reward=arm.reward, reward_options={"model": str(stage.path / "run" / "model")})
-            return found, {"reward": arm.reward}, [stage]
-        by_policy = arm.scorer == "policy"
-        name, url = (self.initial, None) if by_policy else (c.labeler, c.labeler_url)
-        kwargs: dict[str, Any] = {"scale": list(c.scale), "minimum_mass": c.minimum_mass}
-        key = {"reward": arm.reward, "scorer": self._policy if by_policy else self._content(name), **kwargs}
-        server = {} if url is None else {"llm_url": url}
-        found = TrainConfig(reward=arm.reward, reward_options={"model": name, **server, **kwargs})
-        return found, key, []
+        return self.stages.run(f"train-{reward.name}-seed{seed}", key, make, needs=reward.needs, goes_on=True)
 
     def answers(self, arm: str, seed: int) -> Stage:
         """A policy's answers to the held-out prompts; "sft" is the initial policy."""
-        c = self.config
+        train = self.config.train
+        asked: dict[str, Any] = {"prompts": train.eval_prompts, "split": train.eval_split, "seed": seed}
         trained = [] if arm == "sft" else [self.training(arm, seed)]
-        source = self.initial if arm == "sft" else str(trained[0].path)
-        key = {"prompts": c.eval_prompts, "split": c.eval_split, "seed": seed, "model": self._policy, **self.shared}
+        policy = str(trained[0].path) if trained else self.initial
 
         def make(folder: Path) -> None:
-            found = answer(
-                f"{arm}/{seed}",
-                source,
-                self.task,
-                split=c.eval_split,
-                prompts=c.eval_prompts,
-                seed=seed,
-                reference=self.initial,
-            )
-            _write_system(folder / "answers.jsonl", found)
+            system = answer(f"{arm}/{seed}", policy, self.task, reference=self.initial, **asked)
+            write_system(folder / "answers.json", system)
 
         name = arm if arm == "sft" else ARMS[arm].reward
-        return self.stages.run(f"answers-{name}-seed{seed}", key, make, needs=(*self.start, *trained))
+        key = {**asked, "model": self.content(self.initial), **self.shared}
+        return self.stages.run(f"answers-{name}-seed{seed}", key, make, needs=trained)
 
-    def judges(self) -> dict[str, Judge]:
+    def judges(self) -> list[str]:
         """Who judges the answers: every arm's reward, the labeler's score, and the gold reward model."""
-        found: dict[str, Judge] = {}
-        for name in dict.fromkeys((*self.config.arms, *(() if "direct-llm" in self.config.arms else ("direct-llm",)))):
-            settings, key, needs = self._reward(ARMS[name])
-            found[name] = Judge(ARMS[name].reward, dict(settings.reward_options), key, needs)
-        if self.config.gold_rm and self._has_preferences("gold"):
-            stage = self.reward_model("gold")
-            kwargs = {"model": str(stage.path / "run" / "model")}
-            found["gold-rm"] = Judge("reward-model", kwargs, {"gold": True}, [stage])
-        return found
+        gold = ("gold-rm",) if self.config.gold_rm and self._has_preferences("gold") else ()
+        return list(dict.fromkeys((*self.config.arms, "direct-llm", *gold)))
 
-    def judgements(self, name: str, judge: Judge, who: Stage) -> Stage:
-        """What a judge says of a policy's answers."""
+    def scores(self, name: str, system: System, source: Stage) -> Floats:
+        """What a judge says of the n responses that a stage made, (n,), NaN where it failed."""
+        judge = self.reward(name)
 
         def make(folder: Path) -> None:
-            system = _read_system(who.path / "answers.jsonl", who.name)
-            backend = make_reward(judge.reward, task=self.task, **judge.kwargs)
-            scores = judged(system, name, backend, self.task).measures[f"judge:{name}"]
-            write_json(folder / "scores.json", [_number(score) for score in scores])
+            backend = make_reward(judge.name, task=self.task, **judge.options)
+            found = judged(system, name, backend, self.task).measures[f"judge:{name}"].tolist()
+            write_json(folder / "scores.json", [score if np.isfinite(score) else None for score in found])
 
-        label = "gold-rm" if name == "gold-rm" else judge.reward
-        whose = who.name.removeprefix("answers-")
-        key = {"judge": judge.key, **self.shared}
-        return self.stages.run(f"judge-{label}-of-{whose}", key, make, needs=(*judge.needs, who))
+        label, whose = name if name == "gold-rm" else judge.name, source.name.removeprefix("answers-")
+        key, needs = {"judge": judge.key, **self.shared}, (*judge.needs, source)
+        stage = self.stages.run(f"judge-{label}-of-{whose}", key, make, needs=needs)
+        return np.array(stage.read_json("scores.json"), np.float64)
 
     def outcome(self, arm: str, seed: int) -> Outcome:
         """All that is known of one policy."""
         answers = self.answers(arm, seed)
-        system = _read_system(answers.path / "answers.jsonl", f"{arm}/{seed}")
-        measures = dict(system.measures)
-        costs = {"answers": answers}
-        for name, judge in self.judges().items():
-            stage = self.judgements(name, judge, answers)
-            measures[f"judge:{name}"] = np.asarray(json.loads((stage.path / "scores.json").read_text()), np.float64)
-        if self.task.gold is not None:
-            texts = [self.task.judged(p, r) for p, r in zip(system.prompts, system.responses, strict=True)]
-            measures["gold"] = gold_scores(self.task, texts)
-        history = None
-        if arm != "sft":
-            costs["training"] = self.training(arm, seed)
-            if ARMS[arm].labels is not None:
-                costs["reward model"] = self.reward_model(str(ARMS[arm].labels))
-            if ARMS[arm].labels in ("ai", "both"):
-                costs["labels"] = self.labels("ai")
-            if ARMS[arm].labels == "same-size":
-                costs["labels"] = self.labels("same-size")
-            history = _history(costs["training"].path, self.task)
-        return Outcome(arm, seed, replace(system, measures=measures), history, costs)
-
-
-# --- files ------------------------------------------------------------------------------------------------------------
-
-
-def _without(settings: Any, *names: str) -> dict[str, Any]:
-    """A data class as what JSON can hold, without some fields."""
-    return {k: v for k, v in json.loads(json.dumps(asdict(settings), default=str)).items() if k not in names}
-
-
-def _write_system(file: Path, system: System) -> None:
-    rows = (
-        {
-            "prompt": prompt,
-            "response": response,
-            "measures": {name: _number(values[i]) for name, values in system.measures.items()},
-        }
-        for i, (prompt, response) in enumerate(zip(system.prompts, system.responses, strict=True))
-    )
-    write_jsonl(file, rows)
-
-
-def _number(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
-
-
-def _read_system(file: Path, name: str) -> System:
-    rows = list(read_jsonl(file, lambda row: row))
-    measures = {key: np.array([row["measures"][key] for row in rows], np.float64) for key in rows[0]["measures"]}
-    return System(name, str(file), [row["prompt"] for row in rows], [row["response"] for row in rows], measures)
-
-
-def _history(folder: Path, task: Task) -> History:
-    """A training's curves; the gold measure of each update is taken from its samples."""
-    metrics = read_metrics(folder / "metrics.jsonl")
-    steps = [int(row["step"]) for row in metrics]
-    names = ("reward", "kl", "length", "entropy")
-    curves = {name: np.array([row[name] for row in metrics], np.float64) for name in names if name in metrics[0]}
-    rows = list(read_jsonl(folder / "samples.jsonl", lambda row: row))
-    samples = {
-        "step": np.array([row["step"] for row in rows]),
-        "reward": np.array([row["reward"] for row in rows], np.float64),
-    }
-    texts = [task.judged(row["prompt"], row["response"]) for row in rows]
-    if task.gold is not None:
-        samples["gold"] = gold_scores(task, texts)
-        curves["gold"] = np.array([samples["gold"][samples["step"] == step].mean() for step in steps])
-    return History(steps, curves, samples, [row["prompt"] for row in rows], [row["response"] for row in rows])
+        system = replace(read_system(answers.path / "answers.json"), name=f"{arm}/{seed}")
+        scores = {f"judge:{name}": self.scores(name, system, answers) for name in self.judges()}
+        system = with_gold(replace(system, measures={**system.measures, **scores}), self.task)
+        if arm == "sft":
+            return Outcome(arm, seed, system, None, {"answers": answers})
+        costs = {"answers": answers, "training": self.training(arm, seed)}
+        if (who := ARMS[arm].labels) is not None:
+            costs["reward model"] = self.reward_model(who)
+            if who != "human":
+                costs["labels"] = self.labels(who)
+        return Outcome(arm, seed, system, History.read(costs["training"].path, self.task), costs)

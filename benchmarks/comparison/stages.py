@@ -17,7 +17,9 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from rich.console import Console
 from rlaif_env.api import RLAIFError
 from rlaif_env.runs import write_json
 
-__all__ = ["Stage", "Stages", "content_of", "key_of"]
+__all__ = ["Stage", "Stages", "content_of", "settings_of"]
 
 _RECORD = "stage.json"
 
@@ -40,8 +42,7 @@ class Stage:
         key: Hash of all that it depends on.
         path: Its folder.
         seconds: Wall time of the process that finished it; what killed ones before it spent is not in it.
-        cpu_seconds: Likewise, processor time.
-        peak_megabytes: The process's greatest resident memory up to its end.
+        peak_megabytes: That process's greatest resident memory up to its end.
         cached: Whether it was there already.
     """
 
@@ -49,9 +50,12 @@ class Stage:
     key: str
     path: Path
     seconds: float
-    cpu_seconds: float
     peak_megabytes: float
     cached: bool
+
+    def read_json(self, file: str) -> Any:
+        """What a JSON file in the stage's folder holds."""
+        return json.loads((self.path / file).read_text(encoding="utf-8"))
 
 
 class Stages:
@@ -92,18 +96,20 @@ class Stages:
         Raises:
             RLAIFError: If the settings cannot be JSON, or another stage's folder is in the way.
         """
-        key = key_of(name, settings, needs)
+        key = _key_of(name, settings, needs)
         if key in self._known:
             return self._known[key]
         path = self.folder / f"{name}-{key[:12]}"
-        stage = _finished(name, key, path)
-        if stage is None:
+        cached = (path / _RECORD).exists()
+        message = f"[dim]{name}: there already ({path})" if cached else f"[bold]{name}[/]"
+        self.console.print(message, highlight=False, soft_wrap=True)
+        if not cached:
             if path.exists() and not goes_on:
                 shutil.rmtree(path)
             path.mkdir(parents=True, exist_ok=True)
-            self.console.print(f"[bold]{name}[/]", highlight=False)
             started, cpu = time.monotonic(), time.process_time()
             make(path)
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             record = {
                 "name": name,
                 "key": key,
@@ -111,44 +117,43 @@ class Stages:
                 "needs": [{"name": other.name, "key": other.key} for other in needs],
                 "seconds": round(time.monotonic() - started, 2),
                 "cpu_seconds": round(time.process_time() - cpu, 2),
-                "peak_megabytes": round(_peak_megabytes(), 1),
+                "peak_megabytes": round(peak / (1 << 20 if sys.platform == "darwin" else 1 << 10), 1),
             }
             write_json(path / _RECORD, record)
-            stage = _finished(name, key, path, cached=False)
-            assert stage is not None
+        stage = self._known[key] = _finished(name, key, path, cached)
+        if not cached:
             self.console.print(f"  {stage.seconds:.0f} s, in {path}", highlight=False, soft_wrap=True)
-        else:
-            self.console.print(f"[dim]{name}: there already ({path})", highlight=False, soft_wrap=True)
-        self._known[key] = stage
         return stage
 
 
-def _finished(name: str, key: str, path: Path, *, cached: bool = True) -> Stage | None:
+def _finished(name: str, key: str, path: Path, cached: bool) -> Stage:
     file = path / _RECORD
-    if not file.exists():
-        return None
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
-        found = record["key"]
-        seconds, cpu, peak = (float(record[field]) for field in ("seconds", "cpu_seconds", "peak_megabytes"))
+        recorded, seconds, peak = record["key"], float(record["seconds"]), float(record["peak_megabytes"])
     except (ValueError, KeyError, TypeError) as error:
         raise RLAIFError(f"expected {file} as this program wrote it, found {error!r}; remove the folder") from error
-    if found != key:
-        raise RLAIFError(f"expected {path} to be stage {name} with key {key[:12]}, found {found[:12]}; remove it")
-    return Stage(name, key, path, seconds, cpu, peak, cached)
+    if recorded != key:
+        raise RLAIFError(f"expected {path} to be stage {name} with key {key[:12]}, found {recorded[:12]}; remove it")
+    return Stage(name, key, path, seconds, peak, cached)
 
 
-def key_of(name: str, settings: Mapping[str, Any], needs: Sequence[Stage] = ()) -> str:
-    """SHA-256, in hexadecimal, of a stage's name, settings and needs.
-
-    Raises:
-        RLAIFError: If the settings are not JSON-able.
-    """
+def _key_of(name: str, settings: Mapping[str, Any], needs: Sequence[Stage]) -> str:
+    """SHA-256, in hexadecimal, of a stage's name, settings and needs."""
     try:
         text = json.dumps([name, settings, [stage.key for stage in needs]], sort_keys=True, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise RLAIFError(f"expected settings of stage {name!r} that JSON can hold, found {error}") from error
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def settings_of(config: Any, *without: str) -> dict[str, Any]:
+    """A data class as JSON holds it, without some fields ("agent.micro_batch" is one of a nested data class)."""
+    values: dict[str, Any] = json.loads(json.dumps(asdict(config), default=str))
+    for name in without:
+        *outer, last = name.split(".")
+        reduce(getitem, outer, values).pop(last)
+    return values
 
 
 def content_of(source: str | Path) -> str:
@@ -157,16 +162,10 @@ def content_of(source: str | Path) -> str:
     if not path.exists():
         return str(source)
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
-    total = hashlib.sha256()
+    digest = hashlib.sha256()
     for file in files:
-        digest = hashlib.sha256()
+        digest.update(f"{file.relative_to(path)}\0{file.stat().st_size}\n".encode())
         with file.open("rb") as stream:
             while chunk := stream.read(1 << 20):
                 digest.update(chunk)
-        total.update(f"{file.relative_to(path)}\0{digest.hexdigest()}\n".encode())
-    return f"sha256:{total.hexdigest()}"
-
-
-def _peak_megabytes() -> float:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1 << 20 if sys.platform == "darwin" else 1 << 10)
+    return f"sha256:{digest.hexdigest()}"

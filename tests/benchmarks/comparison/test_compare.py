@@ -10,17 +10,30 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from agents.reinforce import ReinforceConfig
-from benchmarks.comparison.arms import CompareConfig
+from agents.training.config import TrainingConfig
 from benchmarks.comparison.command import compare
+from benchmarks.comparison.config import AblationConfig, CompareConfig
 from benchmarks.comparison.figures import FIGURES
 from benchmarks.comparison.outcomes import over_optimised_from
+from benchmarks.comparison.pipeline import Pipeline
+from benchmarks.comparison.stages import Stage, Stages
+from benchmarks.evaluation.systems import System
+from rewards.direct_score import ScoreConfig
+from rewards.endpoint.config import ServerConfig
+from rewards.endpoint.limits import Limits
+from rewards.labeling.labeler import LabelingConfig
+from rewards.language_model.config import LanguageModelConfig
+from rewards.reward_model.training import RewardModelConfig
 from rlaif_env.api import RLAIFError
 from rlaif_env.data.preferences import write_preferences
+from rlaif_env.runs import write_json
 from tests import ROOT
 from tests.rewards.test_backends import preferences
 from tests.tiny import tiny_backbone
@@ -62,16 +75,14 @@ def settings(folder: Path, out: Path) -> CompareConfig:
     return CompareConfig(
         task=str(folder / "toy.toml"),
         model=str(folder / "policy"),
-        labeler=str(folder / "policy"),
+        labeler=LanguageModelConfig(str(folder / "policy")),
         out=out,
+        label=LabelingConfig(mode="score", minimum_mass=1e-9, scale=(1, 3)),
         label_pairs=120,
-        minimum_mass=1e-9,
-        scale=(1, 3),
-        rm_test_pairs=50,
-        updates=4,
-        prompts_per_update=3,
-        eval_prompts=6,
-        agent=ReinforceConfig(learning_rate=1e-2),
+        reward_model=RewardModelConfig(test_pairs=50),
+        train=TrainingConfig(
+            updates=4, prompts_per_update=3, group_size=2, eval_prompts=6, agent=ReinforceConfig(learning_rate=1e-2)
+        ),
     )
 
 
@@ -80,7 +91,7 @@ def finished(out: Path) -> dict[str, int]:
     return {file.parent.name: file.stat().st_mtime_ns for file in (out / "stages").glob("*/stage.json")}
 
 
-def told(out: Path) -> dict[str, object]:
+def outcome_of(out: Path) -> dict[str, object]:
     """What a comparison says, without what its making cost."""
     found = json.loads((out / "comparison.json").read_text())
     tables = [table for table in found["tables"] if "cost" not in table["title"]]
@@ -130,10 +141,10 @@ def test_every_policy_answers_the_same_prompts_and_is_judged_by_all(done: Path) 
 
 
 def test_called_again_nothing_is_made_again(folder: Path, done: Path) -> None:
-    before, said = finished(done), told(done)
+    before, outcome = finished(done), outcome_of(done)
     compare(settings(folder, done))
     assert finished(done) == before
-    assert told(done) == said
+    assert outcome_of(done) == outcome
 
 
 def test_another_setting_redoes_what_depends_on_it(folder: Path, done: Path) -> None:
@@ -172,10 +183,7 @@ def test_seeds_combined_labels_and_ablations(folder: Path, done: Path) -> None:
             settings(folder, out),
             arms=("combined-rm", "human-rm"),
             seeds=(0, 1),
-            pair_counts=(40, 160),
-            prompt_grid=0,
-            ablation_pairs=20,
-            staleness=True,
+            ablation=AblationConfig(pair_counts=(40, 160), prompt_grid=0, pairs=20, staleness=True),
             report=False,
         )
     )
@@ -194,27 +202,66 @@ def test_seeds_combined_labels_and_ablations(folder: Path, done: Path) -> None:
     assert set(both) == {"human", f"ai:{folder / 'policy'}"}
 
 
+class DryStages(Stages):
+    """Stages by their keys: nothing is made but a file of scores."""
+
+    def run(self, name: str, settings: Any, make: Any, **rest: Any) -> Stage:
+        return super().run(name, settings, lambda path: write_json(path / "scores.json", []), **rest)
+
+
+def test_what_a_server_answers_is_kept_apart_by_its_url(folder: Path, tmp_path: Path) -> None:
+    def keys(url: str, concurrency: int = 1, **server: Any) -> dict[str, str]:
+        labeler = LanguageModelConfig("served", url, server=ServerConfig(limits=Limits(concurrency), **server))
+        pipeline = Pipeline(replace(settings(folder, tmp_path), labeler=labeler), Console(quiet=True))
+        pipeline.stages = DryStages(tmp_path / "stages", Console(quiet=True))
+        for arm in ("direct-llm", "distilled-rm", "human-rm"):
+            pipeline.scores("direct-llm", System("", "", [], [], {}), pipeline.answers(arm, 0))
+        by_name = {stage.name: stage.key for stage in pipeline.stages.finished}
+        return by_name | {"self-llm": pipeline.training("self-llm", 0).key}
+
+    here, there = keys("http://localhost:1/v1"), keys("http://localhost:2/v1")
+    alike = {"rm-human", "train-human-rm-seed0", "answers-human-rm-seed0", "self-llm"}
+    assert {name for name in here if here[name] == there[name]} == alike
+    assert set(here) > alike | {"labels", "rm-ai", "train-distilled-rm-seed0", "judge-direct-llm-of-human-rm-seed0"}
+    assert keys("http://localhost:1/v1", 64, cache=False) == here
+    assert keys("http://localhost:1/v1", revision="2")["labels"] != here["labels"]
+
+
+def test_the_direct_score_is_asked_for_as_the_labels_are() -> None:
+    score = CompareConfig(label=LabelingConfig(mode="score", scale=(1, 5), shots=3, minimum_mass=0.1)).score
+    assert score == ScoreConfig((1, 5), 3, None, 0.1)
+    pairwise = CompareConfig(label=LabelingConfig(scale=(1, 5), shots=3, minimum_mass=0.1)).score
+    assert pairwise == ScoreConfig((1, 5), 0, None, 0.1)
+    assert CompareConfig().label.mode == "score"
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
         ({"arms": ("human",)}, "unknown arm 'human': expected one of human-rm, distilled-rm"),
         ({"arms": ()}, "expected arms to be given, each once"),
         ({"seeds": (1, 1)}, "expected seeds to be given, each once"),
-        ({"updates": 0}, "expected updates of at least 1, found 0"),
-        ({"eval_prompts": 1}, "expected at least 2 eval_prompts"),
-        ({"eval_prompts": 7}, "expected at most 6 eval_prompts, as many as split 'test' of 'toy' has, found 7"),
-        ({"labeler": "/no/such/model"}, "expected a model folder, found nothing at /no/such/model"),
+        ({"train": {"updates": 0}}, "expected updates of at least 1, found 0"),
+        ({"train": {"eval_prompts": 1}}, "expected at least 2 eval_prompts"),
+        (
+            {"train": {"eval_prompts": 7}},
+            "expected 1 to 6 prompts, as many as split 'test' of task 'toy' has, found 7",
+        ),
+        ({"ablation": {"pairs": 0}}, "expected ablation.pairs of at least 1, found 0"),
+        ({"labeler": {"model": "/no/such/model"}}, "expected a model folder, found nothing at /no/such/model"),
     ],
 )
 def test_bad_settings_are_told_before_anything_is_made(
-    folder: Path, tmp_path: Path, changed: dict[str, object], message: str
+    folder: Path, tmp_path: Path, changed: dict[str, Any], message: str
 ) -> None:
+    config = settings(folder, tmp_path / "bad")
     with pytest.raises(RLAIFError, match="^.*" + message.replace("(", "\\(")):
-        compare(replace(settings(folder, tmp_path / "bad"), **changed))  # type: ignore[arg-type]
+        nested = {name: replace(getattr(config, name), **v) for name, v in changed.items() if isinstance(v, dict)}
+        compare(replace(config, **{**changed, **nested}))
     assert not (tmp_path / "bad" / "stages").exists()
 
 
-def test_a_damaged_stage_record_is_told(folder: Path, done: Path) -> None:
+def test_a_damaged_stage_record_is_outcome_of(folder: Path, done: Path) -> None:
     record = next((done / "stages").glob("answers-sft-seed0-*/stage.json"))
     kept = record.read_text()
     record.write_text("{")
@@ -265,4 +312,4 @@ def test_killed_at_three_points_nothing_finished_is_made_again(folder: Path, don
     assert kept
     subprocess.run([sys.executable, "-c", script], env=environment, check=True)
     assert {name: finished(out)[name] for name in kept} == kept
-    assert told(out) == told(done)
+    assert outcome_of(out) == outcome_of(done)

@@ -1,0 +1,125 @@
+"""What a comparison runs: its arms, and the settings of each part."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Literal
+
+from agents.training.config import TrainingConfig
+from rewards.direct_score import ScoreConfig
+from rewards.labeling.labeler import LabelingConfig
+from rewards.language_model.config import LanguageModelConfig
+from rewards.reward_model.training import RewardModelConfig
+from rlaif_env.api import RLAIFError
+from rlaif_env.models import BUILTIN_MODEL
+
+__all__ = ["ARMS", "AblationConfig", "CompareConfig"]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A way to get a reward.
+
+    Attributes:
+        reward: The backend's name.
+        labels: Whose preferences its reward model learns, if it has one.
+        scorer: Which language model scores, if one does: the labeler, or the initial policy itself.
+    """
+
+    reward: str
+    labels: Literal["human", "ai", "same-size", "both"] | None = None
+    scorer: Literal["labeler", "policy"] | None = None
+
+
+ARMS: Mapping[str, Arm] = {
+    "human-rm": Arm("human-rm", "human"),  # RLHF
+    "distilled-rm": Arm("distilled-rm", "ai"),  # RLAIF
+    "same-size-rm": Arm("distilled-rm", "same-size"),  # the same, the labeler as large as the policy
+    "combined-rm": Arm("reward-model", "both"),
+    "direct-llm": Arm("direct-llm", scorer="labeler"),  # d-RLAIF
+    "self-llm": Arm("direct-llm", scorer="policy"),  # strict self-improvement
+}
+"""The arms by name; "sft" stands for the initial policy, which every one is compared with."""
+
+
+@dataclass(frozen=True)
+class AblationConfig:
+    """What else to measure.
+
+    Attributes:
+        staleness: How well each reward follows the gold measure early and late in the training of each arm.
+        labelers: More labelers, whose agreement with people is measured beside the labeler's.
+        prompt_grid: Measure the labelers' agreement with people for base and detailed preambles, with 0 to so many
+            shots, pairwise; -1 for not.
+        grid_cot: Also with rationales in that grid.
+        pair_counts: Train the human and the AI reward model again on so many pairs, for their accuracy.
+        pairs: Pairs judged by people that a labeler's agreement is measured on.
+    """
+
+    staleness: bool = False
+    labelers: tuple[str, ...] = ()
+    prompt_grid: int = -1
+    grid_cot: bool = False
+    pair_counts: tuple[int, ...] = ()
+    pairs: int = 200
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """Compare the reward backends: train with each, judge all by all, tables and plots.
+
+    Attributes:
+        task: A built-in task or a TOML file.
+        arms: Ways to get a reward: human-rm, distilled-rm, same-size-rm, combined-rm, direct-llm, self-llm.
+        seeds: One training a seed and arm. Three or more make the intervals over seeds mean something.
+        out: The folder; the same command goes on with it, and another setting redoes what depends on it only.
+        model: The initial policy, and the base of the reward models: built-in name, folder or Hugging Face id.
+        sft_data: Fine-tune the initial policy first: a file of demonstrations, or "builtin" for the built-in corpus.
+        labeler: The language model that labels and scores.
+        label: How it is asked for labels. Its scale and minimum_mass are those of the direct score too, and in mode
+            "score" its shots and template.
+        label_pairs: Pairs that the labeler labels.
+        human_labels: A file of people's preferences; those of the task where not given.
+        reward_model: How the reward models are trained.
+        train: How the policies are trained; its eval_prompts are what every policy answers in the end.
+        gold_rm: Also judge with a reward model that learned from people's preferences of the split "gold", which no
+            arm sees.
+        report: Write report.html.
+        ablation: What else to measure.
+    """
+
+    task: str = "movie-review"
+    arms: tuple[str, ...] = ("human-rm", "distilled-rm", "direct-llm")
+    seeds: tuple[int, ...] = (0,)
+    out: Path = Path("runs/compare")
+    model: str = BUILTIN_MODEL
+    sft_data: str | None = None
+    labeler: LanguageModelConfig = field(default_factory=LanguageModelConfig)
+    label: LabelingConfig = field(default_factory=lambda: LabelingConfig(mode="score"))
+    label_pairs: int = 1_500
+    human_labels: Path | None = None
+    reward_model: RewardModelConfig = field(default_factory=RewardModelConfig)
+    train: TrainingConfig = field(default_factory=TrainingConfig)
+    gold_rm: bool = True
+    report: bool = True
+    ablation: AblationConfig = field(default_factory=AblationConfig)
+
+    def __post_init__(self) -> None:
+        if unknown := [name for name in self.arms if name not in ARMS]:
+            raise RLAIFError(f"unknown arm {unknown[0]!r}: expected one of {', '.join(ARMS)}")
+        for name, values in {"arms": self.arms, "seeds": self.seeds}.items():
+            if not values or len(set(values)) < len(values):
+                raise RLAIFError(f"expected {name} to be given, each once, found {values}")
+        for name, count in {"label_pairs": self.label_pairs, "ablation.pairs": self.ablation.pairs}.items():
+            if count < 1:
+                raise RLAIFError(f"expected {name} of at least 1, found {count}")
+        if self.train.eval_prompts < 2:
+            raise RLAIFError(f"expected at least 2 eval_prompts, for an interval, found {self.train.eval_prompts}")
+
+    @property
+    def score(self) -> ScoreConfig:
+        """How the direct score is asked for; shots and template of a pairwise prompt are no score's."""
+        asked = self.label if self.label.mode == "score" else replace(self.label, shots=0, template=None)
+        return ScoreConfig(**{entry.name: getattr(asked, entry.name) for entry in fields(ScoreConfig)})

@@ -1,0 +1,249 @@
+"""The tables of a comparison of reward backends, shaped as the paper's.
+
+Pure functions of the outcomes. B prompts, S seeds; win rates pool the seeds and count a prompt once (its rows are one
+cluster).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.comparison.outcomes import Outcome, arms_of
+from benchmarks.comparison.stages import Stage
+from benchmarks.evaluation.aggregates import iqm_over_seeds
+from benchmarks.evaluation.length_control import length_control
+from benchmarks.evaluation.metrics import holm, paired_bootstrap_test
+from rlaif_env.data.tasks import Task
+from rlaif_env.statistics import Floats, Interval, bootstrap_mean
+from rlaif_env.tables import Cell, Table
+
+__all__ = ["comparison_tables", "judges_of", "percent", "terminal_table", "with_interval"]
+
+PAPER: Sequence[tuple[str, str, str, str, str]] = (
+    ("distilled-rm", "sft", "RLAIF vs SFT", "71; 63", "59; 61"),
+    ("human-rm", "sft", "RLHF vs SFT", "73; 64", "61; 61"),
+    ("distilled-rm", "human-rm", "RLAIF vs RLHF", "50; 52", "47; 50"),
+    ("same-size-rm", "sft", "same-size RLAIF vs SFT", "68; -", "59; -"),
+    ("direct-llm", "sft", "d-RLAIF vs SFT", "74; 66", "65; -"),
+    ("direct-llm", "same-size-rm", "d-RLAIF vs same-size RLAIF", "60; -", "56; -"),
+    ("direct-llm", "distilled-rm", "d-RLAIF vs RLAIF", "-", "-"),
+    ("direct-llm", "human-rm", "d-RLAIF vs RLHF", "-", "-"),
+    ("self-llm", "sft", "strict self-improvement vs SFT", "-", "-"),
+    ("combined-rm", "sft", "RLHF + RLAIF data vs SFT", "71; -", "61; -"),
+    ("combined-rm", "human-rm", "RLHF + RLAIF data vs RLHF", "-", "-"),
+)
+"""The paper's comparisons: two arms, their name, and what its raters preferred in %: summaries; helpful dialogue. Raw,
+then at equal length (sections 4.1 to 4.4, appendix J)."""
+
+_MAIN_JUDGES = 3  # that the main table has room for
+_WRITING = {
+    "length": "length, tokens",
+    "kl": "KL to SFT, nats",
+    "perplexity": "perplexity under SFT",
+    "distinct-2": "distinct-2",
+    "repeated-3": "repeated 3-grams",
+    "new_numbers": "numbers not in the prompt",
+    "new_names": "names not in the prompt",
+}
+
+
+def comparison_tables(outcomes: Sequence[Outcome], stages: Sequence[Stage], judges: Mapping[str, str]) -> list[Table]:
+    """All tables, the main one first; those that there is nothing for are left out."""
+    tables = [_main(outcomes, judges), _by_judge(outcomes, judges), _writing(outcomes)]
+    if len({outcome.seed for outcome in outcomes}) > 1:
+        tables.append(_over_seeds(outcomes, judges))
+    if models := [stage for stage in stages if stage.name.startswith("rm-")]:
+        tables.append(_reward_models(models))
+    return [*tables, _costs(outcomes)]
+
+
+def judges_of(outcomes: Sequence[Outcome], task: Task) -> dict[str, str]:
+    """Measures that say which response is better, with their names for people; what no arm was trained on first."""
+    measures = outcomes[0].system.measures
+    independent = {"judge:gold-rm": "people (gold RM)", "gold": f"gold ({task.gold})"}
+    judges = {name: title for name, title in independent.items() if name in measures}
+    rest = [name for name in measures if name.startswith("judge:") and name not in judges]
+    rest.sort(key=lambda name: name != "judge:direct-llm")
+    return judges | {name: name.removeprefix("judge:") for name in rest}
+
+
+def terminal_table(main: Table, judges: Mapping[str, str]) -> Table:
+    """The main table for a terminal: a line for what is raw, and one for what is at equal length."""
+    rows = []
+    for name, *cells in main.rows:
+        *ours, _, raw, controlled = cells
+        pairs = [*zip(ours[::2], ours[1::2], strict=True), (raw, controlled)]
+        rows.append([str(name).replace(" (", "\n("), *(f"{upper}\n{lower}" for upper, lower in pairs)])
+    columns = ["first against second", *list(judges.values())[:_MAIN_JUDGES], "the paper"]
+    caption = (
+        "upper line: wins in %, 95 % intervals; lower: at equal length. The paper's: its raters on summaries; dialogue"
+    )
+    return Table(main.title, columns, rows, caption)
+
+
+def percent(interval: Mapping[str, float]) -> str:
+    """A share with its interval, as JSON holds one, in whole percent."""
+    return "{:.0f} [{:.0f}, {:.0f}]".format(*(100 * interval[name] for name in ("estimate", "low", "high")))
+
+
+def with_interval(interval: Interval, *, sign: bool = False) -> str:
+    """A figure with its interval."""
+    digits = 1 if max(abs(interval.low), abs(interval.high)) >= 20 else 2
+    form = f"{'+' if sign else ''}.{digits}f"
+    return f"{interval.estimate:{form}} [{interval.low:{form}}, {interval.high:{form}}]"
+
+
+def _pooled(outcomes: Sequence[Outcome], arm: str, measure: str) -> Floats:
+    """A measure of an arm over seeds and prompts, (S * B,)."""
+    chosen = sorted((o for o in outcomes if o.arm == arm), key=lambda outcome: outcome.seed)
+    return np.concatenate([outcome.system.measures[measure] for outcome in chosen])
+
+
+def _prompt_of(outcomes: Sequence[Outcome], pooled: Floats) -> NDArray[np.int64]:
+    """Which prompt each row of a pooled measure belongs to, (S * B,)."""
+    return np.arange(pooled.size) % len(outcomes[0].system.prompts)
+
+
+def _mean(outcomes: Sequence[Outcome], values: Floats, *, sign: bool = False) -> str:
+    """Mean of a pooled measure, (S * B,), with its interval."""
+    finite = np.isfinite(values)
+    if finite.sum() < 2:
+        return "-"
+    clusters = _prompt_of(outcomes, values)[finite]
+    return with_interval(bootstrap_mean(values[finite], clusters=clusters), sign=sign)
+
+
+def _main(outcomes: Sequence[Outcome], judges: Mapping[str, str]) -> Table:
+    """Win rates in the paper's comparisons, raw and at equal length, beside the paper's own."""
+    arms, shown = arms_of(outcomes), list(judges)[:_MAIN_JUDGES]
+    rows: list[list[Cell]] = []
+    p_values = []
+    for a, b, name, *paper in PAPER:
+        if a not in arms or b not in arms:
+            continue
+        row: list[Cell] = [f"{name} ({a} vs {b})" if b != "sft" else f"{name} ({a})"]
+        for measure in shown:
+            first, second = (_pooled(outcomes, arm, measure) for arm in (a, b))
+            judged = np.isfinite(first) & np.isfinite(second)
+            p_first = (1 + np.sign(first - second)[judged]) / 2
+            clusters = _prompt_of(outcomes, first)[judged]
+            lengths = [np.maximum(_pooled(outcomes, arm, "length")[judged], 1) for arm in (a, b)]
+            wins = length_control(p_first, *lengths, clusters=clusters)
+            failed = "" if judged.all() else f"; {int((~judged).sum())} failed"
+            row += [percent(asdict(wins.raw)) + failed, percent(asdict(wins.controlled))]
+            if measure == shown[0]:
+                p_values.append(paired_bootstrap_test(np.full(p_first.size, 0.5), p_first, clusters=clusters))
+        rows.append([*row, *paper])
+    for row, p in zip(rows, holm(p_values).tolist(), strict=True):
+        row.insert(-2, f"{p:.3f}" if p >= 0.001 else "< 0.001")
+    ours = [f"{judges[measure]}: {what}, %" for measure in shown for what in ("wins", "at equal length")]
+    return Table(
+        "Main results: how often the first is preferred",
+        ["first against second", *ours, "p", "paper: wins, %", "paper: at equal length, %"],
+        rows,
+        "95 % intervals, ties ½, prompts as clusters; at equal length: logistic regression on the length ratio, "
+        "predicted at 1, refitted in every resample; p: no difference, by the first judge, Holm over the rows. The "
+        "paper's figures are its human raters' on summaries; helpful dialogue, with PaLM 2 (arXiv 2309.00267): other "
+        "tasks and models, so shape and order compare, not the numbers.",
+    )
+
+
+def _by_judge(outcomes: Sequence[Outcome], judges: Mapping[str, str]) -> Table:
+    """What every judge says of every policy: the change against SFT."""
+    start = {measure: _pooled(outcomes, "sft", measure) for measure in judges}
+    rows: list[list[Cell]] = [["sft", *(_mean(outcomes, values) for values in start.values())]]
+    for arm in arms_of(outcomes)[1:]:
+        changes = {measure: _pooled(outcomes, arm, measure) - start[measure] for measure in judges}
+        own = {f"judge:{arm}": " (its own)"}
+        rows.append([arm, *(_mean(outcomes, change, sign=True) + own.get(m, "") for m, change in changes.items())])
+    return Table(
+        "What each judge says of each policy",
+        ["policy", *judges.values()],
+        rows,
+        "SFT: the mean; the others: the change against SFT on the same prompts, 95 % intervals. Rewards have different "
+        "units: compare within a column. No arm was trained on the gold measures.",
+    )
+
+
+def _writing(outcomes: Sequence[Outcome]) -> Table:
+    """How the policies write: length, distance from SFT, repetition, what the prompt does not say."""
+    present = [name for name in _WRITING if name in outcomes[0].system.measures]
+    return Table(
+        "How the policies write",
+        ["policy", *(_WRITING[name] for name in present)],
+        [[arm, *(_mean(outcomes, _pooled(outcomes, arm, name)) for name in present)] for arm in arms_of(outcomes)],
+        "Means over held-out responses with 95 % intervals. Perplexity under SFT (none for an empty response) stands "
+        "for coherence, names and numbers that the prompt does not hold for hallucination: cheap signs, not proofs.",
+    )
+
+
+def _over_seeds(outcomes: Sequence[Outcome], judges: Mapping[str, str]) -> Table:
+    """Over seeds: the interquartile mean of each arm's change against SFT of the same seed."""
+    systems = {(outcome.arm, outcome.seed): outcome.system for outcome in outcomes}
+    rows: list[list[Cell]] = []
+    for arm in arms_of(outcomes)[1:]:
+        row: list[Cell] = [arm]
+        for measure in judges:
+            changes = [
+                float(np.nanmean(system.measures[measure] - systems["sft", seed].measures[measure]))
+                for (whose, seed), system in systems.items()
+                if whose == arm
+            ]
+            spread = f"{min(changes):+.3f} … {max(changes):+.3f}"
+            row.append(f"{with_interval(iqm_over_seeds(changes), sign=True)}; {spread}")
+        rows.append(row)
+    return Table(
+        "Over seeds",
+        ["policy", *judges.values()],
+        rows,
+        "Interquartile mean of the change against SFT with its bootstrap interval; least … greatest seed.",
+    )
+
+
+def _reward_models(models: Sequence[Stage]) -> Table:
+    """How good the reward models are on people's held-out preferences."""
+    rows: list[list[Cell]] = []
+    for stage in models:
+        report = stage.read_json("run/report.json")
+        trained_on = [report["training"]["pairs"], report["training"]["texts"]]
+        for judged_by, figures in report["figures"].items():
+            at_gap = figures.get("accuracy_at_gap")
+            accuracy = [percent(figures["accuracy"]), "-" if at_gap is None else percent(at_gap)]
+            calibration = [f"{figures['ece']:.3f}", f"{figures['brier']:.3f}"]
+            name = stage.name.removeprefix("rm-")
+            rows.append([name, judged_by, *trained_on, *accuracy, *calibration, percent(figures["longer"])])
+    trained, tested = ["labels", "tested on", "pairs", "texts"], ["accuracy, %", "wider gap, %", "ECE", "Brier"]
+    return Table(
+        "Reward models on held-out pairs",
+        [*trained, *tested, "always the longer, %"],
+        rows,
+        "Pairwise accuracy with 95 % intervals, ties ½; the wider gap: pairs whose mean human ratings differ by 0.5 or "
+        "more; always the longer: what that rule would get. The paper's: human RM 79.3 (summaries), 76.0 (helpful); "
+        "AI RM 74.2, 67.8.",
+    )
+
+
+def _costs(outcomes: Sequence[Outcome]) -> Table:
+    """Time by stage and arm, judgements and tokens that the labels took."""
+    rows: list[list[Cell]] = []
+    for arm in arms_of(outcomes)[1:]:
+        chosen = [outcome.costs for outcome in outcomes if outcome.arm == arm]
+        training = sum(costs["training"].seconds for costs in chosen) / len(chosen)
+        labels, model = chosen[0].get("labels"), chosen[0].get("reward model")
+        tokens = 0 if labels is None else int(labels.read_json("report.json")["tokens"]["input"])
+        sources = {} if model is None else model.read_json("run/report.json")["labels"]["sources"]
+        people = sum(count for who, count in sources.items() if who.startswith("human"))
+        seconds = [0.0 if stage is None else stage.seconds for stage in (labels, model)] + [training]
+        rows.append([arm, people, tokens, *map(round, seconds), round(sum(seconds))])
+    asked, spent = ["people's judgements", "labeler's input tokens"], ["labelling", "reward model", "training", "sum"]
+    return Table(
+        "What each arm cost",
+        ["arm", *asked, *(f"{stage}, s" for stage in spent)],
+        rows,
+        "Wall time in seconds on the machine that made it, other work on it included; training: mean over seeds; what "
+        "two arms share is counted in both. In the paper a label by PaLM 2 L cost about $0.06, by people $0.67.",
+    )
