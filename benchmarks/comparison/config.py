@@ -78,8 +78,8 @@ class CompareConfig:
         model: The initial policy, and the base of the reward models: built-in name, folder or Hugging Face id.
         sft_data: Fine-tune the initial policy first: a file of demonstrations, or "builtin" for the built-in corpus.
         labeler: The language model that labels and scores.
-        label: How it is asked for labels. Its scale and minimum_mass are those of the direct score too, and in mode
-            "score" its shots and template.
+        label: How the labeler is asked. Scale and minimum_mass hold for its direct score too, and in mode "score" so do
+            shots and template.
         label_pairs: Pairs that the labeler labels.
         human_labels: A file of people's preferences; those of the task where not given.
         reward_model: How the reward models are trained.
