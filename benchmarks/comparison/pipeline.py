@@ -222,8 +222,8 @@ class Pipeline:
 
         def make(folder: Path) -> None:
             backend = make_reward(judge.name, task=self.task, **judge.options)
-            found = judged(system, name, backend, self.task).measures[f"judge:{name}"].tolist()
-            write_json(folder / "scores.json", [score if np.isfinite(score) else None for score in found])
+            values = judged(system, name, backend, self.task).measures[f"judge:{name}"].tolist()
+            write_json(folder / "scores.json", [score if np.isfinite(score) else None for score in values])
 
         label, whose = name if name == "gold-rm" else judge.name, source.name.removeprefix("answers-")
         key, needs = {"judge": judge.key, **self.shared}, (*judge.needs, source)

@@ -77,13 +77,13 @@ def warnings_of(outcomes: Sequence[Outcome], task: Task) -> list[str]:
     for outcome in outcomes:
         if (history := outcome.history) is None:
             continue
-        found = []
+        notes = []
         if "gold" in history.curves:
             since = over_optimised_from(history.steps, history.curves["reward"], history.curves["gold"])
             if since is not None:
-                found.append(f"over-optimised: since update {since} the reward rises and the gold measure falls.")
-        found += _changes(starts[outcome.seed], outcome.system, f"judge:{outcome.arm}", task)
-        warnings += [f"{outcome.arm}, seed {outcome.seed}: {warning}" for warning in found]
+                notes.append(f"over-optimised: since update {since} the reward rises and the gold measure falls.")
+        notes += _changes(starts[outcome.seed], outcome.system, f"judge:{outcome.arm}", task)
+        warnings += [f"{outcome.arm}, seed {outcome.seed}: {note}" for note in notes]
     return warnings
 
 
