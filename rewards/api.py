@@ -10,7 +10,10 @@ from numpy.typing import NDArray
 
 from rlaif_env.api import RLAIFError
 
-__all__ = ["BoundedModel", "LanguageModel", "seen_logprobs", "usable_scale"]
+__all__ = ["MINIMUM_MASS", "BoundedModel", "LanguageModel", "seen_logprobs", "usable_scale"]
+
+MINIMUM_MASS = 1e-3
+"""The least probability on all labels together with which an answer is trusted: below it there is no score or label."""
 
 
 @runtime_checkable

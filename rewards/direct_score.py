@@ -12,20 +12,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rewards.api import BoundedModel, LanguageModel, seen_logprobs, usable_scale
+from rewards.api import MINIMUM_MASS, BoundedModel, LanguageModel, seen_logprobs, usable_scale
 from rewards.language_model.choice import language_model_from
 from rewards.prompts import score_prompt
 from rlaif_env.api import BackendError, RLAIFError, Scores
 from rlaif_env.data.tasks import Task, load_task
 from rlaif_env.models import BUILTIN_MODEL
 
-__all__ = ["DirectLLMScore", "expected_scores", "from_kwargs", "score_distribution"]
+__all__ = ["DirectLLMScore", "ScoreConfig", "expected_scores", "from_kwargs", "score_distribution"]
 
 
 def score_distribution(logprobs: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -41,6 +42,23 @@ def expected_scores(probabilities: NDArray[np.float64], scale: tuple[int, int] =
     low, high = scale
     scores: NDArray[np.float64] = probabilities @ np.arange(low, high + 1, dtype=np.float64)
     return scores
+
+
+@dataclass(frozen=True)
+class ScoreConfig:
+    """How a language model is asked for a score.
+
+    Attributes:
+        scale: Lowest and highest score; None is the task's.
+        shots: How many of the task's exemplars go before the sample.
+        template: A whole prompt of your own.
+        minimum_mass: Least probability on all scores together; under it there is no score.
+    """
+
+    scale: tuple[int, int] | None = None
+    shots: int = 0
+    template: str | None = None
+    minimum_mass: float = MINIMUM_MASS
 
 
 class DirectLLMScore:
