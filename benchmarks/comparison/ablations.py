@@ -15,6 +15,7 @@ from benchmarks.comparison.outcomes import Outcome, percent
 from benchmarks.comparison.stages import Stage, Stages, content_of
 from rewards import make_reward
 from rewards.labeling.command import LabelConfig, label
+from rewards.language_model.config import LanguageModelConfig
 from rlaif_env.api import RLAIFError
 from rlaif_env.data.tasks import Task
 from rlaif_env.runs import write_json
@@ -57,7 +58,8 @@ def labelling(stages: Stages, task: Task, config: CompareConfig) -> dict[str, An
                 folder: Path, name: str = name, url: str | None = url, settings: dict[str, Any] = settings
             ) -> None:
                 chosen = {**settings, "scale": tuple(settings["scale"])}
-                label(LabelConfig(task=config.task, model=name, llm_url=url, out=folder, **chosen), Console(quiet=True))
+                labeler = LanguageModelConfig(name, url)
+                label(LabelConfig(task=config.task, labeler=labeler, out=folder, **chosen), Console(quiet=True))
 
             key = {**settings, "model": content_of(name), "task": task.to_json()}
             stage = stages.run("labels-ablation", key, make, goes_on=True)

@@ -27,6 +27,7 @@ from benchmarks.evaluation.judges import judged
 from benchmarks.evaluation.systems import System, answer
 from rewards import make_reward
 from rewards.labeling.command import LabelConfig, label
+from rewards.language_model.config import LanguageModelConfig
 from rewards.reward_model.training import TrainRMConfig, train_and_save
 from rlaif_env.api import DataError, Preference, RLAIFError
 from rlaif_env.data.jsonl import read_jsonl, write_jsonl
@@ -104,8 +105,7 @@ class Pipeline:
         settings = LabelConfig(
             task=c.task,
             pairs=c.label_pairs,
-            model=name,
-            llm_url=url,
+            labeler=LanguageModelConfig(name, url),
             mode=c.label_mode,
             prompt=c.label_prompt,
             shots=c.label_shots,

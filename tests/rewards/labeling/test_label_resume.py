@@ -28,6 +28,7 @@ import os, signal, sys
 from pathlib import Path
 from rich.console import Console
 from rewards.labeling.command import LabelConfig, label
+from rewards.language_model.config import LanguageModelConfig
 
 source, out, log, point, count, model = sys.argv[1:]
 left = {point: int(count)}  # how often it comes past that point before it is killed there
@@ -63,7 +64,8 @@ else:
     judge = None
 if point == "writing":
     os.fsync = fsync
-config = LabelConfig(task="helpful", input=Path(source), out=Path(out), batch=3, model=model, minimum_mass=1e-9)
+labeler = LanguageModelConfig(model)
+config = LabelConfig(task="helpful", input=Path(source), out=Path(out), batch=3, labeler=labeler, minimum_mass=1e-9)
 label(config, Console(), judge)
 """
 

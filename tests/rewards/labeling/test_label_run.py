@@ -14,15 +14,20 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from rewards.endpoint.config import ServerConfig
+from rewards.endpoint.limits import Limits
 from rewards.labeling.command import LabelConfig, label, main
 from rewards.labeling.labeler import PreferenceLabeler
 from rewards.labeling.pair_source import SampledPairs, read_pairs
+from rewards.language_model.config import LanguageModelConfig
 from rlaif_env.api import BackendError, DataError, RLAIFError
 from rlaif_env.data.journal import Journal
 from rlaif_env.data.preferences import read_preferences
 from rlaif_env.data.tasks import load_task
 from rlaif_env.runs import RunError
 from tests.rewards.labeling.labelling import Judge, pair_rows, quiet, run, save_tiny_model, write_rows
+
+LIMITS = "--labeler.server.limits."
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +101,7 @@ def test_failures_are_kept_with_the_reason_and_asked_again_alone(tmp_path: Path)
 
 def test_low_mass_is_counted_and_not_asked_again(tmp_path: Path) -> None:
     source = write_rows(tmp_path / "pairs.jsonl", pair_rows(3))
-    report = run(tmp_path, Judge(mass=0.004), input=source)
+    report = run(tmp_path, Judge(mass=0.004), input=source, minimum_mass=0.01)
     assert (report["labelled"], report["low mass"], report["failed"]) == (0, 3, 0)
     assert report["label_mass"]["mean"] == pytest.approx(0.004)
     assert (tmp_path / "out" / "preferences.jsonl").read_text() == ""
@@ -105,7 +110,7 @@ def test_low_mass_is_counted_and_not_asked_again(tmp_path: Path) -> None:
     assert errors[0]["reason"].startswith("expected at least 0.01 of the probability on the labels")
     assert len(errors[0]["meta"]["label"]["answers"][0]["logprobs"][0]) == 2
     judge = Judge(mass=0.004)
-    run(tmp_path, judge, input=source)
+    run(tmp_path, judge, input=source, minimum_mass=0.01)
     assert judge.asked == []
 
 
@@ -190,8 +195,10 @@ def test_a_policy_responds_twice_and_is_not_asked_again(tmp_path: Path, tiny_mod
     task.write_text(
         'name = "short"\nkind = "dialogue"\ncriterion = "length"\nmax_prompt_tokens = 9\nmax_response_tokens = 3\n'
     )
-    options = {"task": str(task), "input": source, "policy": str(tiny_model), "model": str(tiny_model)}
-    config = LabelConfig(**options, out=tmp_path / "out", minimum_mass=1e-12, batch=2)
+    options: dict[str, Any] = {"task": str(task), "input": source, "policy": str(tiny_model)}
+    config = LabelConfig(
+        **options, labeler=LanguageModelConfig(str(tiny_model)), out=tmp_path / "out", minimum_mass=1e-12, batch=2
+    )
     report = label(config, quiet())
     assert report["pairs"] == 3  # distinct prompts
     assert report["labelled"] == 3
@@ -231,8 +238,8 @@ def test_a_dry_run_needs_no_weights_and_counts_tokens(
         if file.suffix != ".safetensors":
             (unloadable / file.name).write_bytes(file.read_bytes())
     source = write_rows(tmp_path / "pairs.jsonl", pair_rows(3))
-    options = ["--task", "helpful", "--input", str(source), "--model", str(unloadable), "--dry-run"]
-    assert main([*options, "--price-in", "2", "--price-out", "10"]) == 0
+    options = ["--task", "helpful", "--input", str(source), "--labeler.model", str(unloadable), "--dry-run"]
+    assert main([*options, f"{LIMITS}price-in", "2", f"{LIMITS}price-out", "10"]) == 0
     labeler = PreferenceLabeler(Judge(), "helpful")
     questions = [
         q for pair in read_pairs(source) for q in labeler.questions(pair.prompt, pair.response_1, pair.response_2)
@@ -244,13 +251,14 @@ def test_a_dry_run_needs_no_weights_and_counts_tokens(
         f"cost {(2 * read + 60) / 1e6:.4f}\n"
     )
     assert main([*options, "--cot", "--rationale-tokens", "100"]) == 0
-    assert "at most 606 written; give --price-in and --price-out for the cost" in capsys.readouterr().out
+    assert f"at most 606 written; give {LIMITS}price-in and price-out for the cost" in capsys.readouterr().out
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "pairs.jsonl"]
 
 
 def test_a_dry_run_knows_what_is_done_and_the_run_counts_its_cost(tmp_path: Path) -> None:
     source = write_rows(tmp_path / "pairs.jsonl", pair_rows(4))
-    prices = {"price_in": 1.0, "price_out": 4.0}
+    server = ServerConfig(limits=Limits(price_in=1.0, price_out=4.0))
+    prices = {"labeler": LanguageModelConfig(server=server)}
     console = quiet()
     report = run(tmp_path, console=console, input=source, cot=True, **prices)
     assert re.search(r"4/4 .*labels/s  0\.0 min left  cost 0\.00", console.file.getvalue())  # type: ignore[attr-defined]

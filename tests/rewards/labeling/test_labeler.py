@@ -115,7 +115,7 @@ def test_the_exchange_is_exact_on_a_real_model(tiny: LocalLM, how: dict[str, Any
     assert np.array_equal(two.p_first, 1 - one.p_first)
     assert np.array_equal(two.p_first[::-1], one.p_first)  # the same six pairs in another order
     assert len(set(one.p_first)) > 2
-    if labeler.cot:
+    if labeler.config.cot:
         rationales = [tuple(a["rationales"]) for r in one.records for a in r["answers"]]
         assert len(set(rationales)) == 6  # the pairs meet twice: both orders of each have a rationale of their own
         assert all(len(pair) == 2 and pair[0] != pair[1] for pair in rationales)
@@ -246,7 +246,7 @@ def test_too_little_mass_is_no_label_but_keeps_its_likelihoods() -> None:
     def faint(prompt: str, labels: Sequence[str]) -> list[float]:
         return [0.003, 0.003] if prompt.index("aa") < prompt.index("b") else [0.5, 0.4]
 
-    found = PreferenceLabeler(Judge(faint), "helpful").label(["x", "x"], ["aa", "b"], ["b", "aa"])
+    found = PreferenceLabeler(Judge(faint), "helpful", minimum_mass=0.01).label(["x", "x"], ["aa", "b"], ["b", "aa"])
     assert np.isnan(found.p_first).all()
     assert found.status == ("low mass", "low mass")
     assert found.mass.tolist() == pytest.approx([0.006, 0.006])
