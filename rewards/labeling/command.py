@@ -13,7 +13,6 @@ of the question, the model and the parameters is not asked again; what failed is
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
@@ -214,6 +213,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command ``rlaif label``; returns the exit code: 1 if no pair could be labelled."""
     import tyro
 
-    config = tyro.cli(LabelConfig, args=list(argv) if argv is not None else sys.argv[1:], prog="rlaif label")
+    config = tyro.cli(LabelConfig, args=argv, prog="rlaif label")
     report = label(config, Console())
     return 0 if config.dry_run or report["labelled"] else 1

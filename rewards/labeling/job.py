@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from rewards.api import LanguageModel
-from rewards.endpoint.config import ServerConfig
 from rewards.endpoint.limits import Limits
 from rewards.endpoint.model import EndpointLM
 from rewards.labeling.answers import Answer, Label
@@ -72,11 +72,6 @@ class LabelConfig(LabelingConfig):
             raise RLAIFError(f"expected batch and pairs from 1, found {self.batch} and {self.pairs}")
         if self.template is not None and self.template_file is not None:
             raise RLAIFError("expected a template or a file that holds one (template_file), found both")
-        server, limits = self.labeler.server, self.labeler.server.limits
-        plain = ServerConfig(limits=Limits(price_in=limits.price_in, price_out=limits.price_out))
-        given = [entry.name for entry in fields(server) if getattr(server, entry.name) != getattr(plain, entry.name)]
-        if given and self.labeler.url is None:
-            raise RLAIFError(f"expected a server's URL (labeler.url) with the settings {', '.join(given)}, found none")
 
 
 class LabelJob:
@@ -90,13 +85,17 @@ class LabelJob:
     def __init__(self, config: LabelConfig, model: LanguageModel | None = None) -> None:
         self.config = config
         self.task = load_task(config.task)
-        self._opened: LanguageModel | None = None
+        self._served: EndpointLM | None = None
         settings = {entry.name: getattr(config, entry.name) for entry in fields(LabelingConfig)}
         if config.template_file is not None:
             settings["template"] = _text_of(config.template_file)
-        model_or_name = model or self._connected() or _NotLoaded(config.labeler.name)
-        self.labeler = PreferenceLabeler(model_or_name, self.task, **settings)
-        self.count, self.exact = _token_counter(config.labeler, model)
+        opened = model
+        if model is None and config.labeler.url is not None and config.mode == "score" and not config.dry_run:
+            with suppress(BackendError):  # said when something is to be asked: what was answered can be written without
+                opened = self._loaded()  # now, as it may need another scale than the one asked for
+        self.labeler = PreferenceLabeler(opened or _NotLoaded(config.labeler.name), self.task, **settings)
+        self.exact = model is None and config.labeler.url is None
+        self._tokenizer = load_tokenizer(config.labeler.model) if self.exact else None
         self.tokens = [0, 0]  # read, written, over all runs of the job
         self.last_failure = ""
         self._failures: dict[str, Answer] = {}
@@ -141,29 +140,20 @@ class LabelJob:
             self.labeler.language_model = self._loaded()
 
     def _loaded(self) -> LanguageModel:
-        self._opened = language_model_from(self.config.labeler)
-        self._opened.name = self.config.labeler.name  # what the journal's keys are made with
-        return self._opened
-
-    def _connected(self) -> LanguageModel | None:
-        """A server that is to score, which may need another scale than the one asked for; None if it is not there."""
-        if self.config.labeler.url is None or self.config.mode != "score" or self.config.dry_run:
-            return None
-        try:
-            return self._loaded()
-        except BackendError:
-            return None  # said when something is to be asked: what was answered can be written without it
+        loaded = language_model_from(self.config.labeler)
+        loaded.name = self.config.labeler.name  # what the journal's keys are made with
+        self._served = loaded if isinstance(loaded, EndpointLM) else None
+        return loaded
 
     def server(self) -> dict[str, Any]:
         """What the labeler's server can do and has been asked in this process; empty without one."""
-        if not isinstance(self._opened, EndpointLM):
-            return {}
-        return {"server": self._opened.facts, "server_usage": asdict(self._opened.usage)}
+        served = self._served
+        return {"server": served.facts, "server_usage": asdict(served.usage)} if served else {}
 
     def close(self) -> None:
         """Close what this job opened."""
-        if isinstance(self._opened, EndpointLM):
-            self._opened.close()
+        if self._served:
+            self._served.close()
 
     def ask(self, pairs: Sequence[Pair], journal: Journal) -> bool:
         """Ask what is open of some pairs and put the answers in the journal; False if all that was asked failed."""
@@ -185,13 +175,16 @@ class LabelJob:
         """The label of a pair all of whose questions were asked."""
         if pair.problem:
             return Label(float("nan"), float("nan"), "failed", pair.problem, {})
-        one, two = self.labeler.questions(pair.prompt, pair.response_1, pair.response_2)
+        both = self.labeler.questions(pair.prompt, pair.response_1, pair.response_2)
+        keys = map(self.labeler.key, both)
+        one, two = (Answer.from_json(journal[key]) if key in journal else self._failures[key] for key in keys)
+        return self.labeler.combine(both, (one, two))
 
-        def answer(question: str) -> Answer:
-            key = self.labeler.key(question)
-            return Answer.from_json(journal[key]) if key in journal else self._failures[key]
-
-        return self.labeler.combine((one, two), (answer(one), answer(two)))
+    def count(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text; of a model that is not here a guess from the characters (``exact`` is false then)."""
+        if self._tokenizer is None:
+            return [max(1, round(len(text) / 4)) for text in texts]
+        return [len(row) for row in encode(self._tokenizer, texts)]
 
     def spent(self, question: str, rationales: Sequence[int] | None = None) -> list[int]:
         """Tokens read and written for a question with rationales of so many tokens (None: each at its limit)."""
@@ -202,11 +195,7 @@ class LabelJob:
         return [sum(2 * size + n for n in written), sum(n + 1 for n in written)]
 
     def note(self, row: Mapping[str, Any]) -> None:
-        """Check an answer of the journal and count its tokens.
-
-        Raises:
-            DataError: If it is no answer.
-        """
+        """Check an answer of the journal and count its tokens; raises `DataError` where it is none."""
         Answer.from_json(row)
         tokens = row.get("tokens", (0, 0))
         if not isinstance(tokens, list | tuple) or [type(count) for count in tokens] != [int, int]:
@@ -226,21 +215,10 @@ class _NotLoaded:
     def __init__(self, name: str) -> None:
         self.name = name
 
-    def label_logprobs(self, prompts: Sequence[str], labels: Sequence[str]) -> Any:
+    def label_logprobs(self, *asked: Any, **settings: Any) -> Any:
         raise BackendError(f"expected {self.name} to be loaded before it is asked")
 
-    def generate(self, prompts: Sequence[str], **settings: Any) -> list[str]:
-        raise BackendError(f"expected {self.name} to be loaded before it is asked")
-
-
-def _token_counter(
-    labeler: LanguageModelConfig, model: LanguageModel | None
-) -> tuple[Callable[[Sequence[str]], list[int]], bool]:
-    """Counts tokens of texts, and whether it is exact: of a model that is not here it guesses from the characters."""
-    if labeler.url is not None or model is not None:
-        return lambda texts: [max(1, round(len(text) / 4)) for text in texts], False
-    tokenizer = load_tokenizer(labeler.model)
-    return lambda texts: [len(row) for row in encode(tokenizer, texts)], True
+    generate = label_logprobs
 
 
 def _text_of(path: Path) -> str:

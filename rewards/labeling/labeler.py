@@ -79,7 +79,6 @@ class LabelingConfig(ScoreConfig):
 
     Attributes:
         scale: Lowest and highest score, with mode "score"; None is the task's.
-        shots: How many of the task's exemplars go before the sample.
         template: A whole prompt of your own, with {response_1} and {response_2} or {text_1} and {text_2} (and
             {prompt}); with mode "score" with {response} or {text}. It asks for the better response, whatever the task.
         minimum_mass: A pair for which the label mass is less gets no label.
@@ -165,12 +164,13 @@ class PreferenceLabeler:
         self.language_model = language_model
         self.task = load_task(task)
         self.config = LabelingConfig(**settings)
-        pairwise, template = self.config.mode == "pairwise", self.config.template
         self.scale, self.fallback = checked_scale(self.config.scale or self.task.scale), ""
-        if not pairwise:
-            self.scale, self.fallback = usable_scale(language_model, self.scale, template)
-        self._answer_tokens = ["1", "2"] if pairwise else [str(i) for i in range(self.scale[0], self.scale[1] + 1)]
-        self._inverted = pairwise and template is None and pair_wording(self.task).inverted
+        self._answer_tokens, self._inverted = ["1", "2"], False
+        if self.config.mode == "score":
+            self.scale, self.fallback = usable_scale(language_model, self.scale, self.config.template)
+            self._answer_tokens = [str(i) for i in range(self.scale[0], self.scale[1] + 1)]
+        elif self.config.template is None:
+            self._inverted = pair_wording(self.task).inverted
         self.questions("", "", "")  # a bad template or number of shots is an error now, not in the first batch
 
     @property
@@ -184,14 +184,8 @@ class PreferenceLabeler:
         shared |= {"prompt": c.prompt, "inverted": self._inverted}
         if not c.cot:
             return shared
-        return shared | {
-            "ending": pair_wording(self.task).ending,
-            "samples": c.samples,
-            "temperature": c.rationale_temperature,
-            "top_k": _TOP_K,
-            "seed": c.seed,
-            "rationale_tokens": c.rationale_tokens,
-        }
+        shared |= {"ending": pair_wording(self.task).ending, "samples": c.samples, "seed": c.seed, "top_k": _TOP_K}
+        return shared | {"temperature": c.rationale_temperature, "rationale_tokens": c.rationale_tokens}
 
     def questions(self, prompt: str, response_1: str, response_2: str) -> tuple[str, str]:
         """The two prompts of a pair: with the first response shown first or scored, then with the second."""
@@ -200,8 +194,8 @@ class PreferenceLabeler:
         def question(y1: str, y2: str) -> str:
             if c.mode == "score":
                 return score_prompt(self.task, prompt, y1, scale=self.scale, shots=c.shots, template=c.template)
-            own: dict[str, Any] = {"shots": c.shots, "rationale": c.cot, "template": c.template}
-            return pairwise_prompt(self.task, prompt, y1, y2, preamble=c.prompt, **own)
+            shown: dict[str, Any] = {"preamble": c.prompt, "shots": c.shots, "rationale": c.cot}
+            return pairwise_prompt(self.task, prompt, y1, y2, template=c.template, **shown)
 
         return question(response_1, response_2), question(response_2, response_1)
 
@@ -210,12 +204,7 @@ class PreferenceLabeler:
         return _sha256(json.dumps([self.language_model.name, self.parameters, question], sort_keys=True))
 
     def label(self, prompts: Sequence[str], responses_1: Sequence[str], responses_2: Sequence[str]) -> Labels:
-        """Label n pairs; each distinct question is asked once.
-
-        Args:
-            prompts: n prompts; empty where whole texts are compared.
-            responses_1: n responses.
-            responses_2: n responses.
+        """Label n pairs (prompts may be empty where whole texts are compared); each distinct question is asked once.
 
         Returns:
             n labels in the same order. A row that failed has p_first NaN; it does not stop the others.
@@ -254,24 +243,20 @@ class PreferenceLabeler:
             return Answer(status="too long", reason=str(error))
         if tokens <= room:
             return None
-        reason = (
-            f"expected at most {room} tokens{f' beside a rationale of {beside}' if beside else ''} in the context, "
-            f"found {tokens}; shorten the texts or use fewer exemplars"
-        )
+        reason = f"expected at most {room} tokens" + (f" beside a rationale of {beside}" if beside else "")
+        reason += f" in the context, found {tokens}; shorten the texts or use fewer exemplars"
         return Answer(status="too long", reason=reason)
 
     def _ask(self, questions: list[str]) -> list[Answer]:
         if not self.config.cot:
             return [self._answer([row]) for row in self._label_logprobs(questions)]
-        rationales: list[list[str]] = []
-        rows: list[list[_Seen]] = []
+        rationales, seen = [], []
         for k in range(self.config.samples):
             rationales.append(self._rationales(questions, k))
             asked = [label_prompt(self.task, q, r) for q, r in zip(questions, rationales[-1], strict=True)]
-            rows.append(self._label_logprobs(asked))
-        return [
-            self._answer(*both) for both in zip(zip(*rows, strict=True), zip(*rationales, strict=True), strict=True)
-        ]
+            seen.append(self._label_logprobs(asked))
+        each = zip(zip(*seen, strict=True), zip(*rationales, strict=True), strict=True)
+        return [self._answer(*both) for both in each]
 
     def _rationales(self, questions: list[str], k: int) -> list[str]:
         """The k-th rationale of each question."""
@@ -327,9 +312,8 @@ class PreferenceLabeler:
             entries.append(entry)
         record: dict[str, Any] = {"mode": self.config.mode, "model": self.language_model.name}
         record |= {"parameters": self.parameters, "answers": entries}
-        for answer in answers:
-            if answer.status != "ok":
-                return Label(math.nan, math.nan, answer.status, answer.reason, record)
+        if failed := [answer for answer in answers if answer.status != "ok"]:
+            return Label(math.nan, math.nan, failed[0].status, failed[0].reason, record)
         record["mass"] = least = min(masses)
         if not least >= self.config.minimum_mass:
             reason = (

@@ -24,9 +24,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["PREAMBLES", "PairExemplar", "PairWording", "label_prompt", "pair_wording", "pairwise_prompt"]
-
-PREAMBLES = ("base", "detailed")
+__all__ = ["PairExemplar", "PairWording", "label_prompt", "pair_wording", "pairwise_prompt"]
 
 
 @dataclass(frozen=True)
@@ -85,13 +83,11 @@ def pair_wording(task: Task) -> PairWording:
         "dialogue": ("a conversation and two responses to it", "response", wordings["helpful"].sample),
     }[task.kind]
     criterion = task.criterion.strip().rstrip(".")
-    base = (
-        f"You are an expert rater. Read {things} and answer 1 or 2: which {noun} is better? What counts is {criterion}."
-    )
+    asked = f"Read {things} and answer 1 or 2: which {noun} is better? What counts is {criterion}."
     alone = f"The better {noun} is told by one thing only: {criterion}. Neither its place nor its length matters."
     return PairWording(
-        base=base,
-        detailed=f"{alone}\n\n{base}",
+        base=f"You are an expert rater. {asked}",
+        detailed=f"{alone}\n\nYou are an expert rater. {asked}",
         sample=sample,
         request=f"Say for each {noun} {criterion}, and which one is better therefore.\n\nRationale:",
         ending=f"Preferred {noun.capitalize()}=",
@@ -118,7 +114,7 @@ def pairwise_prompt(
         prompt: What the responses answer.
         response_1: The response shown first.
         response_2: The response shown second.
-        preamble: One of `PREAMBLES`.
+        preamble: "base" or "detailed".
         shots: Number of exemplars.
         rationale: Whether it ends in the request for a rationale; `label_prompt` then goes on with the answer.
         template: A whole prompt to use instead, with ``{prompt}``, ``{response_1}``, ``{response_2}`` or ``{text_1}``,
@@ -136,8 +132,9 @@ def pairwise_prompt(
     if template is not None:
         return fill(template, **texts(prompt, response_1, response_2))
     wording = pair_wording(task)
-    if preamble not in PREAMBLES:
-        raise RLAIFError(f"expected the labelling prompt {' or '.join(PREAMBLES)}, found {preamble!r}")
+    preambles = {"base": wording.base, "detailed": wording.detailed}
+    if preamble not in preambles:
+        raise RLAIFError(f"expected the labelling prompt {' or '.join(preambles)}, found {preamble!r}")
     if not 0 <= shots <= len(wording.exemplars):
         raise RLAIFError(
             f"expected 0 to {len(wording.exemplars)} shots for task {task.name!r}, found {shots}; give a template of "
@@ -148,7 +145,7 @@ def pairwise_prompt(
         asked = f"\n\n{wording.request}" if rationale else f"\n{wording.ending}"
         return fill(wording.sample, **texts(x, y1, y2)) + asked
 
-    parts = [wording.detailed if preamble == "detailed" else wording.base]
+    parts = [preambles[preamble]]
     for e in wording.exemplars[:shots]:
         shown = sample(e.prompt, e.response_1, e.response_2)
         parts.append((label_prompt(task, shown, e.rationale) if rationale else shown) + e.answer)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -18,6 +18,7 @@ from rewards.labeling.answers import Label
 from rewards.labeling.pair_source import Pair
 from rlaif_env.api import RLAIFError
 from rlaif_env.statistics import (
+    Clusters,
     Interval,
     accuracy,
     brier,
@@ -29,8 +30,6 @@ from rlaif_env.statistics import (
 from rlaif_env.tables import Table
 
 __all__ = ["Alignment", "Tally", "alignment", "as_markdown", "interval_text", "prompt_clusters"]
-
-Key = TypeVar("Key", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ def alignment(p_first: ArrayLike, human: ArrayLike, prompts: Sequence[Hashable])
     return Alignment(ties, share, kappa)
 
 
-def prompt_clusters(prompts: Sequence[Key]) -> Sequence[Key] | None:
+def prompt_clusters(prompts: Sequence[Hashable]) -> Clusters | None:
     """The prompt of each row as its cluster; None where prompts do not group the rows (all differ, or one for all)."""
     return prompts if 1 < len(set(prompts)) < len(prompts) else None
 
@@ -136,10 +135,10 @@ class Tally:
         p, human, longer, prompts = (np.array(column) for column in zip(*self._judged, strict=True))
         judges = {"alignment": p, "always_longer": longer, "always_first": np.ones_like(p)}
         aligned = {name: alignment(choice, human, prompts.tolist()) for name, choice in judges.items()}
-        labeler, decided = aligned["alignment"], human != 0.5
+        labeler = aligned["alignment"]
         if labeler.share is None:
             return None
-        p, human = p[decided], human[decided]
+        p, human = p[human != 0.5], human[human != 0.5]
         return {
             "pairs": labeler.share.n,
             "ties_left_out": labeler.ties,

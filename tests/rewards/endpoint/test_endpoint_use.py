@@ -197,12 +197,6 @@ def test_what_an_earlier_process_recorded_is_kept(server: FaultServer, tmp_path:
     assert (report["labelled"], report["asked_in_this_run"]) == (2, 0)
 
 
-def test_settings_of_a_labellers_server_without_one_say_so() -> None:
-    with pytest.raises(RLAIFError) as caught:
-        LabelConfig(task="helpful", labeler=LanguageModelConfig(server=ServerConfig(route="chat")))
-    assert "expected a server's URL (labeler.url) with the settings route, found none" in str(caught.value)
-
-
 def test_the_prices_of_the_command_are_the_servers(server: FaultServer, tmp_path: Path) -> None:
     source = write_rows(tmp_path / "pairs.jsonl", pair_rows(2))
     labeler = served(server, limits=Limits(price_in=2.0, price_out=8.0))

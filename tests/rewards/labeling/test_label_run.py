@@ -7,6 +7,7 @@ import json
 import os
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +187,54 @@ def test_another_configuration_does_not_write_into_a_runs_folder(tmp_path: Path)
         run(tmp_path, input=source, prompt="detailed")
     with pytest.raises(RLAIFError, match="expected batch and pairs from 1, found 0 and None"):
         run(tmp_path, input=source, batch=0)
+
+
+def test_what_only_decides_how_a_run_is_done_may_differ_when_it_goes_on(tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "pairs.jsonl", pair_rows(2))
+    url = "http://localhost:1"
+    first = LanguageModelConfig("scorer", url)
+    run(tmp_path, input=source, labeler=first)
+    server = ServerConfig(
+        api_key_env="OTHER", cache=False, progress=True, limits=Limits(concurrency=2, retries=0, price_in=1.0)
+    )
+    judge = Judge()
+    run(tmp_path, judge, input=source, batch=7, labeler=replace(first, device="cpu", server=server))
+    assert judge.asked == []
+    others = {
+        "labeler.model": LanguageModelConfig("another", url),
+        "labeler.url": LanguageModelConfig("scorer", "http://localhost:2"),
+        "labeler.chat": replace(first, chat=True),
+        "labeler.dtype": replace(first, dtype="float32"),
+        "labeler.server.revision": replace(first, server=ServerConfig(revision="2")),
+        "labeler.server.route": replace(first, server=ServerConfig(route="chat")),
+        "labeler.server.boundaries": replace(first, server=ServerConfig(boundaries="prefix")),
+        "labeler.server.extra.x": replace(first, server=ServerConfig(extra={"x": 1})),
+    }
+    for name, other in others.items():
+        with pytest.raises(RunError, match=re.escape(f"({name}: ")):
+            run(tmp_path, input=source, labeler=other)
+    for name, value in {"seed": 1, "minimum_mass": 0.5, "max_tokens": 9, "pairs": 1}.items():
+        with pytest.raises(RunError, match=rf"\({name}: "):
+            run(tmp_path, input=source, labeler=first, **{name: value})
+
+
+def test_a_template_is_given_once(tmp_path: Path) -> None:
+    (tmp_path / "own.txt").write_text("{response_1} or {response_2}? ")
+    source = write_rows(tmp_path / "pairs.jsonl", pair_rows(1))
+    with pytest.raises(RLAIFError, match="expected a template or a file that holds one"):
+        run(tmp_path, input=source, template="{response_1}{response_2}", template_file=tmp_path / "own.txt")
+    with pytest.raises(RLAIFError, match="expected a template in UTF-8 at"):
+        run(tmp_path, input=source, template_file=tmp_path / "none.txt")
+    run(tmp_path, judge := Fair(), input=source, template_file=tmp_path / "own.txt")
+    assert sorted(judge.asked) == ["one 0 or two 0? ", "two 0 or one 0? "]
+
+
+class Fair(Judge):
+    """Finds every two responses equal."""
+
+    def label_logprobs(self, prompts: Sequence[str], labels: Sequence[str]) -> np.ndarray:
+        self.asked += prompts
+        return np.log(np.full((len(prompts), len(labels)), 0.5))
 
 
 def test_a_policy_responds_twice_and_is_not_asked_again(tmp_path: Path, tiny_model: Path) -> None:

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 
 from rewards.api import LanguageModel
 from rewards.direct_score import DirectLLMScore
-from rewards.labeling.labeler import PreferenceLabeler
+from rewards.labeling.labeler import PreferenceLabeler, compare_scores, mean_of_orders
 from rewards.labeling.pairwise_prompts import pair_wording, pairwise_prompt
 from rewards.language_model.choice import language_model_from
 from rewards.language_model.local import LocalLM
@@ -131,6 +131,38 @@ def test_a_judge_that_always_says_one_prefers_nothing(task: Any, how: dict[str, 
     found = PreferenceLabeler(Judge(always_one, scribble), task, **how).label(["x", "y"], ["a", "b"], ["c", "d"])
     assert found.p_first.tolist() == [0.5, 0.5]
     assert found.status == ("ok", "ok")
+
+
+@pytest.mark.parametrize(
+    ("p_1", "p_1_swapped", "p_first"),
+    [(0.8, 0.4, 0.7), (0.9, 0.9, 0.5), (1.0, 0.0, 1.0), (0.25, 0.75, 0.25), (0.5, 0.5, 0.5)],
+)
+def test_the_mean_of_both_orders_by_hand(p_1: float, p_1_swapped: float, p_first: float) -> None:
+    assert mean_of_orders(p_1, p_1_swapped) == pytest.approx(p_first, abs=1e-15)  # (p_1 + 1 - p_1_swapped) / 2
+    assert mean_of_orders(p_1_swapped, p_1) == 1 - mean_of_orders(p_1, p_1_swapped)
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "p_first"),
+    [
+        ([0.0, 0.0, 1.0], [1.0, 0.0, 0.0], 1.0),
+        ([0.0, 1.0, 0.0], [0.0, 1.0, 0.0], 0.5),
+        ([0.5, 0.5], [0.25, 0.75], 0.375),  # higher .5*.25 = .125, equal .125 + .375 = .5
+        ([0.2, 0.3, 0.5], [0.5, 0.25, 0.25], 0.675),  # higher .15 + .375 = .525, equal .1 + .075 + .125 = .3
+    ],
+)
+def test_two_distributions_by_hand(one: list[float], two: list[float], p_first: float) -> None:
+    first, second = np.array(one), np.array(two)
+    assert compare_scores(first, second) == pytest.approx(p_first, abs=1e-15)
+    assert compare_scores(second, first) == 1 - compare_scores(first, second)
+
+
+def test_the_scale_is_the_tasks_unless_another_is_named() -> None:
+    scales = {
+        task: PreferenceLabeler(Judge(arbitrary), task, mode="score").scale for task in ("movie-review", "helpful")
+    }
+    assert scales == {"movie-review": (1, 9), "helpful": (1, 10)}
+    assert PreferenceLabeler(Judge(arbitrary), mode="score", scale=(0, 5)).scale == (0, 5)
 
 
 def by_position(prompt: str, labels: Sequence[str]) -> list[float]:
