@@ -38,15 +38,15 @@ class Plan:
     """How a project's items are given out.
 
     Attributes:
-        form: What is asked.
-        overlap: How many annotators judge each item; 0 for all.
-        repeats: Share of items that an annotator is shown again, the order swapped.
+        form: "preference": which of two responses is better. "harmless": whether one is. "score": 1 to 10.
+        overlap: How many annotators judge each item; 0 for all of them.
+        repeats: Share of items that each annotator is shown again, the order swapped.
         checks: Attention checks for each item.
         seed: Of all orders.
-        criterion: What makes a response better, in words; "" if nobody said.
+        criterion: What makes a response better, told above the page.
     """
 
-    form: Form
+    form: Form = "preference"
     overlap: int = 0
     repeats: float = 0.1
     checks: float = 0.05
@@ -116,11 +116,14 @@ class Judgement:
     seconds: float
 
     @property
+    def p_shown_first(self) -> float:
+        """Of a preference: 1 if the response shown first is preferred, 0 if the other, ½ for a tie."""
+        return {"1": 1.0, "2": 0.0, "0": 0.5}[self.choice]
+
+    @property
     def p_first(self) -> float:
         """Of a preference: 1 if the item's first response is preferred, 0 if its second, ½ for a tie."""
-        if self.choice == "0":
-            return 0.5
-        return float((self.choice == "1") != self.swapped)
+        return 1 - self.p_shown_first if self.swapped else self.p_shown_first
 
     def value(self, form: Form) -> float:
         """The answer as a number: the preference, 1 for harmless, or the score."""

@@ -35,7 +35,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from benchmarks.annotate.project import Answer, StoreError
+from benchmarks.annotate.project import Annotator, Answer, StoreError
 from benchmarks.annotate.store import Store
 from rlaif_env.api import DataError, RLAIFError
 from rlaif_env.data.jsonl import json_object
@@ -82,21 +82,14 @@ def listen(host: str, port: int) -> socket.socket:
     if not 0 <= port <= 65_535:
         raise RLAIFError(f"expected a port from 0 to 65535, found {port}")
     try:
-        family, kind, number, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        found = socket.socket(family, kind, number)
-        try:
-            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            found.bind(address)
-            found.listen(128)
-        except BaseException:
-            found.close()
-            raise
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        both = family == socket.AF_INET6 and socket.has_dualstack_ipv6()
+        return socket.create_server(address, family=family, backlog=128, dualstack_ipv6=both)
     except OSError as error:
+        why = (error.strerror or str(error)).partition(" (while")[0]
         raise RLAIFError(
-            f"expected to listen on port {port} of {host}, found: {error.strerror or error}; name another (--port; 0 "
-            "is any that is free)"
+            f"expected to listen on port {port} of {host}, found: {why}; name another (--port; 0 is any that is free)"
         ) from error
-    return found
 
 
 def serve(app: Starlette, sock: socket.socket) -> None:
@@ -128,13 +121,8 @@ def application(store: Store, *, host: str = "127.0.0.1", token: str | None = No
         joining: Whether whoever opens the page may give a name and begin.
     """
     page = files("benchmarks.annotate").joinpath("page.html").read_text(encoding="utf-8")
-    settings = {
-        "form": store.plan.form,
-        "criterion": store.plan.criterion,
-        "csrf": store.csrf,
-        "joining": joining,
-        "project": store.fingerprint[:16],
-    }
+    settings = {"form": store.plan.form, "criterion": store.plan.criterion, "csrf": store.csrf, "joining": joining}
+    settings["project"] = store.fingerprint[:16]
     shown = json.dumps(settings).replace("<", "\\u003c")  # no text in it can end the script element
 
     async def index(request: Request) -> Response:
@@ -148,27 +136,21 @@ def application(store: Store, *, host: str = "127.0.0.1", token: str | None = No
             raise StoreError("expected an annotator's link, found none: this project is by invitation", 403)
         return JSONResponse({"key": (await run_in_threadpool(store.join, _field(body, "name", str))).key}, 201)
 
-    def action(act: Callable[[Any, dict[str, Any]], dict[str, Any]]) -> Callable[[Request], Any]:
-        async def endpoint(request: Request) -> Response:
-            body = await _body(request)
-            key = request.headers.get("x-annotator", "")
-            return JSONResponse(await run_in_threadpool(lambda: act(store.annotator(key), body)))
+    actions: dict[str, Callable[[Annotator, dict[str, Any]], dict[str, Any]]] = {
+        "/state": lambda who, body: store.state(who),
+        "/answer": lambda who, body: store.answer(who, _answer(body)),
+        "/undo": lambda who, body: store.undo(who, _field(body, "showing", int)),
+    }
 
-        return endpoint
-
-    def state(who: Any, body: dict[str, Any]) -> dict[str, Any]:
-        return store.state(who)
-
-    def answer(who: Any, body: dict[str, Any]) -> dict[str, Any]:
-        return store.answer(who, _answer(body))
-
-    def undo(who: Any, body: dict[str, Any]) -> dict[str, Any]:
-        return store.undo(who, _field(body, "showing", int))
+    async def act(request: Request) -> Response:
+        body = await _body(request)
+        key, action = request.headers.get("x-annotator", ""), actions[request.url.path]
+        return JSONResponse(await run_in_threadpool(lambda: action(store.annotator(key), body)))
 
     machine = socket.gethostname().lower()
     names = _LOOPBACK if is_loopback(host) else _LOOPBACK | {host.lower(), machine, f"{machine}.local"}
     guard = Middleware(_Guard, names=names, addresses=not is_loopback(host), token=token, csrf=store.csrf)
-    posts = {"/join": join, "/state": action(state), "/answer": action(answer), "/undo": action(undo)}
+    posts = {"/join": join, **dict.fromkeys(actions, act)}
     return Starlette(
         routes=[Route("/", index), *(Route(path, endpoint, methods=["POST"]) for path, endpoint in posts.items())],
         middleware=[guard],
@@ -202,10 +184,8 @@ class _Guard:
         if scope["type"] != "http":
             return
         problem = self._problem(scope)
-        if problem is None:
-            await self.app(scope, receive, secured)
-        else:
-            await JSONResponse({"error": problem}, 403)(scope, receive, secured)
+        app = self.app if problem is None else JSONResponse({"error": problem}, 403)
+        await app(scope, receive, secured)
 
     def _problem(self, scope: Scope) -> str | None:
         """Why a request is refused; None if it is not."""
@@ -221,9 +201,8 @@ class _Guard:
             return None
         if headers.get("origin", "").lower() not in (f"http://{host}", f"https://{host}"):
             return "expected a request of this page, found one of another origin"
-        if headers.get("sec-fetch-site", "same-origin") != "same-origin" or not _same(
-            self.csrf, headers.get("x-csrf", "")
-        ):
+        same_site = headers.get("sec-fetch-site", "same-origin") == "same-origin"
+        if not same_site or not _same(self.csrf, headers.get("x-csrf", "")):
             return "expected a request of this page, found none of its marks: reload the page"
         if headers.get("content-type", "").partition(";")[0].strip() != "application/json":
             return "expected a body of application/json"
@@ -240,8 +219,8 @@ class _Guard:
         return self.addresses
 
 
-def _same(secret: str, found: str) -> bool:
-    return hmac.compare_digest(secret.encode(), found.encode("utf-8", "surrogateescape"))
+def _same(secret: str, given: str) -> bool:
+    return hmac.compare_digest(secret.encode(), given.encode("utf-8", "surrogateescape"))
 
 
 async def _body(request: Request) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import unicodedata
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -99,14 +99,7 @@ class Store:
                 self._db.close()
                 raise
         self.fingerprint, self.csrf, self.token = (facts[name] for name in ("fingerprint", "csrf", "token"))
-        self.plan = Plan(
-            form=facts["form"],
-            overlap=int(facts["overlap"]),
-            repeats=float(facts["repeats"]),
-            checks=float(facts["checks"]),
-            seed=int(facts["seed"]),
-            criterion=facts["criterion"],
-        )
+        self.plan = Plan(**{name: type(default)(facts[name]) for name, default in asdict(Plan()).items()})
         with self._explained():
             self._showings = Showings(self._db, self.plan)
 
@@ -131,7 +124,7 @@ class Store:
             "fingerprint": fingerprint(items),
             "csrf": secrets.token_urlsafe(32),  # kept, so that open pages and links outlive a restart
             "token": secrets.token_urlsafe(32),
-            **{name: str(getattr(plan, name)) for name in plan.__dataclass_fields__},
+            **{name: str(value) for name, value in asdict(plan).items()},
         }
         try:
             os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))  # it holds the keys of the annotators' links
@@ -174,8 +167,7 @@ class Store:
 
     def annotators(self) -> list[Annotator]:
         """All annotators in the order they joined."""
-        with self._lock, self._explained():
-            return [Annotator(*row) for row in self._db.execute("SELECT id, name, key FROM annotators ORDER BY id")]
+        return [Annotator(*row) for row in self._select("SELECT id, name, key FROM annotators ORDER BY id")]
 
     def join(self, name: str) -> Annotator:
         """Take in a new annotator.
@@ -210,11 +202,10 @@ class Store:
         Raises:
             StoreError: If there is none.
         """
-        with self._lock, self._explained():
-            row = self._db.execute("SELECT id, name, key FROM annotators WHERE key = ?", (key,)).fetchone()
-        if row is None:
+        rows = self._select("SELECT id, name, key FROM annotators WHERE key = ?", key)
+        if not rows:
             raise StoreError("expected an annotator's link, found one that leads to nobody here: give your name", 401)
-        return Annotator(*row)
+        return Annotator(*rows[0])
 
     # --- answering ----------------------------------------------------------------------------------------------------
 
@@ -297,9 +288,7 @@ class Store:
 
     def items(self) -> dict[int, Item]:
         """All items by id."""
-        with self._lock, self._explained():
-            rows = self._db.execute("SELECT id, data FROM items ORDER BY id")
-            return {number: Item.from_json(data) for number, data in rows}
+        return {number: Item.from_json(data) for number, data in self._select("SELECT id, data FROM items ORDER BY id")}
 
     def judgements(self) -> list[Judgement]:
         """All answers that stand, in the order they came."""
@@ -308,16 +297,19 @@ class Store:
             "JOIN showings s ON s.id = a.showing JOIN annotators n ON n.id = s.annotator WHERE undone = 0 "
             "ORDER BY a.answered"
         )
-        with self._lock, self._explained():
-            rows = self._db.execute(sql)
-            return [Judgement(n, item, kind, bool(swapped), *said) for n, item, kind, swapped, *said in rows]
+        return [
+            Judgement(name, item, kind, bool(swapped), *rest) for name, item, kind, swapped, *rest in self._select(sql)
+        ]
 
     def answer_ids(self) -> set[str]:
         """The ids of all answers that stand."""
-        with self._lock, self._explained():
-            return {row[0] for row in self._db.execute("SELECT id FROM answers WHERE undone = 0")}
+        return {number for (number,) in self._select("SELECT id FROM answers WHERE undone = 0")}
 
     # --- the database -------------------------------------------------------------------------------------------------
+
+    def _select(self, sql: str, *values: str) -> list[Any]:
+        with self._lock, self._explained():
+            return self._db.execute(sql, values).fetchall()
 
     def _change(self, act: Callable[[], T]) -> T:
         """Run something all or nothing; when this returns it is on the disk.

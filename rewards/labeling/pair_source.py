@@ -18,10 +18,10 @@ from rlaif_env.data.jsonl import check_text, json_object, lines_of, read_jsonl
 from rlaif_env.data.preferences import human_preferences, read_prompts
 from rlaif_env.data.tasks import Task
 
-__all__ = ["Pair", "SampledPairs", "builtin_pairs", "holds_prompts", "prompts_of_file", "read_pairs"]
+__all__ = ["Pair", "SampledPairs", "builtin_pairs", "first_fields", "holds_prompts", "prompts_of_file", "read_pairs"]
 
 _DRAWS = 8  # attempts at two different responses that are not empty
-_RESPONSES = ("response_1", "response_2", "chosen", "rejected")
+_RESPONSES = {"response_1", "response_2", "chosen", "rejected"}
 
 
 @dataclass(frozen=True)
@@ -71,11 +71,17 @@ def holds_prompts(path: Path) -> bool:
     """Whether a file holds prompts without responses, told from its first row."""
     if path.name.removesuffix(".gz").endswith(".txt"):
         return True
+    fields = first_fields(path)
+    return fields is not None and not fields & _RESPONSES
+
+
+def first_fields(path: Path) -> set[str] | None:
+    """The fields of a file's first row; None if it is none: whoever reads the rows says what is wrong with all."""
     _, line = next(lines_of(path), (1, "{}"))
     try:
-        return isinstance(line, str) and not any(name in json_object(line) for name in _RESPONSES)
+        return set(json_object(line)) if isinstance(line, str) else None
     except DataError:
-        return False  # whoever reads the rows says what is wrong with all of them
+        return None
 
 
 def prompts_of_file(path: Path) -> Iterator[str]:

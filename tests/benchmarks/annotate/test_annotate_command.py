@@ -135,7 +135,7 @@ def test_policies_respond_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             assert settings["max_new_tokens"] == 12
             return [f"{self.name} on {prompt}" if "1" not in prompt else "the same" for prompt in prompts]
 
-    monkeypatch.setattr("benchmarks.annotate.command.language_model_from", lambda name, device: Echo(name))
+    monkeypatch.setattr("benchmarks.annotate.command.language_model_from", lambda config: Echo(config.model))
     (tmp_path / "prompts.txt").write_text("Film 1\nFilm 2\nFilm 3\n")
     out = made(
         tmp_path,
