@@ -26,7 +26,7 @@ from benchmarks.annotate.project import Plan, StoreError
 from benchmarks.annotate.report import report, show
 from benchmarks.annotate.results import export, people_of, read_labels
 from benchmarks.annotate.store import Store
-from rewards.labeling.pair_source import prompts_of_file
+from rewards.labeling.pair_source import prompts_of_file, respond
 from rewards.language_model.choice import language_model_from
 from rewards.language_model.config import LanguageModelConfig
 from rlaif_env.api import RLAIFError
@@ -119,10 +119,10 @@ def _serve(config: AnnotateConfig, console: Console) -> None:
     sock = server.listen(config.host, config.port)  # before anything is written
     created = partial(RunFolder.create, config.out, project, command="annotate", exist=True)
     with sock, created() as run, closing(make(run.path)) as store:
-        names = _invited(store, config.annotators)
+        _invite(store, config.annotators)
         token = None if server.is_loopback(config.host) else store.token
         app = server.application(store, host=config.host, token=token, joining=not config.annotators)
-        _greet(config, run.path, store, names, _link(config.host, sock.getsockname()[1], token), console)
+        _greet(config, run.path, store, _link(config.host, sock.getsockname()[1], token), console)
         with suppress(KeyboardInterrupt):  # the way to end it
             server.serve(app, sock)
         _part(store, run.path, console)
@@ -140,9 +140,6 @@ def _server() -> Any:
             "pip install 'rlaif-env[annotate]'"
         ) from error
     return server
-
-
-# --- what is judged ---------------------------------------------------------------------------------------------------
 
 
 def _project(config: AnnotateConfig, console: Console) -> tuple[dict[str, Any], Callable[[Path], Store]]:
@@ -166,10 +163,8 @@ def _project(config: AnnotateConfig, console: Console) -> tuple[dict[str, Any], 
         if not any(item.kind == "item" for item in asked):
             raise RLAIFError("expected something to judge, found only pairs of equal responses")
         count = math.ceil(config.checks * len(asked)) + 1 if config.checks else 0
-        checks = checks_among(asked, config.form, count, config.seed)
-        return Store.create(
-            folder / _DATABASE, [*asked, *checks], Plan(**{name: getattr(config, name) for name in _PLAN})
-        )
+        everything = [*asked, *checks_among(asked, config.form, count, config.seed)]
+        return Store.create(folder / _DATABASE, everything, Plan(**{name: getattr(config, name) for name in _PLAN}))
 
     return project, make
 
@@ -216,22 +211,15 @@ def _sampled(config: AnnotateConfig, task: Task, folder: Path) -> list[Item]:
         prompts = list(dict.fromkeys(source))[: config.pairs or _CORPUS_PAIRS]
         rows = []
         for place, name in enumerate(config.policies):
-            texts = language_model_from(LanguageModelConfig(name, device=config.device)).generate(
-                prompts,
-                max_new_tokens=task.max_response_tokens,
-                temperature=config.temperature,
-                seed=config.seed * len(config.policies) + place,
-                stop=("\n\nHuman:",) if task.kind == "dialogue" else (),
-            )
+            policy = language_model_from(LanguageModelConfig(name, device=config.device))
+            seed = config.seed * len(config.policies) + place
+            texts = respond(policy, task, prompts, temperature=config.temperature, seed=seed)
             rows += [{"prompt": p, "system": name, "response": t} for p, t in zip(prompts, texts, strict=True)]
         write_jsonl(file, rows)
     return read_items(file, config.form, None, config.seed)[0]
 
 
-# --- words ------------------------------------------------------------------------------------------------------------
-
-
-def _invited(store: Store, names: Sequence[str]) -> list[str]:
+def _invite(store: Store, names: Sequence[str]) -> None:
     """Take in the annotators named, those who are there already aside; two with one name are an error."""
     there = {one.name for one in store.annotators()}
     for at, name in enumerate(names):
@@ -239,7 +227,6 @@ def _invited(store: Store, names: Sequence[str]) -> list[str]:
             raise StoreError(f"expected annotators of different names, found {name!r} twice", 409)
         if name not in there:
             store.join(name)
-    return [one.name for one in store.annotators()]
 
 
 def _link(host: str, port: int, token: str | None) -> str:
@@ -247,14 +234,12 @@ def _link(host: str, port: int, token: str | None) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{port}/" + (f"?token={token}" if token else "")
 
 
-def _greet(
-    config: AnnotateConfig, folder: Path, store: Store, names: Sequence[str], link: str, console: Console
-) -> None:
+def _greet(config: AnnotateConfig, folder: Path, store: Store, link: str, console: Console) -> None:
     items = sum(item.kind == "item" for item in store.items().values())
     judges = f"{store.plan.overlap} annotators" if store.plan.overlap else "everybody"
     lines = [f"{items} items in {folder}, each for {judges} to judge"]
     lines += [] if config.annotators else [f"open {link}"]
-    lines += [f"  {one.name}: {link}#k={one.key}" for one in store.annotators() if one.name in names]
+    lines += [f"  {one.name}: {link}#k={one.key}" for one in store.annotators()]
     lines += ["every answer is on the disk before the page moves on; Ctrl-C ends, and the same command goes on"]
     console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
 

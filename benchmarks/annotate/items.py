@@ -79,11 +79,7 @@ def fingerprint(items: Iterable[Item]) -> str:
 def read_items(path: Path, form: Form, limit: int | None = None, seed: int = 0) -> tuple[list[Item], int]:
     """Items of a file of pairs, a file of responses, or a comparison's folder (its responses.jsonl).
 
-    Args:
-        path: The file or folder.
-        form: What is asked. Of pairs, "harmless" and "score" judge each distinct response.
-        limit: At most so many, drawn by the seed.
-        seed: Of the draw.
+    Of pairs, the forms "harmless" and "score" judge each distinct response. At most ``limit`` are drawn by the seed.
 
     Returns:
         The items, and how many repeated ones were left out.
@@ -103,11 +99,7 @@ def read_items(path: Path, form: Form, limit: int | None = None, seed: int = 0) 
 
 
 def corpus_items(task: Task, form: Form, split: str, n: int, seed: int) -> tuple[list[Item], int]:
-    """Items of the human preferences that a task brings along; as `read_items`.
-
-    Raises:
-        RLAIFError: If the task has no preferences.
-    """
+    """Items of the human preferences that a task brings along, as `read_items`; raises `RLAIFError` without any."""
     return _drawn(list(_from_pairs(builtin_pairs(task, split, n=n, seed=seed, min_gap=0.0), form)), n, seed)
 
 
@@ -168,13 +160,9 @@ def checks_among(items: Sequence[Item], form: Form, count: int, seed: int) -> li
 
 
 def _response(line: str) -> tuple[str, str, str]:
-    """Prompt, system and response of a line."""
-    row = json_object(line)
-    return (
-        check_text(row, "prompt", may_be_empty=True),
-        check_text(row, "system", may_be_empty=False),
-        check_text(row, "response", may_be_empty=True),
-    )
+    row, names = json_object(line), ("prompt", "system", "response")
+    prompt, system, response = (check_text(row, name, may_be_empty=name != "system") for name in names)
+    return prompt, system, response
 
 
 def _from_pairs(pairs: Iterable[Pair], form: Form) -> Iterator[Item]:

@@ -22,11 +22,7 @@ MAX_COMMENT = 2_000
 
 
 class StoreError(RLAIFError):
-    """The annotations cannot be read or written, or an answer cannot be taken.
-
-    Attributes:
-        status: The HTTP status that says so.
-    """
+    """The annotations cannot be read or written, or an answer be taken; ``status`` is the HTTP status that says so."""
 
     def __init__(self, message: str, status: int = 400) -> None:
         super().__init__(message)
@@ -56,9 +52,9 @@ class Plan:
     def __post_init__(self) -> None:
         if self.overlap < 0:
             raise RLAIFError(f"expected overlap from 0 (everybody judges everything), found {self.overlap}")
-        for name in ("repeats", "checks"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise RLAIFError(f"expected a share from 0 to 1 for {name}, found {getattr(self, name)}")
+        for name, share in (("repeats", self.repeats), ("checks", self.checks)):
+            if not 0 <= share <= 1:
+                raise RLAIFError(f"expected a share from 0 to 1 for {name}, found {share}")
 
 
 @dataclass(frozen=True)
@@ -93,17 +89,13 @@ class Answer:
 
 @dataclass(frozen=True)
 class Judgement:
-    """An answer that stands, as the results see it.
+    """An `Answer` that stands, as the results see it.
 
     Attributes:
         annotator: The annotator's name.
         item: The item's id.
         kind: "item", "repeat" or "check".
         swapped: Whether the second response was shown first.
-        choice: By the order shown; "skip" for none.
-        strength: As given.
-        comment: As given.
-        seconds: Time in view.
     """
 
     annotator: str

@@ -34,8 +34,7 @@ T = TypeVar("T")
 def report(store: Store, people: People, labelers: Mapping[str, Labels]) -> dict[str, Any]:
     """Everything measured, JSON-able: every figure with its 95 % interval and n, None where it is not defined.
 
-    Raises:
-        RLAIFError: If nothing was judged yet.
+    Raises `RLAIFError` where nothing was judged yet.
     """
     if not people.answers:
         raise RLAIFError(f"expected judgements in {store.path}, found none yet")
@@ -55,9 +54,8 @@ def report(store: Store, people: People, labelers: Mapping[str, Labels]) -> dict
     }
     if form != "preference":
         return result | {"systems": _rated_systems(form, people)}
-    judges = {f"{name} (person)": _person(people, name) for name in names}
-    if len(names) > 1:
-        judges = {"people": _everybody(people), **judges}
+    judges = {"people": _person(people)} if len(names) > 1 else {}
+    judges |= {f"{name} (person)": _person(people, name) for name in names}
     judges |= {name: _labeler(people, labels) for name, labels in labelers.items()}
     return result | {"judges": judges, "win_rates": list(_win_rates(people))}
 
@@ -65,39 +63,29 @@ def report(store: Store, people: People, labelers: Mapping[str, Labels]) -> dict
 def _annotator(form: Form, people: People, name: str) -> dict[str, Any]:
     """What one annotator did, and how far they are to be relied on."""
     judged, again = people.counted(name), people.repeats(name)
-    checks = [people.items[j.item].expected == j.choice for j in people.of_kind(name, "check")]
+    own = [j for j in people.everything if j.annotator == name]
+    checks = [people.items[j.item].expected == j.choice for j in own if j.kind == "check"]
     same = sum(one.value(form) == two.value(form) for one, two in again)
     return {
         "judged": len(judged),
-        "skips": sum(j.choice == "skip" for j in people.of_kind(name, "item")),
+        "skips": sum(j.kind == "item" and j.choice == "skip" for j in own),
         "self_consistency": asdict(wilson(same, len(again))) if again else None,
         "checks": {"passed": sum(checks), "of": len(checks)},
         "seconds": _spread([j.seconds for j in judged]),
     }
 
 
-def _person(people: People, name: str) -> dict[str, Any]:
-    """A person as a judge: agreement with the others, position bias, consistency, time."""
-    own = {number: given[name].p_first for number, given in people.answers.items() if name in given}
-    others = {
-        number: float(np.mean([j.p_first for who, j in people.answers[number].items() if who != name]))
-        for number in own
-        if len(people.answers[number]) > 1
-    }
-    return {"kind": "person", **_against(people, own, others), **_of_people(people, name)}
-
-
-def _everybody(people: People) -> dict[str, Any]:
-    """All people together: what they agree on is the yardstick, so there is nothing to hold it against."""
-    nothing = {"pairs": len(people.answers), "ties_left_out": 0, "agreement": None, "kappa": None}
-    return {"kind": "people", **nothing, **_of_people(people)}
-
-
-def _of_people(people: People, name: str | None = None) -> dict[str, Any]:
-    """Position bias and time of one person, or of all."""
+def _person(people: People, name: str | None = None) -> dict[str, Any]:
+    """A person as a judge, or all together: what they agree on is the yardstick, and held against nothing."""
+    against: dict[str, Any] = {"pairs": len(people.answers), "ties_left_out": 0, "agreement": None, "kappa": None}
+    if name is not None:
+        own = {number: given[name].p_first for number, given in people.answers.items() if name in given}
+        others = {number: [j.p_first for j in people.answers[number].values() if j.annotator != name] for number in own}
+        against = _against(people, own, {number: float(np.mean(p)) for number, p in others.items() if p})
     judged = people.counted(name)
     both = [(one.p_shown_first, two.p_shown_first) for one, two in people.repeats(name)]
-    return {**_positions([j.p_shown_first for j in judged], both), "seconds": _spread([j.seconds for j in judged])}
+    bias = _positions([j.p_shown_first for j in judged], both)
+    return {"kind": "person" if name else "people", **against, **bias, "seconds": _spread([j.seconds for j in judged])}
 
 
 def _labeler(people: People, labels: Labels) -> dict[str, Any]:
@@ -229,9 +217,6 @@ def _json(interval: Interval | None) -> dict[str, float] | None:
     return None if interval is None else asdict(interval)
 
 
-# --- to read ----------------------------------------------------------------------------------------------------------
-
-
 def show(result: Mapping[str, Any], console: Console) -> None:
     """Print a report as tables."""
     say = partial(console.print, highlight=False, soft_wrap=True)
@@ -239,23 +224,15 @@ def show(result: Mapping[str, Any], console: Console) -> None:
     for name, words in (("ties", "ties"), ("skips", "skipped"), ("identical", "with two equal responses (ties)")):
         counts += f", {result[name]} {words}" if result[name] else ""
     say(counts)
-    columns: Sequence[str] = "name", "judged", "skipped", "consistent on repeats", "checks passed", "seconds an item"
+    columns = ["name", "judged", "skipped", "consistent on repeats", "checks passed", "seconds an item"]
     console.print(Table("annotators", columns, [_annotator_row(*one) for one in result["annotators"].items()]).rich())
-    if "judges" in result:
-        columns = (
-            "judge",
-            "pairs",
-            "agrees with people",
-            "kappa",
-            "prefers the first",
-            "same position, swapped",
-            "seconds",
-        )
-        console.print(Table("judges", columns, [_judge_row(*judge) for judge in result["judges"].items()]).rich())
+    if judges := result.get("judges"):
+        columns = ["judge", "pairs", "agrees with people", "kappa", "prefers the first", "same position, swapped"]
+        console.print(Table("judges", [*columns, "seconds"], [_judge_row(*judge) for judge in judges.items()]).rich())
     if wins := result.get("win_rates"):
         star = "* length tells wins from losses: the figure rests on the model's prior"
         caption = star if any(row.get("separated") for row in wins) else ""
-        columns = "first", "against", "win rate", "at equal length", "wins / ties / losses", "unjudged"
+        columns = ["first", "against", "win rate", "at equal length", "wins / ties / losses", "unjudged"]
         console.print(Table("human win rates", columns, [_win_row(row) for row in wins], caption).rich())
     for system, row in result.get("systems", {}).items():
         figure = _figure(row["score"]) if result["form"] == "score" else _share(row["harmless"])

@@ -68,10 +68,6 @@ class People:
         again = [j for j in own if j.kind == "repeat" and (j.annotator, j.item) in first]
         return [(first[j.annotator, j.item], j) for j in again]
 
-    def of_kind(self, name: str, kind: str) -> list[Judgement]:
-        """An annotator's answers to one kind of showing, skips too."""
-        return [j for j in self.everything if j.annotator == name and j.kind == kind]
-
     def labels(self) -> dict[int, float]:
         """The mean preference of each judged item."""
         return {number: float(np.mean([j.p_first for j in given.values()])) for number, given in self.answers.items()}
@@ -82,15 +78,7 @@ class People:
 
 
 def people_of(store: Store, exclude: Sequence[str] = ()) -> People:
-    """The answers that count.
-
-    Args:
-        store: The annotations.
-        exclude: Annotators to leave out.
-
-    Raises:
-        RLAIFError: If one to leave out is not among them.
-    """
+    """The answers that count, without those of some annotators; raises `RLAIFError` where one is not among them."""
     names = [one.name for one in store.annotators()]
     if unknown := [name for name in exclude if name not in names]:
         raise RLAIFError(f"expected annotators of {', '.join(names) or '(nobody yet)'}, found {', '.join(unknown)}")
@@ -124,32 +112,25 @@ def export(store: Store, people: People, path: Path) -> tuple[int, int]:
 
 
 def _preference(people: People, number: int) -> Preference:
-    item, answers = people.items[number], _answers("preference", people, number)
+    item, (answers, p_first) = people.items[number], _answers("preference", people, number)
     systems = {"systems": list(item.systems)} if item.systems else {}
     first, second = item.responses
-    return Preference(item.prompt, first, second, _mean(answers), "human", {"answers": answers, **systems})
+    return Preference(item.prompt, first, second, p_first, "human", {"answers": answers, **systems})
 
 
 def _rated(form: Form, people: People, number: int) -> dict[str, Any]:
-    item, answers = people.items[number], _answers(form, people, number)
-    row = {"prompt": item.prompt, "response": item.responses[0], form: _mean(answers)}
+    item, (answers, mean) = people.items[number], _answers(form, people, number)
+    row = {"prompt": item.prompt, "response": item.responses[0], form: mean}
     return row | ({"system": item.systems[0]} if item.systems else {}) | {"source": "human", "answers": answers}
 
 
-def _answers(form: Form, people: People, number: int) -> list[dict[str, Any]]:
-    """What each annotator answered to an item, with strength and comment where they are given."""
+def _answers(form: Form, people: People, number: int) -> tuple[list[dict[str, Any]], float]:
+    """What each annotator answered to an item, with strength and comment where they are given, and the mean."""
     rows = []
     for j in people.answers[number].values():
         given = {name: text for name, text in (("strength", j.strength), ("comment", j.comment)) if text}
         rows.append({"annotator": j.annotator, "value": j.value(form), "seconds": j.seconds, **given})
-    return rows
-
-
-def _mean(answers: Sequence[Mapping[str, Any]]) -> float:
-    return float(np.mean([answer["value"] for answer in answers]))
-
-
-# --- AI labelers ------------------------------------------------------------------------------------------------------
+    return rows, float(np.mean([row["value"] for row in rows]))
 
 
 def read_labels(paths: Sequence[Path], items: Mapping[int, Item]) -> dict[str, Labels]:
@@ -160,7 +141,7 @@ def read_labels(paths: Sequence[Path], items: Mapping[int, Item]) -> dict[str, L
         RLAIFError: If no pair of a file is an item here.
     """
     places: dict[tuple[str, str, str], list[tuple[int, bool]]] = defaultdict(list)
-    found: dict[str, Labels] = {}
+    labelers: dict[str, Labels] = {}
     own: dict[str, dict[int, float]] = defaultdict(dict)
     for number, item in items.items():
         if item.kind == "item" and len(item.responses) == 2:
@@ -174,9 +155,9 @@ def read_labels(paths: Sequence[Path], items: Mapping[int, Item]) -> dict[str, L
         for source, labels in _matched(read_preferences(file, allow_empty=True), places).items():
             if not labels.p_first:
                 raise RLAIFError(f"expected labels of the pairs that people judged in {file}, found none of them")
-            name = source if source not in found else f"{source} ({path.name})"
-            found[name if name not in found else f"{source} ({path})"] = labels
-    return {source: Labels(p) for source, p in own.items() if source not in found} | found
+            names = source, f"{source} ({path.name})", f"{source} ({path})"
+            labelers[next((name for name in names if name not in labelers), names[-1])] = labels
+    return {source: Labels(p) for source, p in own.items() if source not in labelers} | labelers
 
 
 def _matched(

@@ -20,6 +20,7 @@ import json
 import secrets
 import socket
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 from urllib.parse import parse_qs
@@ -70,11 +71,7 @@ def is_loopback(host: str) -> bool:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket.
-
-    Args:
-        host: A name or an address.
-        port: 0 for any that is free.
+    """A socket that listens on a name or an address; port 0 is any that is free.
 
     Raises:
         RLAIFError: If the port is in use or may not be had, or the host is none of this machine's.
@@ -94,21 +91,10 @@ def listen(host: str, port: int) -> socket.socket:
 
 def serve(app: Starlette, sock: socket.socket) -> None:
     """Serve until Ctrl-C or a termination signal; requests that are being answered are finished first."""
-    config = uvicorn.Config(
-        app,
-        access_log=False,
-        h11_max_incomplete_event_size=16_384,
-        http="h11",
-        lifespan="off",
-        limit_concurrency=256,
-        log_level="warning",
-        loop="asyncio",
-        proxy_headers=False,
-        server_header=False,
-        timeout_graceful_shutdown=5,
-        ws="none",
-    )
-    uvicorn.Server(config).run(sockets=[sock])
+    limits: Any = {"h11_max_incomplete_event_size": 16_384, "limit_concurrency": 256, "timeout_graceful_shutdown": 5}
+    plain: Any = {"http": "h11", "lifespan": "off", "loop": "asyncio", "ws": "none", "proxy_headers": False}
+    quiet: Any = {"access_log": False, "log_level": "warning", "server_header": False}
+    uvicorn.Server(uvicorn.Config(app, **limits, **plain, **quiet)).run(sockets=[sock])
 
 
 def application(store: Store, *, host: str = "127.0.0.1", token: str | None = None, joining: bool = True) -> Starlette:
@@ -158,19 +144,15 @@ def application(store: Store, *, host: str = "127.0.0.1", token: str | None = No
     )
 
 
+@dataclass
 class _Guard:
-    """Lets only requests of the page's own kind through, and puts the security headers on every answer.
+    """Lets only requests of the page's own kind through, and puts the security headers on every answer."""
 
-    Args:
-        app: What it guards.
-        names: Host names that are this server's.
-        addresses: Whether any numeric address is too (a rebound name is never one).
-        token: What the link must carry; None for nothing.
-        csrf: What the page's requests carry.
-    """
-
-    def __init__(self, app: ASGIApp, names: frozenset[str], addresses: bool, token: str | None, csrf: str) -> None:
-        self.app, self.names, self.addresses, self.token, self.csrf = app, names, addresses, token, csrf
+    app: ASGIApp
+    names: frozenset[str]  # host names that are this server's
+    addresses: bool  # whether any numeric address is too (a rebound name is never one)
+    token: str | None  # what the link must carry; None for nothing
+    csrf: str  # what the page's requests carry
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def secured(message: Message) -> None:

@@ -46,8 +46,7 @@ class LabelConfig(LabelingConfig):
         min_gap: Least difference of the two mean ratings in the movie corpus.
         policy: A model that responds twice to each prompt: built-in name, folder or Hugging Face id.
         policy_temperature: Temperature of those responses.
-        labeler: The language model that labels. Its prices (server.limits.price_in and price_out) are counted wherever
-            it runs.
+        labeler: The language model that labels; its prices (those of server.limits) count wherever it runs.
         template_file: A text file with the template.
         batch: Pairs asked at a time; so much is lost at most when the process is killed.
         dry_run: Only say how many tokens it would take and what they would cost.

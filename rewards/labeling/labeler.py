@@ -306,9 +306,8 @@ class PreferenceLabeler:
                 mean = each.mean(axis=0)
                 distributions.append(mean)
                 masses.append(float(mass.mean()))
-                entry |= {**answer.to_json(), "mass": masses[-1]}
                 score = {} if pairwise else {"score": float(expected_scores(mean[None], self.scale)[0])}
-                entry |= score or {"p_1": float(mean[0])}
+                entry |= {**answer.to_json(), "mass": masses[-1], **({"p_1": float(mean[0])} if pairwise else score)}
             entries.append(entry)
         record: dict[str, Any] = {"mode": self.config.mode, "model": self.language_model.name}
         record |= {"parameters": self.parameters, "answers": entries}
@@ -322,11 +321,8 @@ class PreferenceLabeler:
                 "exemplars (shots) or model"
             )
             return Label(math.nan, least, "low mass", reason, record)
-        one, two = distributions
-        if not pairwise:
-            return Label(compare_scores(one, two), least, "ok", "", record)
-        p_1, p_1_swapped = float(one[0]), float(two[0])  # of the worse response where the question is inverted
-        p_first = mean_of_orders(p_1_swapped, p_1) if self._inverted else mean_of_orders(p_1, p_1_swapped)
+        one, two = reversed(distributions) if self._inverted else distributions  # asked for the worse, or the better
+        p_first = mean_of_orders(float(one[0]), float(two[0])) if pairwise else compare_scores(one, two)
         return Label(p_first, least, "ok", "", record)
 
 

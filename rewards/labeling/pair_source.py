@@ -18,7 +18,16 @@ from rlaif_env.data.jsonl import check_text, json_object, lines_of, read_jsonl
 from rlaif_env.data.preferences import human_preferences, read_prompts
 from rlaif_env.data.tasks import Task
 
-__all__ = ["Pair", "SampledPairs", "builtin_pairs", "first_fields", "holds_prompts", "prompts_of_file", "read_pairs"]
+__all__ = [
+    "Pair",
+    "SampledPairs",
+    "builtin_pairs",
+    "first_fields",
+    "holds_prompts",
+    "prompts_of_file",
+    "read_pairs",
+    "respond",
+]
 
 _DRAWS = 8  # attempts at two different responses that are not empty
 _RESPONSES = {"response_1", "response_2", "chosen", "rejected"}
@@ -100,17 +109,21 @@ def builtin_pairs(task: Task, split: str, *, n: int | None, seed: int, min_gap: 
     return (_pair(record, labelled=True) for record in records)
 
 
-class SampledPairs:
-    """Pairs of responses that a policy gives to prompts, kept in a journal.
+def respond(policy: LanguageModel, task: Task, prompts: Sequence[str], *, temperature: float, seed: int) -> list[str]:
+    """A policy's response to each of n prompts, none longer than the task's; in a dialogue the person does not speak.
 
-    Args:
-        policy: The policy's name.
-        task: Its longest response counts, and in a dialogue a response ends where the person would speak.
-        prompts: Distinct prompts.
-        journal: Where the responses are, or will be.
-        seed: Of the sampling.
-        temperature: Of the sampling.
+    Raises `BackendError` where the policy does not give one text a prompt.
     """
+    stop = ("\n\nHuman:",) if task.kind == "dialogue" else ()
+    most = task.max_response_tokens
+    texts = policy.generate(prompts, max_new_tokens=most, temperature=temperature, seed=seed, stop=stop)
+    if len(texts) != len(prompts):
+        raise BackendError(f"expected {len(prompts)} responses of {policy.name}, found {len(texts)}")
+    return texts
+
+
+class SampledPairs:
+    """Pairs of responses that a policy, here its name, gives to distinct prompts, kept in a journal."""
 
     def __init__(
         self, policy: str, task: Task, prompts: Sequence[str], journal: Journal, *, seed: int, temperature: float
@@ -128,24 +141,14 @@ class SampledPairs:
         """Sample two responses to each of some prompts; unusable ones are drawn again, some times over.
 
         Unusable are equal ones, empty ones, and what no preference file may hold, such as control characters.
-
-        Raises:
-            BackendError: If the policy does not give one text a prompt.
         """
         drawn: dict[str, list[str]] = {key: [] for key in keys}
         for draw in range(_DRAWS):
             wanted = [key for key, kept in drawn.items() if len(kept) < 2]
             if not wanted:
                 break
-            texts = policy.generate(
-                [self.prompts[key] for key in wanted],
-                max_new_tokens=self.task.max_response_tokens,
-                temperature=self.temperature,
-                seed=self.seed * _DRAWS + draw,
-                stop=("\n\nHuman:",) if self.task.kind == "dialogue" else (),
-            )
-            if len(texts) != len(wanted):
-                raise BackendError(f"expected {len(wanted)} responses of {self.policy}, found {len(texts)}")
+            prompts, seed = [self.prompts[key] for key in wanted], self.seed * _DRAWS + draw
+            texts = respond(policy, self.task, prompts, temperature=self.temperature, seed=seed)
             for key, text in zip(wanted, texts, strict=True):
                 if _usable(text) and text not in drawn[key]:
                     drawn[key].append(text)

@@ -99,11 +99,7 @@ class Tally:
             self._positions.append((one["p_1"], two["p_1"]))
 
     def report(self, facts: Mapping[str, Any]) -> dict[str, Any]:
-        """The report, JSON-able.
-
-        Args:
-            facts: What the run knows of itself; goes to the front.
-        """
+        """The report, JSON-able, what the run knows of itself (``facts``) in front."""
         masses, mass = np.array(self._masses), None
         if masses.size:
             low, median = np.quantile(masses, [0.05, 0.5]).tolist()
