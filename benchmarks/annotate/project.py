@@ -133,8 +133,8 @@ def due(rate: float, new: int, seed: int, annotator: int, name: str) -> int:
 @lru_cache(maxsize=256)
 def order(seed: int, annotator: int, n: int) -> Sequence[int]:
     """The order in which an annotator meets n items."""
-    found: list[int] = np.random.default_rng([seed, annotator]).permutation(n).tolist()
-    return found
+    places: list[int] = np.random.default_rng([seed, annotator]).permutation(n).tolist()
+    return places
 
 
 def unit(*facts: int | str) -> float:

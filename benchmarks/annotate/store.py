@@ -264,10 +264,6 @@ class Store:
         )
         return [Judgement(name, item, kind, bool(swapped), *rest) for name, item, kind, swapped, *rest in rows]
 
-    def answer_ids(self) -> set[str]:
-        """The ids of all answers that stand."""
-        return {number for (number,) in self._select("SELECT id FROM answers WHERE undone = 0")}
-
     def _select(self, sql: str, *values: str | int) -> list[Any]:
         with self._lock, self._explained():
             return self._db.execute(sql, values).fetchall()

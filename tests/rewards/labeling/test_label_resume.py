@@ -93,9 +93,9 @@ def finished_questions(tmp_path: Path, model: str) -> Counter[str]:
     questions: set[str] = set()
     for pair in read_pairs(tmp_path / "pairs.jsonl"):
         questions.update(labeler.questions(pair.prompt, pair.response_1, pair.response_2))
-    found = Counter(repr(question) for question in questions if labeler.key(question) in keys)
-    assert len(found) == len(keys)
-    return found
+    result = Counter(repr(question) for question in questions if labeler.key(question) in keys)
+    assert len(result) == len(keys)
+    return result
 
 
 def kill_and_resume(tmp_path: Path, model: str, kills: Sequence[tuple[str, int]], n: int) -> None:
@@ -119,8 +119,8 @@ def kill_and_resume(tmp_path: Path, model: str, kills: Sequence[tuple[str, int]]
     assert not asked & before
     assert max(asked.values()) == 1
     assert len(asked) + len(before) == 2 * n
-    found = list(read_preferences(tmp_path / "out" / "preferences.jsonl"))
-    assert [p.prompt for p in found] == [row["prompt"] for row in pair_rows(n)]
+    result = list(read_preferences(tmp_path / "out" / "preferences.jsonl"))
+    assert [p.prompt for p in result] == [row["prompt"] for row in pair_rows(n)]
     assert (tmp_path / "out" / "errors.jsonl").read_text() == ""
 
 

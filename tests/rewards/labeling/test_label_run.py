@@ -40,17 +40,17 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory, byte_tokenizer: PreTrai
 def test_labels_come_in_the_order_of_the_input_with_everything_recorded(tmp_path: Path) -> None:
     rows = [{**row, "kept": i} for i, row in enumerate(pair_rows(11))]
     report = run(tmp_path, input=write_rows(tmp_path / "pairs.jsonl", rows))
-    found = list(read_preferences(tmp_path / "out" / "preferences.jsonl"))
-    assert [(p.prompt, p.response_1, p.response_2) for p in found] == [
+    result = list(read_preferences(tmp_path / "out" / "preferences.jsonl"))
+    assert [(p.prompt, p.response_1, p.response_2) for p in result] == [
         (r["prompt"], r["response_1"], r["response_2"]) for r in rows
     ]
     direct = PreferenceLabeler(Judge(), "helpful").label(
         *([r[name] for r in rows] for name in ("prompt", "response_1", "response_2"))
     )
-    assert [p.p_first for p in found] == direct.p_first.tolist()
-    assert [p.meta["label"] for p in found] == [dict(record) for record in direct.records]
-    assert [p.meta["kept"] for p in found] == list(range(11))
-    assert {p.source for p in found} == {"ai:judge"}
+    assert [p.p_first for p in result] == direct.p_first.tolist()
+    assert [p.meta["label"] for p in result] == [dict(record) for record in direct.records]
+    assert [p.meta["kept"] for p in result] == list(range(11))
+    assert {p.source for p in result} == {"ai:judge"}
     assert (tmp_path / "out" / "errors.jsonl").read_text() == ""
     assert (report["pairs"], report["labelled"], report["asked_in_this_run"], report["human"]) == (11, 11, 22, None)
     assert json.loads((tmp_path / "out" / "report.json").read_text()) == report
@@ -75,11 +75,11 @@ def test_a_longer_input_asks_what_is_new_and_a_repeated_pair_once(tmp_path: Path
     write_rows(source, [*rows, rows[0], swapped, *pair_rows(5)[3:], pair_rows(5)[3]])
     judge = Judge()
     report = run(tmp_path, judge, input=source)
-    found = list(read_preferences(tmp_path / "out" / "preferences.jsonl"))
-    assert (report["labelled"], len(found), len(judge.asked)) == (8, 8, 4)
-    assert found[3].p_first == found[0].p_first
-    assert found[4].p_first == 1 - found[1].p_first
-    assert found[4].meta["label"]["answers"] == found[1].meta["label"]["answers"][::-1]
+    result = list(read_preferences(tmp_path / "out" / "preferences.jsonl"))
+    assert (report["labelled"], len(result), len(judge.asked)) == (8, 8, 4)
+    assert result[3].p_first == result[0].p_first
+    assert result[4].p_first == 1 - result[1].p_first
+    assert result[4].meta["label"]["answers"] == result[1].meta["label"]["answers"][::-1]
 
 
 def test_failures_are_kept_with_the_reason_and_asked_again_alone(tmp_path: Path) -> None:
@@ -251,10 +251,10 @@ def test_a_policy_responds_twice_and_is_not_asked_again(tmp_path: Path, tiny_mod
     report = label(config, quiet())
     assert report["pairs"] == 3  # distinct prompts
     assert report["labelled"] == 3
-    found = list(read_preferences(tmp_path / "out" / "preferences.jsonl"))
-    assert [p.prompt for p in found] == ["The film", "A story", "Once upon"]
-    assert all(p.response_1.strip() and p.response_2.strip() and p.response_1 != p.response_2 for p in found)
-    assert found[0].meta["policy"] == str(tiny_model)
+    result = list(read_preferences(tmp_path / "out" / "preferences.jsonl"))
+    assert [p.prompt for p in result] == ["The film", "A story", "Once upon"]
+    assert all(p.response_1.strip() and p.response_2.strip() and p.response_1 != p.response_2 for p in result)
+    assert result[0].meta["policy"] == str(tiny_model)
     before = (tmp_path / "out" / "responses.jsonl").read_bytes()
     assert label(config, quiet())["asked_in_this_run"] == 0
     assert (tmp_path / "out" / "responses.jsonl").read_bytes() == before
