@@ -184,8 +184,9 @@ class PreferenceLabeler:
         shared |= {"prompt": c.prompt, "inverted": self._inverted}
         if not c.cot:
             return shared
-        shared |= {"ending": pair_wording(self.task).ending, "samples": c.samples, "seed": c.seed, "top_k": _TOP_K}
-        return shared | {"temperature": c.rationale_temperature, "rationale_tokens": c.rationale_tokens}
+        shared |= {"ending": pair_wording(self.task).ending, "samples": c.samples}
+        shared |= {"temperature": c.rationale_temperature, "top_k": _TOP_K}
+        return shared | {"seed": c.seed, "rationale_tokens": c.rationale_tokens}
 
     def questions(self, prompt: str, response_1: str, response_2: str) -> tuple[str, str]:
         """The two prompts of a pair: with the first response shown first or scored, then with the second."""
