@@ -87,8 +87,7 @@ def read_items(path: Path, form: Form, limit: int | None = None, seed: int = 0) 
     Raises:
         DataError: For all bad rows together, or if there is nothing to judge.
     """
-    if path.is_dir():
-        path = path / "responses.jsonl"
+    path = path / "responses.jsonl" if path.is_dir() else path
     if (first_fields(path) or set()) & {"response", "system"}:
         items = _from_responses(checked(lines_of(path), _response, str(path), "line"), form, str(path))
     else:

@@ -133,8 +133,7 @@ def due(rate: float, new: int, seed: int, annotator: int, name: str) -> int:
 @lru_cache(maxsize=256)
 def order(seed: int, annotator: int, n: int) -> Sequence[int]:
     """The order in which an annotator meets n items."""
-    places: list[int] = np.random.default_rng([seed, annotator]).permutation(n).tolist()
-    return places
+    return [int(place) for place in np.random.default_rng([seed, annotator]).permutation(n)]
 
 
 def unit(*facts: int | str) -> float:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from itertools import combinations
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -27,8 +27,6 @@ from rlaif_env.statistics import Interval, bootstrap_mean, cohens_kappa, positio
 from rlaif_env.tables import Cell, Table
 
 __all__ = ["report", "show"]
-
-T = TypeVar("T")
 
 
 def report(store: Store, people: People, labelers: Mapping[str, Labels]) -> dict[str, Any]:
@@ -101,10 +99,8 @@ def _positions(
 ) -> dict[str, Any]:
     """Position bias: how often the response shown first wins, and how often a choice follows the position.
 
-    Args:
-        shown_first: (n,) preference for the response shown first, ½ for a tie.
-        both: The same of m pairs, in one order and after the swap.
-        clusters: (n,) which rows are of one pair.
+    ``shown_first`` are (n,) preferences for the response shown first, ½ for a tie, ``clusters`` (n,) say which are of one
+    pair, and ``both`` are the preferences of m pairs in one order and after the swap.
     """
     shown = np.asarray(shown_first, dtype=np.float64)
     decided = shown != 0.5
@@ -169,7 +165,7 @@ def _win_rates(people: People) -> Iterator[dict[str, Any]]:
             continue
         won = win_rate(p, failed=failed, clusters=people.clusters(numbers))
         row |= {"win_rate": asdict(won.interval), "unjudged": won.failed}
-        row |= {name: getattr(won, name) for name in ("wins", "ties", "losses")}
+        row |= {"wins": won.wins, "ties": won.ties, "losses": won.losses}
         judged = [n for n, missing in zip(numbers, failed, strict=True) if not missing]
         lengths = [[max(1, len(people.items[n].responses[side])) for n in judged] for side in (0, 1)]
         try:
@@ -205,7 +201,7 @@ def _spread(values: Sequence[float]) -> dict[str, float] | None:
     return {"quarter": low, "median": middle, "three_quarters": high, "n": len(values)}
 
 
-def _defined(figure: Callable[[], T]) -> T | None:
+def _defined(figure: Callable[[], Any]) -> Any:
     """What a function gives; None where the figure is not defined on such data."""
     try:
         return figure()
@@ -225,15 +221,19 @@ def show(result: Mapping[str, Any], console: Console) -> None:
         counts += f", {result[name]} {words}" if result[name] else ""
     say(counts)
     columns = ["name", "judged", "skipped", "consistent on repeats", "checks passed", "seconds an item"]
-    console.print(Table("annotators", columns, [_annotator_row(*one) for one in result["annotators"].items()]).rich())
+    tables = [Table("annotators", columns, [_annotator_row(*one) for one in result["annotators"].items()])]
     if judges := result.get("judges"):
         columns = ["judge", "pairs", "agrees with people", "kappa", "prefers the first", "same position, swapped"]
-        console.print(Table("judges", [*columns, "seconds"], [_judge_row(*judge) for judge in judges.items()]).rich())
+        tables.append(Table("judges", [*columns, "seconds"], [_judge_row(*judge) for judge in judges.items()]))
     if wins := result.get("win_rates"):
         star = "* length tells wins from losses: the figure rests on the model's prior"
         caption = star if any(row.get("separated") for row in wins) else ""
         columns = ["first", "against", "win rate", "at equal length", "wins / ties / losses", "unjudged"]
-        console.print(Table("human win rates", columns, [_win_row(row) for row in wins], caption).rich())
+        tables.append(Table("human win rates", columns, [_win_row(row) for row in wins], caption))
+    for shown in (table.rich() for table in tables):
+        for column in shown.columns:
+            column.overflow = "fold"  # no name of a judge is cut
+        console.print(shown)
     for system, row in result.get("systems", {}).items():
         figure = _figure(row["score"]) if result["form"] == "score" else _share(row["harmless"])
         say(f"{system}: {result['form']} {figure} ({row['responses']} responses)")
