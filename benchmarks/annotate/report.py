@@ -99,7 +99,7 @@ def _positions(
 ) -> dict[str, Any]:
     """Position bias: how often the response shown first wins, and how often a choice follows the position.
 
-    ``shown_first`` are (n,) preferences for the response shown first, ½ for a tie, ``clusters`` (n,) say which are of one
+    ``shown_first`` are (n,) preferences for the response shown first, ½ for a tie, ``clusters`` (n,) which are of one
     pair, and ``both`` are the preferences of m pairs in one order and after the swap.
     """
     shown = np.asarray(shown_first, dtype=np.float64)
