@@ -344,10 +344,11 @@ def test_a_key_is_in_no_message_and_no_file(client: Callable[..., EndpointClient
 def test_an_address_with_a_password_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     from rewards.labeling.command import label
     from rewards.labeling.job import LabelConfig
+    from rewards.language_model.config import LanguageModelConfig
 
-    config = LabelConfig(llm_url=f"http://me:{SECRET}@127.0.0.1:9/v1", out=tmp_path / "run", pairs=1)
     with pytest.raises(RLAIFError, match="expected an address without password") as caught:
-        label(config, Console(quiet=True))
+        labeler = LanguageModelConfig(url=f"http://me:{SECRET}@127.0.0.1:9/v1")
+        label(LabelConfig(labeler=labeler, out=tmp_path / "run", pairs=1), Console(quiet=True))
     assert SECRET not in str(caught.value)
     assert not (tmp_path / "run").exists()
 

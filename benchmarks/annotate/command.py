@@ -1,4 +1,4 @@
-"""The command ``rlaif annotate``: serve the page, write what people said, or report on it.
+"""The command ``rlaif annotate``: serve the page, write what people answered, or report on it.
 
 config.json           what is judged and how it is given out
 responses.jsonl       the sampled responses, if there are policies
@@ -11,20 +11,22 @@ from __future__ import annotations
 import json
 import math
 import shlex
-import sys
+import socket
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import closing, suppress
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from benchmarks.annotate.items import Form, Item, checks_among, corpus_items, fingerprint, read_items
+from benchmarks.annotate.items import Item, checks_among, corpus_items, fingerprint, read_items
 from benchmarks.annotate.project import Plan, StoreError
 from benchmarks.annotate.report import report, show
 from benchmarks.annotate.results import export, people_of, read_labels
 from benchmarks.annotate.store import Store
-from rewards.labeling.pair_source import prompts_of_file
+from rewards.labeling.pair_source import prompts_of_file, respond
 from rewards.language_model.choice import language_model_from
 from rewards.language_model.config import LanguageModelConfig
 from rlaif_env.api import RLAIFError
@@ -39,29 +41,26 @@ _CORPUS_PAIRS = 200
 
 
 @dataclass(frozen=True)
-class AnnotateConfig:
+class AnnotateConfig(Plan):
     """Options of ``rlaif annotate``.
 
     Attributes:
+        seed: Of all orders, draws and sampled responses.
+        criterion: What makes a response better, told above the page; the task's if not given.
         out: The run folder. Given alone, it goes on with what is there.
         input: What to judge: a file of pairs in any preference form, a file with a response of each policy to each
             prompt (fields prompt, system, response), a comparison's folder, or, with ``policies``, a file of prompts.
-        task: What makes a response better, told above the page; without ``input``, where pairs or prompts come from.
+        task: Says what makes a response better; without ``input``, where pairs or prompts come from.
         split: Which split of the task, without ``input``.
         policies: Models that respond to each prompt now: built-in names, folders or Hugging Face ids.
         temperature: Of those responses.
-        form: "preference": which of two responses is better. "harmless": whether one is. "score": 1 to 10.
         pairs: At most so many items, drawn by the seed; with ``policies``, so many prompts.
-        overlap: How many annotators judge each item; 0 for all of them.
-        repeats: Share of items that each annotator is shown again, the order swapped.
-        checks: Attention checks for each item.
-        seed: Of all orders, draws and sampled responses.
         annotators: Names to print a link for; nobody else may join then.
         host: Address to listen on. Off loopback the link carries a token.
         port: Port to listen on; 0 for any that is free.
         device: Device of the policies.
-        export: Write what people said to this file instead of serving.
-        report: Report on what people said instead of serving.
+        export: Write what people answered to this file instead of serving.
+        report: Report on what people answered instead of serving.
         labels: AI labels of the same pairs, files or folders of ``rlaif label``, to set beside people in the report.
         exclude: Annotators to leave out of the export and the report.
     """
@@ -72,12 +71,7 @@ class AnnotateConfig:
     split: str = "train"
     policies: tuple[str, ...] = ()
     temperature: float = 0.9
-    form: Form = "preference"
     pairs: int | None = None
-    overlap: int = 0
-    repeats: float = 0.1
-    checks: float = 0.05
-    seed: int = 0
     annotators: tuple[str, ...] = ()
     host: str = "127.0.0.1"
     port: int = 8765
@@ -88,19 +82,8 @@ class AnnotateConfig:
     exclude: tuple[str, ...] = ()
 
 
-_PROJECT = (
-    "input",
-    "task",
-    "split",
-    "policies",
-    "temperature",
-    "form",
-    "pairs",
-    "overlap",
-    "repeats",
-    "checks",
-    "seed",
-)
+_PLAN = tuple(entry.name for entry in fields(Plan))
+_PROJECT = (*_PLAN, "input", "task", "split", "policies", "temperature", "pairs")  # what an earlier run was begun with
 
 
 def annotate(config: AnnotateConfig, console: Console) -> None:
@@ -117,41 +100,32 @@ def annotate(config: AnnotateConfig, console: Console) -> None:
         return
     if config.out is None:
         raise RLAIFError("expected the folder of the annotations (--out), found none")
-    store = Store(config.out / _DATABASE)
-    try:
+    with closing(Store(config.out / _DATABASE)) as store:
         people = people_of(store, config.exclude)
         if config.export is not None:
             written, left = export(store, people, config.export)
             rest = f"; {left} items without a judgement left out" if left else ""
             console.print(f"{written} items in {config.export}{rest}", highlight=False, soft_wrap=True)
         if config.report:
-            found = report(store, people, read_labels(config.labels, people.items))
-            write_json(config.out / "report.json", found)
-            show(found, console)
+            result = report(store, people, read_labels(config.labels, people.items))
+            write_json(config.out / "report.json", result)
+            show(result, console)
             console.print(f"all figures: {config.out / 'report.json'}", highlight=False, soft_wrap=True)
-    finally:
-        store.close()
 
 
 def _serve(config: AnnotateConfig, console: Console) -> None:
     server = _server()
     project, make = _project(config, console)
     sock = server.listen(config.host, config.port)  # before anything is written
-    with sock:
-        with RunFolder.create(config.out, project, command="annotate", exist=True) as run:
-            store = make(run.path)
-            try:
-                names = _invited(store, config.annotators)
-                token = None if server.is_loopback(config.host) else store.token
-                app = server.application(store, host=config.host, token=token, joining=not config.annotators)
-                _greet(config, run.path, store, names, sock.getsockname()[1], token, console)
-                try:
-                    server.serve(app, sock)
-                except KeyboardInterrupt:
-                    pass  # the way to end it
-                _part(store, run.path, console)
-            finally:
-                store.close()
+    created = partial(RunFolder.create, config.out, project, command="annotate", exist=True)
+    with sock, created() as run, closing(make(run.path)) as store:
+        _invite(store, config.annotators)
+        token = None if server.is_loopback(config.host) else store.token
+        app = server.application(store, host=config.host, token=token, joining=not config.annotators)
+        _greet(config, run.path, store, _link(config.host, sock.getsockname()[1], token), console)
+        with suppress(KeyboardInterrupt):  # the way to end it
+            server.serve(app, sock)
+        _part(store, run.path, console)
 
 
 def _server() -> Any:
@@ -168,9 +142,6 @@ def _server() -> Any:
     return server
 
 
-# --- what is judged ---------------------------------------------------------------------------------------------------
-
-
 def _project(config: AnnotateConfig, console: Console) -> tuple[dict[str, Any], Callable[[Path], Store]]:
     """What config.json records, and how the store is made once the folder is there."""
     if config.pairs is not None and config.pairs < 1:
@@ -178,14 +149,24 @@ def _project(config: AnnotateConfig, console: Console) -> tuple[dict[str, Any], 
     if config.input is None and config.task is None:
         return _earlier(config)
     task = None if config.task is None else load_task(config.task)
-    criterion = "" if task is None else task.criterion
-    plan = Plan(config.form, config.overlap, config.repeats, config.checks, config.seed, criterion)
-    project = {name: getattr(config, name) for name in _PROJECT} | {"criterion": criterion}
-    if config.policies:
-        _needed(task)
-        return project, lambda folder: _make(folder, _sampled(config, _needed(task), folder), plan)
-    items = _given(config, task, console)
-    return project | {"items": fingerprint(items)}, lambda folder: _make(folder, items, plan)
+    config = replace(config, criterion=config.criterion or (task.criterion if task else ""))
+    project = {name: getattr(config, name) for name in _PROJECT}
+    items: list[Item] = []
+    if not config.policies:
+        items = _given(config, task, console)
+        project["items"] = fingerprint(items)
+    elif task is None:
+        raise RLAIFError("expected a task (--task) that says how long responses of the policies may be, found none")
+
+    def make(folder: Path) -> Store:
+        asked = _sampled(config, task, folder) if task and config.policies else items
+        if not any(item.kind == "item" for item in asked):
+            raise RLAIFError("expected something to judge, found only pairs of equal responses")
+        count = math.ceil(config.checks * len(asked)) + 1 if config.checks else 0
+        everything = [*asked, *checks_among(asked, config.form, count, config.seed)]
+        return Store.create(folder / _DATABASE, everything, Plan(**{name: getattr(config, name) for name in _PLAN}))
+
+    return project, make
 
 
 def _earlier(config: AnnotateConfig) -> tuple[dict[str, Any], Callable[[Path], Store]]:
@@ -195,44 +176,29 @@ def _earlier(config: AnnotateConfig) -> tuple[dict[str, Any], Callable[[Path], S
             "expected something to judge (--input, or --task for the pairs it brings along), or a folder to go on with "
             f"(--out), found {'none' if config.out is None else f'no earlier run in {config.out}'}"
         )
-    store = Store(config.out / _DATABASE)
-    store.close()
+    Store(config.out / _DATABASE).close()
     try:
-        found = json.loads((config.out / "config.json").read_bytes())["config"]
+        begun = json.loads((config.out / "config.json").read_bytes())["config"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RLAIFError(f"expected {config.out / 'config.json'} to be a run's configuration: {error}") from error
-    defaults = AnnotateConfig()
-    if changed := [
-        name for name in _PROJECT if getattr(config, name) not in (getattr(defaults, name), found.get(name))
-    ]:
+    given = [name for name in _PROJECT if getattr(config, name) != getattr(AnnotateConfig(), name)]
+    if changed := [name for name in given if getattr(config, name) != begun.get(name)]:
         raise RLAIFError(
             f"expected to go on with {config.out} as it was begun, found another {', '.join(changed)}: name another "
             "folder (--out) for that"
         )
-    return found, lambda folder: Store(folder / _DATABASE, write=True)
+    return begun, lambda folder: Store(folder / _DATABASE, write=True)
 
 
 def _given(config: AnnotateConfig, task: Task | None, console: Console) -> list[Item]:
-    """The items of the input, or of the task's own preferences, with their checks."""
+    """The items of the input, or of the task's own preferences."""
     if config.input is not None:
         items, repeated = read_items(config.input, config.form, config.pairs, config.seed)
-    else:
-        count = _CORPUS_PAIRS if config.pairs is None else config.pairs
-        items, repeated = corpus_items(_needed(task), config.form, config.split, count, config.seed)
+    elif task is not None:
+        items, repeated = corpus_items(task, config.form, config.split, config.pairs or _CORPUS_PAIRS, config.seed)
     if repeated:
         console.print(f"{repeated} repeated items are asked once", highlight=False)
-    return _with_checks(items, config)
-
-
-def _with_checks(items: list[Item], config: AnnotateConfig) -> list[Item]:
-    count = math.ceil(config.checks * len(items)) + 1 if config.checks else 0
-    return [*items, *checks_among(items, config.form, count, config.seed)]
-
-
-def _needed(task: Task | None) -> Task:
-    if task is None:
-        raise RLAIFError("expected a task (--task) that says how long responses of the policies may be, found none")
-    return task
+    return items
 
 
 def _sampled(config: AnnotateConfig, task: Task, folder: Path) -> list[Item]:
@@ -241,32 +207,19 @@ def _sampled(config: AnnotateConfig, task: Task, folder: Path) -> list[Item]:
         raise RLAIFError(f"expected different policies, found {', '.join(config.policies)}")
     file = folder / "responses.jsonl"
     if not file.exists():
-        found = task.prompts(config.split) if config.input is None else prompts_of_file(config.input)
-        prompts = list(dict.fromkeys(found))[: config.pairs or _CORPUS_PAIRS]
+        source = task.prompts(config.split) if config.input is None else prompts_of_file(config.input)
+        prompts = list(dict.fromkeys(source))[: config.pairs or _CORPUS_PAIRS]
         rows = []
         for place, name in enumerate(config.policies):
-            texts = language_model_from(LanguageModelConfig(name, device=config.device)).generate(
-                prompts,
-                max_new_tokens=task.max_response_tokens,
-                temperature=config.temperature,
-                seed=config.seed * len(config.policies) + place,
-                stop=("\n\nHuman:",) if task.kind == "dialogue" else (),
-            )
+            policy = language_model_from(LanguageModelConfig(name, device=config.device))
+            seed = config.seed * len(config.policies) + place
+            texts = respond(policy, task, prompts, temperature=config.temperature, seed=seed)
             rows += [{"prompt": p, "system": name, "response": t} for p, t in zip(prompts, texts, strict=True)]
         write_jsonl(file, rows)
-    return _with_checks(read_items(file, config.form, None, config.seed)[0], config)
+    return read_items(file, config.form, None, config.seed)[0]
 
 
-def _make(folder: Path, items: list[Item], plan: Plan) -> Store:
-    if not any(item.kind == "item" for item in items):
-        raise RLAIFError("expected something to judge, found only pairs of equal responses")
-    return Store.create(folder / _DATABASE, items, plan)
-
-
-# --- words ------------------------------------------------------------------------------------------------------------
-
-
-def _invited(store: Store, names: Sequence[str]) -> list[str]:
+def _invite(store: Store, names: Sequence[str]) -> None:
     """Take in the annotators named, those who are there already aside; two with one name are an error."""
     there = {one.name for one in store.annotators()}
     for at, name in enumerate(names):
@@ -274,24 +227,21 @@ def _invited(store: Store, names: Sequence[str]) -> list[str]:
             raise StoreError(f"expected annotators of different names, found {name!r} twice", 409)
         if name not in there:
             store.join(name)
-    return [one.name for one in store.annotators()]
 
 
-def _greet(
-    config: AnnotateConfig, folder: Path, store: Store, names: list[str], port: int, token: str | None, console: Console
-) -> None:
-    import socket
+def _link(host: str, port: int, token: str | None) -> str:
+    host = socket.gethostname() if host in ("0.0.0.0", "::") else host
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}/" + (f"?token={token}" if token else "")
 
-    host = socket.gethostname() if config.host in ("0.0.0.0", "::") else config.host
-    link = f"http://{f'[{host}]' if ':' in host else host}:{port}/" + (f"?token={token}" if token else "")
+
+def _greet(config: AnnotateConfig, folder: Path, store: Store, link: str, console: Console) -> None:
     items = sum(item.kind == "item" for item in store.items().values())
-    judges = "everybody" if not store.plan.overlap else f"{store.plan.overlap} annotators"
+    judges = f"{store.plan.overlap} annotators" if store.plan.overlap else "everybody"
     lines = [f"{items} items in {folder}, each for {judges} to judge"]
     lines += [] if config.annotators else [f"open {link}"]
-    lines += [f"  {one.name}: {link}#k={one.key}" for one in store.annotators() if one.name in names]
+    lines += [f"  {one.name}: {link}#k={one.key}" for one in store.annotators()]
     lines += ["every answer is on the disk before the page moves on; Ctrl-C ends, and the same command goes on"]
-    for line in lines:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
 
 
 def _part(store: Store, folder: Path, console: Console) -> None:
@@ -303,14 +253,12 @@ def _part(store: Store, folder: Path, console: Console) -> None:
         f"  export:  {command} --export preferences.jsonl",
         f"  report:  {command} --report",
     ]
-    for line in lines:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command ``rlaif annotate``; returns the exit code."""
     import tyro
 
-    config = tyro.cli(AnnotateConfig, args=list(argv) if argv is not None else sys.argv[1:], prog="rlaif annotate")
-    annotate(config, Console())
+    annotate(tyro.cli(AnnotateConfig, args=argv, prog="rlaif annotate"), Console())
     return 0

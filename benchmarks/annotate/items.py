@@ -17,12 +17,12 @@ from typing import Literal
 
 import numpy as np
 
-from rewards.labeling.pair_source import Pair, builtin_pairs, read_pairs
+from rewards.labeling.pair_source import Pair, builtin_pairs, first_fields, read_pairs
 from rlaif_env.api import DataError
 from rlaif_env.data.jsonl import check_text, checked, json_object, lines_of
 from rlaif_env.data.tasks import Task
 
-__all__ = ["CHOICES", "Form", "Item", "checks_among", "corpus_items", "fingerprint", "read_items", "responses_items"]
+__all__ = ["CHOICES", "Form", "Item", "checks_among", "corpus_items", "fingerprint", "read_items"]
 
 Form = Literal["preference", "harmless", "score"]
 
@@ -73,20 +73,13 @@ class Item:
 
 def fingerprint(items: Iterable[Item]) -> str:
     """A digest that tells one list of items from another."""
-    digest = hashlib.sha256()
-    for item in items:
-        digest.update(item.key.encode())
-    return digest.hexdigest()
+    return hashlib.sha256("".join(item.key for item in items).encode()).hexdigest()
 
 
 def read_items(path: Path, form: Form, limit: int | None = None, seed: int = 0) -> tuple[list[Item], int]:
     """Items of a file of pairs, a file of responses, or a comparison's folder (its responses.jsonl).
 
-    Args:
-        path: The file or folder.
-        form: What is asked. Of pairs, "harmless" and "score" judge each distinct response.
-        limit: At most so many, drawn by the seed.
-        seed: Of the draw.
+    Of pairs, the forms "harmless" and "score" judge each distinct response. At most ``limit`` are drawn by the seed.
 
     Returns:
         The items, and how many repeated ones were left out.
@@ -94,38 +87,23 @@ def read_items(path: Path, form: Form, limit: int | None = None, seed: int = 0) 
     Raises:
         DataError: For all bad rows together, or if there is nothing to judge.
     """
-    if path.is_dir():
-        path = path / "responses.jsonl"
-    _, first = next(lines_of(path), (1, ""))
-    try:
-        row = json_object(first) if isinstance(first, str) else {}
-    except DataError:
-        row = {}  # whoever reads the rows says what is wrong with all of them
-    if "response" in row or "system" in row:
-        found = responses_items(checked(lines_of(path), _response, str(path), "line"), form, str(path))
+    path = path / "responses.jsonl" if path.is_dir() else path
+    if (first_fields(path) or set()) & {"response", "system"}:
+        items = _from_responses(checked(lines_of(path), _response, str(path), "line"), form, str(path))
     else:
-        found = list(_from_pairs(read_pairs(path), form))
-    if not found:
+        items = list(_from_pairs(read_pairs(path), form))
+    if not items:
         raise DataError(f"{path}: expected at least one row to judge, found none")
-    return _drawn(found, limit, seed)
+    return _drawn(items, limit, seed)
 
 
 def corpus_items(task: Task, form: Form, split: str, n: int, seed: int) -> tuple[list[Item], int]:
-    """Items of the human preferences that a task brings along; as `read_items`.
-
-    Raises:
-        RLAIFError: If the task has no preferences.
-    """
+    """Items of the human preferences that a task brings along, as `read_items`; raises `RLAIFError` without any."""
     return _drawn(list(_from_pairs(builtin_pairs(task, split, n=n, seed=seed, min_gap=0.0), form)), n, seed)
 
 
-def responses_items(rows: Iterable[tuple[str, str, str]], form: Form, where: str) -> list[Item]:
-    """Items of responses, each with its prompt and the policy that wrote it.
-
-    Args:
-        rows: Prompt, system and response.
-        form: "preference" pairs every two systems on each prompt.
-        where: The file, for messages.
+def _from_responses(rows: Iterable[tuple[str, str, str]], form: Form, where: str) -> list[Item]:
+    """Items of rows of prompt, system and response; the form "preference" pairs every two systems on each prompt.
 
     Raises:
         DataError: If a system has two responses to a prompt, or none to one that others responded to, or there is
@@ -159,42 +137,31 @@ def responses_items(rows: Iterable[tuple[str, str, str]], form: Form, where: str
 
 
 def checks_among(items: Sequence[Item], form: Form, count: int, seed: int) -> list[Item]:
-    """Attention checks: a response of some item, or its place, taken by a text that says what to answer.
-
-    Args:
-        items: Where their prompts and their other response come from.
-        form: What is asked.
-        count: How many.
-        seed: Of the draw.
-    """
+    """So many attention checks: some item with a response replaced by a text that says what to answer."""
     asked = [item for item in items if item.kind == "item"]
     if not asked or count < 1:
         return []
     rng = np.random.default_rng([seed, 1])
     checks = []
     for number in range(count):
-        item = asked[int(rng.integers(len(asked)))]
+        item, place = asked[int(rng.integers(len(asked)))], 0
         if form == "preference":
             place = int(rng.integers(2))
-            text = f"This is attention check {number + 1}. Please prefer this response to the other one."
-            responses = (text, item.responses[1]) if place == 0 else (item.responses[0], text)
-            checks.append(Item(item.prompt, responses, kind="check", expected=str(place + 1)))
-            continue
-        choice = str(rng.choice(CHOICES[form]))
-        said = {"1": "“harmless”", "2": "“not harmless”"}[choice] if form == "harmless" else choice
-        text = f"This is attention check {number + 1}. Please answer {said} here."
-        checks.append(Item(item.prompt, (text,), kind="check", expected=choice))
+            choice, request = str(place + 1), "prefer this response to the other one"
+        else:
+            choice = str(rng.choice(CHOICES[form]))
+            words = {"1": "“harmless”", "2": "“not harmless”"}[choice] if form == "harmless" else choice
+            request = f"answer {words} here"
+        responses = list(item.responses)
+        responses[place] = f"This is attention check {number + 1}. Please {request}."
+        checks.append(Item(item.prompt, tuple(responses), kind="check", expected=choice))
     return checks
 
 
 def _response(line: str) -> tuple[str, str, str]:
-    """Prompt, system and response of a line."""
-    row = json_object(line)
-    return (
-        check_text(row, "prompt", may_be_empty=True),
-        check_text(row, "system", may_be_empty=False),
-        check_text(row, "response", may_be_empty=True),
-    )
+    row, names = json_object(line), ("prompt", "system", "response")
+    prompt, system, response = (check_text(row, name, may_be_empty=name != "system") for name in names)
+    return prompt, system, response
 
 
 def _from_pairs(pairs: Iterable[Pair], form: Form) -> Iterator[Item]:

@@ -22,11 +22,7 @@ MAX_COMMENT = 2_000
 
 
 class StoreError(RLAIFError):
-    """The annotations cannot be read or written, or an answer cannot be taken.
-
-    Attributes:
-        status: The HTTP status that says so.
-    """
+    """The annotations cannot be read or written, or an answer be taken; ``status`` is the HTTP status that says so."""
 
     def __init__(self, message: str, status: int = 400) -> None:
         super().__init__(message)
@@ -38,15 +34,15 @@ class Plan:
     """How a project's items are given out.
 
     Attributes:
-        form: What is asked.
-        overlap: How many annotators judge each item; 0 for all.
-        repeats: Share of items that an annotator is shown again, the order swapped.
+        form: "preference": which of two responses is better. "harmless": whether one is. "score": 1 to 10.
+        overlap: How many annotators judge each item; 0 for all of them.
+        repeats: Share of items that each annotator is shown again, the order swapped.
         checks: Attention checks for each item.
         seed: Of all orders.
-        criterion: What makes a response better, in words; "" if nobody said.
+        criterion: What makes a response better, told above the page.
     """
 
-    form: Form
+    form: Form = "preference"
     overlap: int = 0
     repeats: float = 0.1
     checks: float = 0.05
@@ -56,9 +52,9 @@ class Plan:
     def __post_init__(self) -> None:
         if self.overlap < 0:
             raise RLAIFError(f"expected overlap from 0 (everybody judges everything), found {self.overlap}")
-        for name in ("repeats", "checks"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise RLAIFError(f"expected a share from 0 to 1 for {name}, found {getattr(self, name)}")
+        for name, share in (("repeats", self.repeats), ("checks", self.checks)):
+            if not 0 <= share <= 1:
+                raise RLAIFError(f"expected a share from 0 to 1 for {name}, found {share}")
 
 
 @dataclass(frozen=True)
@@ -93,17 +89,13 @@ class Answer:
 
 @dataclass(frozen=True)
 class Judgement:
-    """An answer that stands, as the results see it.
+    """An `Answer` that stands, as the results see it.
 
     Attributes:
         annotator: The annotator's name.
         item: The item's id.
         kind: "item", "repeat" or "check".
         swapped: Whether the second response was shown first.
-        choice: By the order shown; "skip" for none.
-        strength: As given.
-        comment: As given.
-        seconds: Time in view.
     """
 
     annotator: str
@@ -116,11 +108,14 @@ class Judgement:
     seconds: float
 
     @property
+    def p_shown_first(self) -> float:
+        """Of a preference: 1 if the response shown first is preferred, 0 if the other, ½ for a tie."""
+        return {"1": 1.0, "2": 0.0, "0": 0.5}[self.choice]
+
+    @property
     def p_first(self) -> float:
         """Of a preference: 1 if the item's first response is preferred, 0 if its second, ½ for a tie."""
-        if self.choice == "0":
-            return 0.5
-        return float((self.choice == "1") != self.swapped)
+        return 1 - self.p_shown_first if self.swapped else self.p_shown_first
 
     def value(self, form: Form) -> float:
         """The answer as a number: the preference, 1 for harmless, or the score."""
@@ -138,8 +133,7 @@ def due(rate: float, new: int, seed: int, annotator: int, name: str) -> int:
 @lru_cache(maxsize=256)
 def order(seed: int, annotator: int, n: int) -> Sequence[int]:
     """The order in which an annotator meets n items."""
-    found: list[int] = np.random.default_rng([seed, annotator]).permutation(n).tolist()
-    return found
+    return [int(place) for place in np.random.default_rng([seed, annotator]).permutation(n)]
 
 
 def unit(*facts: int | str) -> float:

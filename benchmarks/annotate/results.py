@@ -1,4 +1,4 @@
-"""What people said, as a preference file, and what AI labelers said of the same pairs.
+"""What people answered, as a preference file, and what AI labelers did on the same pairs.
 
 How an item is counted: the first answer of each annotator (a repeat measures consistency and nothing else); skips are
 no answers; attention checks are counted for the annotator alone. Two equal responses that nobody was asked about are a
@@ -18,9 +18,11 @@ import numpy as np
 from benchmarks.annotate.items import Form, Item
 from benchmarks.annotate.project import Judgement
 from benchmarks.annotate.store import Store
+from rewards.labeling.report import prompt_clusters
 from rlaif_env.api import Preference, RLAIFError
 from rlaif_env.data.jsonl import write_jsonl
 from rlaif_env.data.preferences import read_preferences, write_preferences
+from rlaif_env.statistics import Clusters
 
 __all__ = ["Labels", "People", "export", "people_of", "read_labels"]
 
@@ -43,7 +45,7 @@ class Labels:
 
 @dataclass(frozen=True)
 class People:
-    """What people said.
+    """What people answered.
 
     Attributes:
         items: All items by id.
@@ -55,30 +57,28 @@ class People:
     answers: Mapping[int, Mapping[str, Judgement]]
     everything: Sequence[Judgement]
 
-    def of_kind(self, name: str, kind: str) -> list[Judgement]:
-        """An annotator's answers to one kind of showing, skips too."""
-        return [j for j in self.everything if j.annotator == name and j.kind == kind]
+    def counted(self, name: str | None = None) -> list[Judgement]:
+        """The answers that count of an annotator, or of all, by item."""
+        return [j for given in self.answers.values() for j in given.values() if name in (None, j.annotator)]
+
+    def repeats(self, name: str | None = None) -> list[tuple[Judgement, Judgement]]:
+        """What an annotator, or each of all, chose at first and at the repeat of an item, skips left out."""
+        own = [j for j in self.everything if name in (None, j.annotator) and j.choice != "skip"]
+        first = {(j.annotator, j.item): j for j in own if j.kind == "item"}
+        again = [j for j in own if j.kind == "repeat" and (j.annotator, j.item) in first]
+        return [(first[j.annotator, j.item], j) for j in again]
 
     def labels(self) -> dict[int, float]:
         """The mean preference of each judged item."""
         return {number: float(np.mean([j.p_first for j in given.values()])) for number, given in self.answers.items()}
 
-    def clusters(self, numbers: Iterable[int]) -> list[str] | None:
+    def clusters(self, numbers: Iterable[int]) -> Clusters | None:
         """The prompt of each item; None where prompts do not group them."""
-        prompts = [self.items[number].prompt for number in numbers]
-        return prompts if 1 < len(set(prompts)) < len(prompts) else None
+        return prompt_clusters([self.items[number].prompt for number in numbers])
 
 
 def people_of(store: Store, exclude: Sequence[str] = ()) -> People:
-    """The answers that count.
-
-    Args:
-        store: The annotations.
-        exclude: Annotators to leave out.
-
-    Raises:
-        RLAIFError: If one to leave out is not among them.
-    """
+    """The answers that count, without those of some annotators; raises `RLAIFError` where one is not among them."""
     names = [one.name for one in store.annotators()]
     if unknown := [name for name in exclude if name not in names]:
         raise RLAIFError(f"expected annotators of {', '.join(names) or '(nobody yet)'}, found {', '.join(unknown)}")
@@ -91,7 +91,7 @@ def people_of(store: Store, exclude: Sequence[str] = ()) -> People:
 
 
 def export(store: Store, people: People, path: Path) -> tuple[int, int]:
-    """Write what people said: preferences that ``rlaif train-rm --labels`` reads, or one rated response a line.
+    """Write what people answered: preferences that ``rlaif train-rm --labels`` reads, or one rated response a line.
 
     Returns:
         The lines written, and the items left out because nobody has judged them.
@@ -105,39 +105,32 @@ def export(store: Store, people: People, path: Path) -> tuple[int, int]:
     if not judged:
         raise RLAIFError(f"expected judgements in {store.path}, found none yet; nothing was written")
     if store.plan.form == "preference":
-        labels = people.labels()
-        written = write_preferences(path, (_preference(people, number, labels[number]) for number in judged))
+        written = write_preferences(path, (_preference(people, number) for number in judged))
     else:
         written = write_jsonl(path, (_rated(store.plan.form, people, number) for number in judged))
     return written, asked - written
 
 
-def _preference(people: People, number: int, p_first: float) -> Preference:
-    item = people.items[number]
-    meta: dict[str, Any] = {"answers": [_said(j, j.p_first) for j in people.answers[number].values()]}
-    if item.systems:
-        meta["systems"] = list(item.systems)
-    return Preference(item.prompt, item.responses[0], item.responses[1], p_first, "human", meta)
+def _preference(people: People, number: int) -> Preference:
+    item, (answers, p_first) = people.items[number], _answers("preference", people, number)
+    systems = {"systems": list(item.systems)} if item.systems else {}
+    first, second = item.responses
+    return Preference(item.prompt, first, second, p_first, "human", {"answers": answers, **systems})
 
 
 def _rated(form: Form, people: People, number: int) -> dict[str, Any]:
-    item = people.items[number]
-    values = {name: j.value(form) for name, j in people.answers[number].items()}
-    answers = [_said(j, values[name]) for name, j in people.answers[number].items()]
-    row: dict[str, Any] = {
-        "prompt": item.prompt,
-        "response": item.responses[0],
-        form: float(np.mean([*values.values()])),
-    }
+    item, (answers, mean) = people.items[number], _answers(form, people, number)
+    row = {"prompt": item.prompt, "response": item.responses[0], form: mean}
     return row | ({"system": item.systems[0]} if item.systems else {}) | {"source": "human", "answers": answers}
 
 
-def _said(judgement: Judgement, value: float) -> dict[str, Any]:
-    said: dict[str, Any] = {"annotator": judgement.annotator, "value": value, "seconds": judgement.seconds}
-    return said | {name: text for name in ("strength", "comment") if (text := getattr(judgement, name))}
-
-
-# --- AI labelers ------------------------------------------------------------------------------------------------------
+def _answers(form: Form, people: People, number: int) -> tuple[list[dict[str, Any]], float]:
+    """What each annotator answered to an item, with strength and comment where they are given, and the mean."""
+    rows = []
+    for j in people.answers[number].values():
+        given = {name: text for name, text in (("strength", j.strength), ("comment", j.comment)) if text}
+        rows.append({"annotator": j.annotator, "value": j.value(form), "seconds": j.seconds, **given})
+    return rows, float(np.mean([row["value"] for row in rows]))
 
 
 def read_labels(paths: Sequence[Path], items: Mapping[int, Item]) -> dict[str, Labels]:
@@ -148,7 +141,7 @@ def read_labels(paths: Sequence[Path], items: Mapping[int, Item]) -> dict[str, L
         RLAIFError: If no pair of a file is an item here.
     """
     places: dict[tuple[str, str, str], list[tuple[int, bool]]] = defaultdict(list)
-    found: dict[str, Labels] = {}
+    labelers: dict[str, Labels] = {}
     own: dict[str, dict[int, float]] = defaultdict(dict)
     for number, item in items.items():
         if item.kind == "item" and len(item.responses) == 2:
@@ -162,9 +155,9 @@ def read_labels(paths: Sequence[Path], items: Mapping[int, Item]) -> dict[str, L
         for source, labels in _matched(read_preferences(file, allow_empty=True), places).items():
             if not labels.p_first:
                 raise RLAIFError(f"expected labels of the pairs that people judged in {file}, found none of them")
-            name = source if source not in found else f"{source} ({path.name})"
-            found[name if name not in found else f"{source} ({path})"] = labels
-    return {source: Labels(p) for source, p in own.items() if source not in found} | found
+            names = source, f"{source} ({path.name})", f"{source} ({path})"
+            labelers[next((name for name in names if name not in labelers), names[-1])] = labels
+    return {source: Labels(p) for source, p in own.items() if source not in labelers} | labelers
 
 
 def _matched(

@@ -20,6 +20,7 @@ import json
 import secrets
 import socket
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 from urllib.parse import parse_qs
@@ -35,7 +36,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from benchmarks.annotate.project import Answer, StoreError
+from benchmarks.annotate.project import Annotator, Answer, StoreError
 from benchmarks.annotate.store import Store
 from rlaif_env.api import DataError, RLAIFError
 from rlaif_env.data.jsonl import json_object
@@ -70,11 +71,7 @@ def is_loopback(host: str) -> bool:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket.
-
-    Args:
-        host: A name or an address.
-        port: 0 for any that is free.
+    """A socket that listens on a name or an address; port 0 is any that is free.
 
     Raises:
         RLAIFError: If the port is in use or may not be had, or the host is none of this machine's.
@@ -82,40 +79,30 @@ def listen(host: str, port: int) -> socket.socket:
     if not 0 <= port <= 65_535:
         raise RLAIFError(f"expected a port from 0 to 65535, found {port}")
     try:
-        family, kind, number, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        found = socket.socket(family, kind, number)
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        # asyncio sends at once only where the protocol is named; socket.create_server names none, which costs 40 ms
+        sock = socket.socket(family, kind, protocol)
         try:
-            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            found.bind(address)
-            found.listen(128)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind(address)
+            sock.listen(128)
         except BaseException:
-            found.close()
+            sock.close()
             raise
     except OSError as error:
         raise RLAIFError(
             f"expected to listen on port {port} of {host}, found: {error.strerror or error}; name another (--port; 0 "
             "is any that is free)"
         ) from error
-    return found
+    return sock
 
 
 def serve(app: Starlette, sock: socket.socket) -> None:
     """Serve until Ctrl-C or a termination signal; requests that are being answered are finished first."""
-    config = uvicorn.Config(
-        app,
-        access_log=False,
-        h11_max_incomplete_event_size=16_384,
-        http="h11",
-        lifespan="off",
-        limit_concurrency=256,
-        log_level="warning",
-        loop="asyncio",
-        proxy_headers=False,
-        server_header=False,
-        timeout_graceful_shutdown=5,
-        ws="none",
-    )
-    uvicorn.Server(config).run(sockets=[sock])
+    limits: Any = {"h11_max_incomplete_event_size": 16_384, "limit_concurrency": 256, "timeout_graceful_shutdown": 5}
+    plain: Any = {"http": "h11", "lifespan": "off", "loop": "asyncio", "ws": "none", "proxy_headers": False}
+    quiet: Any = {"access_log": False, "log_level": "warning", "server_header": False}
+    uvicorn.Server(uvicorn.Config(app, **limits, **plain, **quiet)).run(sockets=[sock])
 
 
 def application(store: Store, *, host: str = "127.0.0.1", token: str | None = None, joining: bool = True) -> Starlette:
@@ -128,13 +115,8 @@ def application(store: Store, *, host: str = "127.0.0.1", token: str | None = No
         joining: Whether whoever opens the page may give a name and begin.
     """
     page = files("benchmarks.annotate").joinpath("page.html").read_text(encoding="utf-8")
-    settings = {
-        "form": store.plan.form,
-        "criterion": store.plan.criterion,
-        "csrf": store.csrf,
-        "joining": joining,
-        "project": store.fingerprint[:16],
-    }
+    settings = {"form": store.plan.form, "criterion": store.plan.criterion, "csrf": store.csrf, "joining": joining}
+    settings["project"] = store.fingerprint[:16]
     shown = json.dumps(settings).replace("<", "\\u003c")  # no text in it can end the script element
 
     async def index(request: Request) -> Response:
@@ -148,27 +130,21 @@ def application(store: Store, *, host: str = "127.0.0.1", token: str | None = No
             raise StoreError("expected an annotator's link, found none: this project is by invitation", 403)
         return JSONResponse({"key": (await run_in_threadpool(store.join, _field(body, "name", str))).key}, 201)
 
-    def action(act: Callable[[Any, dict[str, Any]], dict[str, Any]]) -> Callable[[Request], Any]:
-        async def endpoint(request: Request) -> Response:
-            body = await _body(request)
-            key = request.headers.get("x-annotator", "")
-            return JSONResponse(await run_in_threadpool(lambda: act(store.annotator(key), body)))
+    actions: dict[str, Callable[[Annotator, dict[str, Any]], dict[str, Any]]] = {
+        "/state": lambda who, body: store.state(who),
+        "/answer": lambda who, body: store.answer(who, _answer(body)),
+        "/undo": lambda who, body: store.undo(who, _field(body, "showing", int)),
+    }
 
-        return endpoint
-
-    def state(who: Any, body: dict[str, Any]) -> dict[str, Any]:
-        return store.state(who)
-
-    def answer(who: Any, body: dict[str, Any]) -> dict[str, Any]:
-        return store.answer(who, _answer(body))
-
-    def undo(who: Any, body: dict[str, Any]) -> dict[str, Any]:
-        return store.undo(who, _field(body, "showing", int))
+    async def act(request: Request) -> Response:
+        body = await _body(request)
+        key, action = request.headers.get("x-annotator", ""), actions[request.url.path]
+        return JSONResponse(await run_in_threadpool(lambda: action(store.annotator(key), body)))
 
     machine = socket.gethostname().lower()
     names = _LOOPBACK if is_loopback(host) else _LOOPBACK | {host.lower(), machine, f"{machine}.local"}
     guard = Middleware(_Guard, names=names, addresses=not is_loopback(host), token=token, csrf=store.csrf)
-    posts = {"/join": join, "/state": action(state), "/answer": action(answer), "/undo": action(undo)}
+    posts = {"/join": join, **dict.fromkeys(actions, act)}
     return Starlette(
         routes=[Route("/", index), *(Route(path, endpoint, methods=["POST"]) for path, endpoint in posts.items())],
         middleware=[guard],
@@ -176,19 +152,15 @@ def application(store: Store, *, host: str = "127.0.0.1", token: str | None = No
     )
 
 
+@dataclass
 class _Guard:
-    """Lets only requests of the page's own kind through, and puts the security headers on every answer.
+    """Lets only requests of the page's own kind through, and puts the security headers on every answer."""
 
-    Args:
-        app: What it guards.
-        names: Host names that are this server's.
-        addresses: Whether any numeric address is too (a rebound name is never one).
-        token: What the link must carry; None for nothing.
-        csrf: What the page's requests carry.
-    """
-
-    def __init__(self, app: ASGIApp, names: frozenset[str], addresses: bool, token: str | None, csrf: str) -> None:
-        self.app, self.names, self.addresses, self.token, self.csrf = app, names, addresses, token, csrf
+    app: ASGIApp
+    names: frozenset[str]  # host names that are this server's
+    addresses: bool  # whether any numeric address is too (a rebound name is never one)
+    token: str | None  # what the link must carry; None for nothing
+    csrf: str  # what the page's requests carry
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def secured(message: Message) -> None:
@@ -202,10 +174,8 @@ class _Guard:
         if scope["type"] != "http":
             return
         problem = self._problem(scope)
-        if problem is None:
-            await self.app(scope, receive, secured)
-        else:
-            await JSONResponse({"error": problem}, 403)(scope, receive, secured)
+        app = self.app if problem is None else JSONResponse({"error": problem}, 403)
+        await app(scope, receive, secured)
 
     def _problem(self, scope: Scope) -> str | None:
         """Why a request is refused; None if it is not."""
@@ -221,9 +191,8 @@ class _Guard:
             return None
         if headers.get("origin", "").lower() not in (f"http://{host}", f"https://{host}"):
             return "expected a request of this page, found one of another origin"
-        if headers.get("sec-fetch-site", "same-origin") != "same-origin" or not _same(
-            self.csrf, headers.get("x-csrf", "")
-        ):
+        same_site = headers.get("sec-fetch-site", "same-origin") == "same-origin"
+        if not same_site or not _same(self.csrf, headers.get("x-csrf", "")):
             return "expected a request of this page, found none of its marks: reload the page"
         if headers.get("content-type", "").partition(";")[0].strip() != "application/json":
             return "expected a body of application/json"
@@ -240,8 +209,8 @@ class _Guard:
         return self.addresses
 
 
-def _same(secret: str, found: str) -> bool:
-    return hmac.compare_digest(secret.encode(), found.encode("utf-8", "surrogateescape"))
+def _same(secret: str, given: str) -> bool:
+    return hmac.compare_digest(secret.encode(), given.encode("utf-8", "surrogateescape"))
 
 
 async def _body(request: Request) -> dict[str, Any]:
@@ -261,8 +230,7 @@ def _field(body: dict[str, Any], name: str, *kinds: type[Any]) -> Any:
     """A field of one of some types; whole numbers as SQLite can hold them."""
     value = body.get(name)
     if not isinstance(value, kinds) or isinstance(value, bool) or (isinstance(value, int) and abs(value) >= 1 << 63):
-        wanted = " or ".join(kind.__name__ for kind in kinds)
-        raise DataError(f"expected {name} of type {wanted}, found {str(value)[:40]!r}")
+        raise DataError(f"expected {name} of type {' or '.join(k.__name__ for k in kinds)}, found {str(value)[:40]!r}")
     return value
 
 

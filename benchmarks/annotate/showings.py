@@ -28,12 +28,7 @@ _ANSWERED = "showings s JOIN answers a ON a.showing = s.id AND a.undone = 0 WHER
 
 
 class Showings:
-    """Picks and records what each annotator sees.
-
-    Args:
-        db: The open database.
-        plan: How the items are given out.
-    """
+    """Picks and records what each annotator sees."""
 
     def __init__(self, db: sqlite3.Connection, plan: Plan) -> None:
         self._db, self._plan = db, plan
@@ -93,7 +88,7 @@ class Showings:
         if self._plan.overlap:
             sql = f"SELECT s.item FROM showings s WHERE annotator = ? AND kind = 'item' AND {_STANDS}"
             sql = f"SELECT count(*) FROM items WHERE kind = 'item' AND judged < ? AND id NOT IN ({sql})"
-            still = int(self._db.execute(sql, (self._plan.overlap, who.id)).fetchone()[0])
+            still = self._number(sql, self._plan.overlap, who.id)
         return still + sum(self._due(who, new + still, count).values())
 
     def _show_next(self, who: Annotator) -> tuple[int, int, int] | None:
@@ -118,14 +113,12 @@ class Showings:
 
     def _turn(self, who: Annotator) -> int:
         """The number of the annotator's next showing, from 0."""
-        sql = "SELECT coalesce(max(turn), -1) + 1 FROM showings WHERE annotator = ?"
-        return int(self._db.execute(sql, (who.id,)).fetchone()[0])
+        return self._number("SELECT coalesce(max(turn), -1) + 1 FROM showings WHERE annotator = ?", who.id)
 
     def _fresh(self, who: Annotator) -> tuple[int, int] | None:
         """The next item in the annotator's own order that still wants judges, with its place in that order."""
         places = order(self._plan.seed, who.id, len(self._ids))
-        sql = "SELECT coalesce(max(place), -1) + 1 FROM showings WHERE annotator = ?"
-        start = int(self._db.execute(sql, (who.id,)).fetchone()[0])
+        start = self._number("SELECT coalesce(max(place), -1) + 1 FROM showings WHERE annotator = ?", who.id)
         for place in range(start, len(places)):
             if self._wants(item := self._ids[places[place]]):
                 return item, place
@@ -141,11 +134,12 @@ class Showings:
         """Whether an item has too few judges, counting those who have it before them."""
         if not self._plan.overlap:
             return True
-        sql = (
-            f"SELECT count(*) FROM showings s WHERE s.item = items.id AND kind = 'item' AND shown > ? AND NOT {_STANDS}"
-        )
-        sql = f"SELECT judged + ({sql}) FROM items WHERE id = ?"
-        return int(self._db.execute(sql, (time.time() - _LEASE, item)).fetchone()[0]) < self._plan.overlap
+        held = f"SELECT count(*) FROM showings s WHERE s.item = i.id AND kind = 'item' AND shown > ? AND NOT {_STANDS}"
+        sql = f"SELECT judged + ({held}) FROM items i WHERE id = ?"
+        return self._number(sql, time.time() - _LEASE, item) < self._plan.overlap
+
+    def _number(self, sql: str, *values: float) -> int:
+        return int(self._db.execute(sql, values).fetchone()[0])
 
     def _repeat(self, who: Annotator, at_end: bool) -> tuple[int, bool] | None:
         """An item that the annotator judged some time ago, in the other order."""

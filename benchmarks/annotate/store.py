@@ -17,10 +17,11 @@ import time
 import unicodedata
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from concurrent.futures import Future
+from contextlib import closing, contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from benchmarks.annotate.items import CHOICES, Item, fingerprint
 from benchmarks.annotate.project import MAX_COMMENT, STRENGTHS, Annotator, Answer, Judgement, Plan, StoreError
@@ -60,16 +61,6 @@ CREATE UNIQUE INDEX one_answer_a_showing ON answers (showing) WHERE undone = 0;
 """
 
 
-@dataclass
-class _Change:
-    """Something to be done to the database, and what came of it."""
-
-    act: Callable[[], Any]
-    value: Any = None
-    error: Exception | None = None
-    done: bool = False
-
-
 class Store:
     """The annotations of one project.
 
@@ -84,7 +75,7 @@ class Store:
     def __init__(self, path: Path, *, write: bool = False) -> None:
         self.path = path
         self._lock = threading.RLock()
-        self._waiting: deque[_Change] = deque()
+        self._waiting: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         if not path.is_file():
             raise StoreError(f"expected annotations at {path}, found no such file")
         with self._explained():
@@ -95,20 +86,12 @@ class Store:
                 self._db.execute("PRAGMA synchronous = FULL")
                 self._db.execute("PRAGMA foreign_keys = ON")
                 facts = dict(self._db.execute("SELECT name, value FROM facts"))
+                self.fingerprint, self.csrf, self.token = (facts[name] for name in ("fingerprint", "csrf", "token"))
+                self.plan = Plan(**{name: type(default)(facts[name]) for name, default in asdict(Plan()).items()})
+                self._showings = Showings(self._db, self.plan)
             except BaseException:
                 self._db.close()
                 raise
-        self.fingerprint, self.csrf, self.token = (facts[name] for name in ("fingerprint", "csrf", "token"))
-        self.plan = Plan(
-            form=facts["form"],
-            overlap=int(facts["overlap"]),
-            repeats=float(facts["repeats"]),
-            checks=float(facts["checks"]),
-            seed=int(facts["seed"]),
-            criterion=facts["criterion"],
-        )
-        with self._explained():
-            self._showings = Showings(self._db, self.plan)
 
     @classmethod
     def create(cls, path: Path, items: Sequence[Item], plan: Plan) -> Store:
@@ -131,12 +114,11 @@ class Store:
             "fingerprint": fingerprint(items),
             "csrf": secrets.token_urlsafe(32),  # kept, so that open pages and links outlive a restart
             "token": secrets.token_urlsafe(32),
-            **{name: str(getattr(plan, name)) for name in plan.__dataclass_fields__},
+            **{name: str(value) for name, value in asdict(plan).items()},
         }
         try:
             os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))  # it holds the keys of the annotators' links
-            db = sqlite3.connect(path, isolation_level=None)
-            try:
+            with closing(sqlite3.connect(path, isolation_level=None)) as db:
                 db.execute("PRAGMA journal_mode = WAL")
                 db.execute("BEGIN IMMEDIATE")
                 for statement in _SCHEMA.split(";"):
@@ -146,8 +128,6 @@ class Store:
                 db.execute(f"PRAGMA application_id = {_APPLICATION}")
                 db.execute(f"PRAGMA user_version = {_VERSION}")
                 db.execute("COMMIT")
-            finally:
-                db.close()
         except (OSError, sqlite3.Error) as error:
             for suffix in ("", "-wal", "-shm"):
                 path.with_name(path.name + suffix).unlink(missing_ok=True)
@@ -155,8 +135,8 @@ class Store:
 
     def _check(self) -> None:
         """Refuse a file that is not ours before anything is done with it."""
-        application = self._db.execute("PRAGMA application_id").fetchone()[0]
-        version = self._db.execute("PRAGMA user_version").fetchone()[0]
+        pragmas = "PRAGMA application_id", "PRAGMA user_version"
+        application, version = (self._db.execute(pragma).fetchone()[0] for pragma in pragmas)
         if application != _APPLICATION:
             raise StoreError(f"expected annotations in {self.path}, found a database of another program: leave it be")
         if version != _VERSION:
@@ -170,12 +150,9 @@ class Store:
         with self._lock:
             self._db.close()
 
-    # --- annotators ---------------------------------------------------------------------------------------------------
-
     def annotators(self) -> list[Annotator]:
         """All annotators in the order they joined."""
-        with self._lock, self._explained():
-            return [Annotator(*row) for row in self._db.execute("SELECT id, name, key FROM annotators ORDER BY id")]
+        return [Annotator(*row) for row in self._select("SELECT id, name, key FROM annotators ORDER BY id")]
 
     def join(self, name: str) -> Annotator:
         """Take in a new annotator.
@@ -184,10 +161,7 @@ class Store:
             StoreError: If the name is taken (case and width of letters do not tell names apart) or is none.
         """
         clean = " ".join(unicodedata.normalize("NFC", name).split())
-        try:
-            check_text({"name": clean}, "name", may_be_empty=False, max_characters=_MAX_NAME)
-        except DataError as error:
-            raise StoreError(f"{error}") from error
+        _check_text("name", clean, _MAX_NAME, may_be_empty=False)
         folded = unicodedata.normalize("NFKC", clean).casefold()
         key = secrets.token_urlsafe(24)
 
@@ -205,18 +179,11 @@ class Store:
         return self._change(act)
 
     def annotator(self, key: str) -> Annotator:
-        """The annotator whose link carries a key.
-
-        Raises:
-            StoreError: If there is none.
-        """
-        with self._lock, self._explained():
-            row = self._db.execute("SELECT id, name, key FROM annotators WHERE key = ?", (key,)).fetchone()
-        if row is None:
+        """The annotator whose link carries a key; raises `StoreError` where there is none."""
+        rows = self._select("SELECT id, name, key FROM annotators WHERE key = ?", key)
+        if not rows:
             raise StoreError("expected an annotator's link, found one that leads to nobody here: give your name", 401)
-        return Annotator(*row)
-
-    # --- answering ----------------------------------------------------------------------------------------------------
+        return Annotator(*rows[0])
 
     def state(self, who: Annotator) -> dict[str, Any]:
         """What an annotator is to be shown: the open item, or a new one, or none when all is done; and the progress."""
@@ -234,7 +201,13 @@ class Store:
             self._check_answer(who, answer)
             before = self._db.execute("SELECT showing, choice FROM answers WHERE id = ?", (answer.id,)).fetchone()
             if before is None:
-                self._insert(answer)
+                if self._select("SELECT 1 FROM answers WHERE showing = ? AND undone = 0", answer.showing):
+                    what = "found one you answered in another window: reload the page"
+                    raise StoreError(f"expected an open item, {what}", 409)
+                row = {**asdict(answer), "seconds": min(answer.seconds, 86_400.0), "answered": time.time()}
+                sql = "INSERT INTO answers VALUES (:id, :showing, :choice, :strength, :comment, :seconds, :answered, 0)"
+                self._db.execute(sql, row)
+                self._count(answer.showing, answer.choice, +1)
             elif before != (answer.showing, answer.choice):
                 raise StoreError("expected one answer under one id, found another one: reload the page", 409)
             return self._showings.state(who)
@@ -251,30 +224,15 @@ class Store:
             raise StoreError(f"expected an id of 8 to 64 characters, found {len(answer.id)}")
         if not math.isfinite(answer.seconds) or answer.seconds < 0:
             raise StoreError(f"expected seconds from 0, found {answer.seconds}")
-        try:
-            check_text({"comment": answer.comment}, "comment", may_be_empty=True, max_characters=MAX_COMMENT)
-        except DataError as error:
-            raise StoreError(str(error)) from error
+        _check_text("comment", answer.comment, MAX_COMMENT, may_be_empty=True)
         row = self._db.execute("SELECT annotator FROM showings WHERE id = ?", (answer.showing,)).fetchone()
         if row != (who.id,):
             raise StoreError("expected an item that was shown to you, found another: reload the page")
 
-    def _insert(self, answer: Answer) -> None:
-        sql = "SELECT 1 FROM answers WHERE showing = ? AND undone = 0"
-        if self._db.execute(sql, (answer.showing,)).fetchone():
-            raise StoreError("expected an open item, found one you answered in another window: reload the page", 409)
-        a = answer
-        row = (a.id, a.showing, a.choice, a.strength, a.comment, min(a.seconds, 86_400.0), time.time())
-        self._db.execute("INSERT INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, 0)", row)
-        self._count(answer.showing, answer.choice, +1)
-
     def undo(self, who: Annotator, showing: int) -> dict[str, Any]:
         """Take back an annotator's last answer and show its item again; the state after it.
 
-        Args:
-            who: The annotator.
-            showing: What the page holds for the last one; if it is no longer, nothing is taken back, so that the same
-                request sent twice undoes once.
+        If ``showing`` is not the last one any more, nothing is taken back: the same request sent twice undoes once.
         """
 
         def act() -> dict[str, Any]:
@@ -293,69 +251,64 @@ class Store:
             sql = "SELECT item FROM showings WHERE id = ? AND kind = 'item'"
             self._db.execute(f"UPDATE items SET judged = judged + ? WHERE id = ({sql})", (step, showing))
 
-    # --- results ------------------------------------------------------------------------------------------------------
-
     def items(self) -> dict[int, Item]:
         """All items by id."""
-        with self._lock, self._explained():
-            rows = self._db.execute("SELECT id, data FROM items ORDER BY id")
-            return {number: Item.from_json(data) for number, data in rows}
+        return {number: Item.from_json(data) for number, data in self._select("SELECT id, data FROM items ORDER BY id")}
 
     def judgements(self) -> list[Judgement]:
         """All answers that stand, in the order they came."""
-        sql = (
+        rows = self._select(
             "SELECT n.name, s.item, s.kind, s.swapped, a.choice, a.strength, a.comment, a.seconds FROM answers a "
             "JOIN showings s ON s.id = a.showing JOIN annotators n ON n.id = s.annotator WHERE undone = 0 "
             "ORDER BY a.answered"
         )
-        with self._lock, self._explained():
-            rows = self._db.execute(sql)
-            return [Judgement(n, item, kind, bool(swapped), *said) for n, item, kind, swapped, *said in rows]
+        return [Judgement(name, item, kind, bool(swapped), *rest) for name, item, kind, swapped, *rest in rows]
 
-    def answer_ids(self) -> set[str]:
-        """The ids of all answers that stand."""
+    def _select(self, sql: str, *values: str | int) -> list[Any]:
         with self._lock, self._explained():
-            return {row[0] for row in self._db.execute("SELECT id FROM answers WHERE undone = 0")}
-
-    # --- the database -------------------------------------------------------------------------------------------------
+            return self._db.execute(sql, values).fetchall()
 
     def _change(self, act: Callable[[], T]) -> T:
         """Run something all or nothing; when this returns it is on the disk.
 
         Whoever gets the lock first runs and commits what all the others wait for: one sync of the disk for all.
         """
-        change = _Change(act)
-        self._waiting.append(change)
+        outcome: Future[T] = Future()
+        self._waiting.append((act, outcome))
         with self._lock:
-            if not change.done:
+            if not outcome.done():
                 self._run([self._waiting.popleft() for _ in range(len(self._waiting))])
-        if change.error is not None:
-            raise change.error
-        return cast(T, change.value)
+        return outcome.result()
 
-    def _run(self, changes: Sequence[_Change]) -> None:
+    def _run(self, changes: Sequence[tuple[Callable[[], Any], Future[Any]]]) -> None:
         """Run some changes in one transaction; one that is refused leaves nothing behind, the others stand."""
+        values: dict[Future[Any], Any] = {}
+        refused: dict[Future[Any], RLAIFError] = {}
         try:
             with self._explained():
                 self._db.execute("BEGIN IMMEDIATE")
                 try:
-                    for change in changes:
+                    for act, outcome in changes:
                         self._db.execute("SAVEPOINT change")
                         try:
-                            change.value = change.act()
+                            values[outcome] = act()
                         except RLAIFError as error:
-                            change.error = error
+                            refused[outcome] = error
                             self._db.execute("ROLLBACK TO change")
                         self._db.execute("RELEASE change")
                     self._db.execute("COMMIT")
                 finally:
                     if self._db.in_transaction:
                         self._db.execute("ROLLBACK")
-        except Exception as error:
-            for change in changes:
-                change.error = change.error or error
-        for change in changes:
-            change.done = True
+        except BaseException as error:  # nobody may wait for ever
+            for _, outcome in changes:
+                outcome.set_exception(refused.get(outcome, error))
+            return
+        for _, outcome in changes:
+            if outcome in refused:
+                outcome.set_exception(refused[outcome])
+            else:
+                outcome.set_result(values[outcome])
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -368,3 +321,10 @@ class Store:
             ) from error
         except sqlite3.DatabaseError as error:
             raise StoreError(f"expected annotations in {self.path}, found: {error}; nothing was changed") from error
+
+
+def _check_text(name: str, text: str, most: int, *, may_be_empty: bool) -> None:
+    try:
+        check_text({name: text}, name, may_be_empty=may_be_empty, max_characters=most)
+    except DataError as error:
+        raise StoreError(str(error)) from error

@@ -170,7 +170,7 @@ def pairwise_wins(
         for pair, rows in questions.items()
     }
     p_first = {pair: np.array([label.p_first for label in rows]) for pair, rows in labels.items()}
-    judge = f"{'pairwise' if labeler.mode == 'pairwise' else 'score pairs'}:{labeler.language_model.name}"
+    judge = f"{'pairwise' if labeler.config.mode == 'pairwise' else 'score pairs'}:{labeler.language_model.name}"
     rows = _rows(systems, judge, p_first, seed, resamples)
     for (i, j), row in zip(permutations(range(len(systems)), 2), rows, strict=True):
         pair, p = _directed(p_first, i, j)
@@ -288,7 +288,7 @@ def _labelling(labels: Sequence[Label], labeler: PreferenceLabeler) -> dict[str,
     masses = [label.mass for label in labels if not math.isnan(label.mass)]
     bias = None
     answered = [label.record["answers"] for label in labels if label.status == "ok"]
-    if labeler.mode == "pairwise" and answered:
+    if labeler.config.mode == "pairwise" and answered:
         shown = position_bias([one["p_1"] for one, _ in answered], [two["p_1"] for _, two in answered])
         bias = {"same_position": asdict(shown.same_position), "first": asdict(shown.first) if shown.first else None}
     return {"label_mass": float(np.mean(masses)) if masses else None, "position_bias": bias, "reasons": reasons}

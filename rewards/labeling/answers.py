@@ -19,15 +19,14 @@ Status = Literal["ok", "low mass", "too long", "failed"]
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model said to one question.
+    """What the model answered to one question.
 
     Attributes:
-        logprobs: Log-likelihood of each label after each of k rationales, (k, labels); k = 1 without rationales.
+        logprobs: Log-likelihood of each answer token after each of k rationales, (k, tokens); k = 1 without rationales.
         rationales: The k rationales, if any.
         status: "ok", or why there are no likelihoods: "too long" or "failed".
         reason: The reason in words, "" if there are likelihoods.
-        bounded: The labels of which only an upper bound is known, after each rationale (k tuples); empty if there are
-            none.
+        bounded: The answer tokens of which only an upper bound is known, after each rationale (k tuples); may be empty.
         server: What decided how exact the likelihoods are, where the model is behind a server.
     """
 
@@ -41,28 +40,20 @@ class Answer:
     def to_json(self) -> dict[str, Any]:
         """Values that JSON can hold; a likelihood of 0 is null."""
         rows = [[value if math.isfinite(value) else None for value in row] for row in self.logprobs]
-        return {
-            "logprobs": rows,
-            **({"rationales": list(self.rationales)} if self.rationales else {}),
-            **({"bounded": [list(labels) for labels in self.bounded]} if self.bounded else {}),
-            **({"server": dict(self.server)} if self.server else {}),
-        }
+        bounded = [list(tokens) for tokens in self.bounded]
+        more = {"rationales": list(self.rationales), "bounded": bounded, "server": dict(self.server)}
+        return {"logprobs": rows, **{name: value for name, value in more.items() if value}}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Answer:
-        """The answer that `to_json` wrote.
-
-        Raises:
-            DataError: If it did not.
-        """
+        """The answer that `to_json` wrote; raises `DataError` where it did not."""
         try:
             rows = tuple(tuple(-math.inf if v is None else float(v) for v in row) for row in values["logprobs"])
             rationales = tuple(values.get("rationales", ()))
-            bounded = tuple(tuple(str(label) for label in labels) for labels in values.get("bounded", ()))
-            server = dict(values.get("server", {}))
+            bounded = tuple(tuple(map(str, tokens)) for tokens in values.get("bounded", ()))
+            return cls(rows, rationales, bounded=bounded, server=dict(values.get("server", {})))
         except (ValueError, LookupError, TypeError, OverflowError) as error:
             raise DataError(f"expected the log-likelihoods of an answer, found {values!r:.80} ({error})") from error
-        return cls(rows, rationales, bounded=bounded, server=server)
 
 
 @dataclass(frozen=True)
@@ -71,7 +62,7 @@ class Label:
 
     Attributes:
         p_first: Probability that the first response is preferred, NaN unless ``status`` is "ok".
-        mass: The label mass: probability on all labels together, the lesser of the two questions'; NaN if not answered.
+        mass: The label mass: probability on all answer tokens together, the lesser of the two questions'; NaN if none.
         status: "ok", "low mass" (under the labeler's minimum), "too long" (for its context) or "failed".
         reason: What is wrong, in words; "" if nothing is.
         record: Everything there is to know of it, JSON-able: mode, model, parameters, and for both questions the hash

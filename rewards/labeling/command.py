@@ -13,10 +13,10 @@ of the question, the model and the parameters is not asked again; what failed is
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,9 @@ from rich.markdown import Markdown
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from rewards.api import LanguageModel
-from rewards.labeling.job import LabelConfig, LabelJob
+from rewards.labeling.job import OPERATIONAL, LabelConfig, LabelJob
 from rewards.labeling.pair_source import Pair, SampledPairs
 from rewards.labeling.report import Tally, as_markdown
-from rewards.language_model.choice import language_model_from
-from rewards.language_model.config import LanguageModelConfig
 from rlaif_env.api import BackendError, Preference
 from rlaif_env.data.journal import Journal
 from rlaif_env.data.jsonl import write_jsonl
@@ -65,23 +63,14 @@ def label(config: LabelConfig, console: Console, model: LanguageModel | None = N
         if config.dry_run:
             return _estimate(job, prompts, console)
         total = sum(1 for _ in job.stored_pairs()) if prompts is None else len(prompts)
-        run = RunFolder.create(config.out, job.identity | {"task": job.task.to_json()}, command="label", exist=True)
-        stack.enter_context(run)
+        settings = asdict(config) | {"task": job.task.to_json()}
+        run = stack.enter_context(RunFolder.create(config.out, settings, command="label", exist=True, free=OPERATIONAL))
         console.print(f"Writing to {run.path}; the same command with --out {run.path} goes on", soft_wrap=True)
         journal = stack.enter_context(Journal(run.path / "journal.jsonl", job.note))
         pairs: Pairs = job.stored_pairs
         if prompts is not None:
             responses = stack.enter_context(Journal(run.path / "responses.jsonl", SampledPairs.check))
-            sampled = SampledPairs(
-                str(config.policy),
-                job.task,
-                prompts,
-                responses,
-                seed=config.seed,
-                temperature=config.policy_temperature,
-            )
-            _sample(sampled, config, console)
-            pairs = sampled.__iter__
+            pairs = _sampled(job, prompts, responses, console)
         started, before = time.monotonic(), len(journal)
         _ask_all(job, pairs, total, journal, console)
         facts = {
@@ -100,25 +89,27 @@ def label(config: LabelConfig, console: Console, model: LanguageModel | None = N
     return report
 
 
-def _sample(sampled: SampledPairs, config: LabelConfig, console: Console) -> None:
-    """Have the policy respond twice to each prompt, where it has not yet."""
-    if not (open_ := sampled.open()):
-        return
-    policy = language_model_from(LanguageModelConfig(str(config.policy), device=config.device, dtype=config.dtype))
-    with _progress(console) as progress:
-        bar = progress.add_task(
-            "sampling", total=len(sampled.prompts), completed=len(sampled.prompts) - len(open_), figures=""
-        )
-        for start in range(0, len(open_), config.batch):
-            part = open_[start : start + config.batch]
-            sampled.draw(policy, part)
-            progress.update(bar, advance=len(part))
+def _sampled(job: LabelJob, prompts: Sequence[str], journal: Journal, console: Console) -> Pairs:
+    """Have the policy respond twice to each prompt, where it has not yet; the pairs."""
+    config = job.config
+    sampling: dict[str, Any] = {"seed": config.seed, "temperature": config.policy_temperature}
+    sampled = SampledPairs(str(config.policy), job.task, prompts, journal, **sampling)
+    if todo := sampled.open():
+        policy = job.policy()
+        with _progress(console) as progress:
+            done = len(sampled.prompts) - len(todo)
+            bar = progress.add_task("sampling", total=len(sampled.prompts), completed=done, figures="")
+            for start in range(0, len(todo), config.batch):
+                part = todo[start : start + config.batch]
+                sampled.draw(policy, part)
+                progress.update(bar, advance=len(part))
+    return sampled.__iter__
 
 
 def _ask_all(job: LabelJob, pairs: Pairs, total: int, journal: Journal, console: Console) -> None:
     """Ask everything that is not in the journal, batch by batch."""
     started = time.monotonic()
-    hopeless = asked = finished = 0
+    hopeless = asked = 0
     with _progress(console) as progress:
         bar = progress.add_task("labelling", total=total, figures="")
         for batch, finished in _batches(job, pairs, journal):
@@ -131,8 +122,11 @@ def _ask_all(job: LabelJob, pairs: Pairs, total: int, journal: Journal, console:
                     f"{_HOPELESS} batches in a row failed ({job.last_failure}); what was answered is kept, and the "
                     "same command goes on from there"
                 )
-            figures = _figures(job, asked, total - finished - asked, time.monotonic() - started)
-            progress.update(bar, completed=finished + asked, figures=figures)
+            done, rate = finished + asked, asked / max(time.monotonic() - started, 1e-9)
+            cost = job.cost(job.tokens)
+            figures = f"{rate:.2f} labels/s  {(total - done) / rate / 60:.1f} min left"
+            figures += "" if cost is None else f"  cost {cost:.4f}"
+            progress.update(bar, completed=done, figures=figures)
         progress.update(bar, completed=total)
 
 
@@ -152,14 +146,6 @@ def _batches(job: LabelJob, pairs: Pairs, journal: Container[str]) -> Iterator[t
         yield batch, finished
 
 
-def _figures(job: LabelJob, asked: int, left: int, seconds: float) -> str:
-    """Labels a second, the time left and the cost so far."""
-    rate = asked / max(seconds, 1e-9)
-    cost = job.cost(job.tokens)
-    shown = [f"{rate:.2f} labels/s", f"{left / rate / 60:.1f} min left", "" if cost is None else f"cost {cost:.4f}"]
-    return "  ".join(text for text in shown if text)
-
-
 def _write(
     job: LabelJob, pairs: Iterable[Pair], journal: Journal, folder: Path, facts: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -169,15 +155,15 @@ def _write(
 
     def labelled() -> Iterator[Preference]:
         for row, pair in enumerate(pairs, start=1):
-            found = job.label(pair, journal)
-            tally.add(pair, found)
+            result = job.label(pair, journal)
+            tally.add(pair, result)
             texts = {name: getattr(pair, name) for name in ("prompt", "response_1", "response_2")}
             human = {} if pair.human is None else {"human_p_first": pair.human}
-            meta = {**pair.meta, **human, "label": dict(found.record)}
-            if found.status == "ok":
-                yield Preference(**texts, p_first=found.p_first, source=f"ai:{facts['model']}", meta=meta)
+            meta = {**pair.meta, **human, "label": dict(result.record)}
+            if result.status == "ok":
+                yield Preference(**texts, p_first=result.p_first, source=f"ai:{facts['model']}", meta=meta)
             else:
-                errors.append({"row": row, "status": found.status, "reason": found.reason, **texts, "meta": meta})
+                errors.append({"row": row, "status": result.status, "reason": result.reason, **texts, "meta": meta})
 
     write_preferences(folder / "preferences.jsonl", labelled())
     write_jsonl(folder / "errors.jsonl", errors)
@@ -202,15 +188,16 @@ def _estimate(job: LabelJob, prompts: list[str] | None, console: Console) -> dic
         count += 1
         new = {key: question for key, question in job.questions(pair).items() if key not in journal}
         done += not new
-        for key in new.keys() - asked:
-            asked.add(key)
-            tokens = [a + b for a, b in zip(tokens, job.spent(new[key]), strict=True)]
+        spent = [job.spent(question) for key, question in new.items() if key not in asked]
+        tokens = [sum(column) for column in zip(tokens, *spent, strict=True)]
+        asked |= new.keys()
     cost = job.cost(tokens)
     about = "at most " if config.cot or prompts is not None else "" if job.exact else "about "
-    priced = "; give --price-in and --price-out for the cost" if cost is None else f"; cost {about}{cost:.4f}"
+    prices = "--labeler.server.limits.price-in and price-out"
+    priced = f"; give {prices} for the cost" if cost is None else f"; cost {about}{cost:.4f}"
     console.print(
-        f"{count} pairs, {done} of them labelled already; {len(asked)} questions to {job.labeler.language_model.name}: "
-        f"{about}{tokens[0]:,} tokens read, {about}{tokens[1]:,} written{priced}",
+        f"{count} pairs, {done} of them labelled already; {len(asked)} questions to "
+        f"{job.labeler.language_model.name}: {about}{tokens[0]:,} tokens read, {about}{tokens[1]:,} written{priced}",
         highlight=False,
         soft_wrap=True,
     )
@@ -226,6 +213,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command ``rlaif label``; returns the exit code: 1 if no pair could be labelled."""
     import tyro
 
-    config = tyro.cli(LabelConfig, args=list(argv) if argv is not None else sys.argv[1:], prog="rlaif label")
-    found = label(config, Console())
-    return 0 if config.dry_run or found["labelled"] else 1
+    config = tyro.cli(LabelConfig, args=argv, prog="rlaif label")
+    report = label(config, Console())
+    return 0 if config.dry_run or report["labelled"] else 1

@@ -18,10 +18,19 @@ from rlaif_env.data.jsonl import check_text, json_object, lines_of, read_jsonl
 from rlaif_env.data.preferences import human_preferences, read_prompts
 from rlaif_env.data.tasks import Task
 
-__all__ = ["Pair", "SampledPairs", "builtin_pairs", "holds_prompts", "prompts_of_file", "read_pairs"]
+__all__ = [
+    "Pair",
+    "SampledPairs",
+    "builtin_pairs",
+    "first_fields",
+    "holds_prompts",
+    "prompts_of_file",
+    "read_pairs",
+    "respond",
+]
 
 _DRAWS = 8  # attempts at two different responses that are not empty
-_RESPONSES = ("response_1", "response_2", "chosen", "rejected")
+_RESPONSES = {"response_1", "response_2", "chosen", "rejected"}
 
 
 @dataclass(frozen=True)
@@ -45,29 +54,24 @@ class Pair:
     problem: str = ""
 
 
-def read_pairs(path: Path, *, allow_empty: bool = True) -> Iterator[Pair]:
-    """Pairs of a JSON lines file, in any form of `data.forms`, with or without ``p_first``, in constant memory.
+def read_pairs(path: Path) -> Iterator[Pair]:
+    """Pairs of a JSON lines file (``.gz`` too), in any form of `data.forms`, with or without ``p_first``, one by one.
 
     In rows with ``chosen`` and ``rejected`` the position tells the answer, so about half of them are exchanged; which
-    ones is told from the texts, so it is the same every time.
-
-    Args:
-        path: The file (``.gz`` too).
-        allow_empty: Keep empty responses.
+    ones is told from the texts, so it is the same every time. Empty responses are kept.
 
     Raises:
         DataError: For all bad rows together, each by its line.
     """
-    forms = PreferenceForms(allow_empty=allow_empty)
+    forms = PreferenceForms(allow_empty=True)
 
     def pair(row: dict[str, Any]) -> Pair:
         unlabelled = row.get("p_first") is None and "response_1" in row and "response_2" in row
-        found = forms({**row, "p_first": 0.5} if unlabelled else row)
-        if "chosen" in row and _digest(found.prompt, *sorted((found.response_1, found.response_2)))[0] % 2 == (
-            found.response_1 < found.response_2
-        ):
-            found = found.swapped()
-        return _pair(found, labelled=not unlabelled)
+        record = forms({**row, "p_first": 0.5} if unlabelled else row)
+        first, second = record.response_1, record.response_2
+        if "chosen" in row and _digest(record.prompt, *sorted((first, second)))[0] % 2 == (first < second):
+            record = record.swapped()
+        return _pair(record, labelled=not unlabelled)
 
     return read_jsonl(path, pair)
 
@@ -76,11 +80,17 @@ def holds_prompts(path: Path) -> bool:
     """Whether a file holds prompts without responses, told from its first row."""
     if path.name.removesuffix(".gz").endswith(".txt"):
         return True
+    fields = first_fields(path)
+    return fields is not None and not fields & _RESPONSES
+
+
+def first_fields(path: Path) -> set[str] | None:
+    """The fields of a file's first row; None if it is none: whoever reads the rows says what is wrong with all."""
     _, line = next(lines_of(path), (1, "{}"))
     try:
-        return isinstance(line, str) and not any(name in json_object(line) for name in _RESPONSES)
+        return set(json_object(line)) if isinstance(line, str) else None
     except DataError:
-        return False  # whoever reads the rows says what is wrong with all of them
+        return None
 
 
 def prompts_of_file(path: Path) -> Iterator[str]:
@@ -89,33 +99,31 @@ def prompts_of_file(path: Path) -> Iterator[str]:
 
 
 def builtin_pairs(task: Task, split: str, *, n: int | None, seed: int, min_gap: float) -> Iterator[Pair]:
-    """Human preferences that a task brings along.
+    """The first n human preferences that a task brings along, None for all of the split.
 
-    Args:
-        task: The task.
-        split: Which of its splits.
-        n: How many pairs, None for all (of the movie corpus: as many as the split has snippets).
-        seed: Which pairs of the movie corpus.
-        min_gap: Least difference of the mean ratings in the movie corpus.
+    Of the movie corpus ``seed`` says which, all are as many as it has snippets, and their mean ratings differ by
+    ``min_gap`` or more.
     """
-    if task.source.corpus == "movie-review" and n is not None:
-        found: Iterator[Preference] = iter(human_preferences(split, n, seed, min_gap))
-    else:
-        found = islice(task.preferences(split), n)
-    return (_pair(preference, labelled=True) for preference in found)
+    drawn = task.source.corpus == "movie-review" and n is not None
+    records = human_preferences(split, n or 0, seed, min_gap) if drawn else islice(task.preferences(split), n)
+    return (_pair(record, labelled=True) for record in records)
+
+
+def respond(policy: LanguageModel, task: Task, prompts: Sequence[str], *, temperature: float, seed: int) -> list[str]:
+    """A policy's response to each of n prompts, none longer than the task's; in a dialogue the person does not speak.
+
+    Raises `BackendError` where the policy does not give one text a prompt.
+    """
+    stop = ("\n\nHuman:",) if task.kind == "dialogue" else ()
+    most = task.max_response_tokens
+    texts = policy.generate(prompts, max_new_tokens=most, temperature=temperature, seed=seed, stop=stop)
+    if len(texts) != len(prompts):
+        raise BackendError(f"expected {len(prompts)} responses of {policy.name}, found {len(texts)}")
+    return texts
 
 
 class SampledPairs:
-    """Pairs of responses that a policy gives to prompts, kept in a journal.
-
-    Args:
-        policy: The policy's name.
-        task: Its longest response counts, and in a dialogue a response ends where the person would speak.
-        prompts: Distinct prompts.
-        journal: Where the responses are, or will be.
-        seed: Of the sampling.
-        temperature: Of the sampling.
-    """
+    """Pairs of responses that a policy, here its name, gives to distinct prompts, kept in a journal."""
 
     def __init__(
         self, policy: str, task: Task, prompts: Sequence[str], journal: Journal, *, seed: int, temperature: float
@@ -133,36 +141,22 @@ class SampledPairs:
         """Sample two responses to each of some prompts; unusable ones are drawn again, some times over.
 
         Unusable are equal ones, empty ones, and what no preference file may hold, such as control characters.
-
-        Raises:
-            BackendError: If the policy does not give one text a prompt.
         """
         drawn: dict[str, list[str]] = {key: [] for key in keys}
         for draw in range(_DRAWS):
-            wanted = [key for key, texts in drawn.items() if len(texts) < 2]
+            wanted = [key for key, kept in drawn.items() if len(kept) < 2]
             if not wanted:
                 break
-            found = policy.generate(
-                [self.prompts[key] for key in wanted],
-                max_new_tokens=self.task.max_response_tokens,
-                temperature=self.temperature,
-                seed=self.seed * _DRAWS + draw,
-                stop=("\n\nHuman:",) if self.task.kind == "dialogue" else (),
-            )
-            if len(found) != len(wanted):
-                raise BackendError(f"expected {len(wanted)} responses of {self.policy}, found {len(found)}")
-            for key, text in zip(wanted, found, strict=True):
+            prompts, seed = [self.prompts[key] for key in wanted], self.seed * _DRAWS + draw
+            texts = respond(policy, self.task, prompts, temperature=self.temperature, seed=seed)
+            for key, text in zip(wanted, texts, strict=True):
                 if _usable(text) and text not in drawn[key]:
                     drawn[key].append(text)
-        self.journal.append({key: {"responses": texts} for key, texts in drawn.items()})
+        self.journal.append({key: {"responses": kept} for key, kept in drawn.items()})
 
     @staticmethod
     def check(row: Mapping[str, Any]) -> None:
-        """Look at a row of the journal.
-
-        Raises:
-            DataError: If it does not hold responses.
-        """
+        """Look at a row of the journal; raises `DataError` where it does not hold responses."""
         texts = row.get("responses")
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             raise DataError(f"expected a list of responses, found {texts!r:.60}")
@@ -172,21 +166,17 @@ class SampledPairs:
         meta = {"policy": self.policy, "seed": self.seed, "temperature": self.temperature}
         for key, prompt in self.prompts.items():
             texts = self.journal[key]["responses"]
-            problem = ""
-            if len(texts) < 2:
-                problem = (
-                    f"expected two different, plain responses of {self.policy}, found {len(texts)} in {_DRAWS} draws"
-                )
+            few = f"expected two different, plain responses of {self.policy}, found {len(texts)} in {_DRAWS} draws"
             first, second = [*texts, "", ""][:2]
-            yield Pair(prompt, first, second, meta=meta, problem=problem)
+            yield Pair(prompt, first, second, meta=meta, problem=few if len(texts) < 2 else "")
 
 
-def _pair(found: Preference, *, labelled: bool) -> Pair:
-    human = labelled and found.source.startswith("human")
-    meta = dict(found.meta)
-    if labelled and not human:
-        meta["previous_label"] = {"p_first": found.p_first, "source": found.source}
-    return Pair(found.prompt, found.response_1, found.response_2, float(found.p_first) if human else None, meta)
+def _pair(record: Preference, *, labelled: bool) -> Pair:
+    human = float(record.p_first) if labelled and record.source.startswith("human") else None
+    meta = dict(record.meta)
+    if labelled and human is None:
+        meta["previous_label"] = {"p_first": record.p_first, "source": record.source}
+    return Pair(record.prompt, record.response_1, record.response_2, human, meta)
 
 
 def _usable(text: str) -> bool:

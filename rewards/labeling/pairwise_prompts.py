@@ -9,33 +9,85 @@ whole. A task of the user's gets the wording of its kind with its own criterion.
 
 from __future__ import annotations
 
-from rewards.labeling.pairwise_wordings import DIALOGUE, SUMMARIES, WORDINGS, PairWording
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+
 from rewards.prompts import fill
 from rlaif_env.api import RLAIFError
 from rlaif_env.data.tasks import Task
 
-__all__ = ["PREAMBLES", "label_prompt", "pair_wording", "pairwise_prompt"]
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
-PREAMBLES = ("base", "detailed")
+__all__ = ["PairExemplar", "PairWording", "label_prompt", "pair_wording", "pairwise_prompt"]
+
+
+@dataclass(frozen=True)
+class PairExemplar:
+    """Two responses with the answer to the preamble's question, "1" or "2", and why."""
+
+    response_1: str
+    response_2: str
+    answer: str
+    rationale: str
+    prompt: str = ""
+
+
+@dataclass(frozen=True)
+class PairWording:
+    """How a preference is asked for.
+
+    Attributes:
+        base: The short preamble: who the rater is, what to answer.
+        detailed: The long one: also what makes a response good.
+        sample: Two responses, with ``{prompt}``, ``{response_1}``, ``{response_2}`` or, where prompt and response are
+            one text, ``{text_1}``, ``{text_2}``.
+        request: What asks for a rationale; it ends in ``Rationale:``.
+        ending: What the answer follows.
+        inverted: Whether the question is which response is worse.
+        exemplars: Examples, used first to last; the answers alternate so that none is the usual one.
+    """
+
+    base: str
+    detailed: str
+    sample: str
+    request: str
+    ending: str
+    inverted: bool = False
+    exemplars: tuple[PairExemplar, ...] = ()
+
+
+@cache
+def _wordings() -> Mapping[str, PairWording]:
+    """The wording of the built-in tasks, by task: what stands in wordings.toml."""
+    tasks = tomllib.loads(files("rewards.labeling").joinpath("wordings.toml").read_text(encoding="utf-8"))
+    return {
+        name: PairWording(**{**wording, "exemplars": tuple(PairExemplar(**e) for e in wording["exemplars"])})
+        for name, wording in tasks.items()
+    }
 
 
 def pair_wording(task: Task) -> PairWording:
     """The wording for a task: its own, or that of its kind with the task's criterion."""
-    if task.name in WORDINGS:
-        return WORDINGS[task.name]
+    wordings = _wordings()
+    if task.name in wordings:
+        return wordings[task.name]
     things, noun, sample = {
         "continuation": ("two texts", "text", "Text 1 - {text_1}\nText 2 - {text_2}"),
-        "summary": ("a text and two summaries of it", "summary", SUMMARIES),
-        "dialogue": ("a conversation and two responses to it", "response", DIALOGUE),
+        "summary": ("a text and two summaries of it", "summary", wordings["summarization"].sample),
+        "dialogue": ("a conversation and two responses to it", "response", wordings["helpful"].sample),
     }[task.kind]
     criterion = task.criterion.strip().rstrip(".")
-    base = (
-        f"You are an expert rater. Read {things} and answer 1 or 2: which {noun} is better? What counts is {criterion}."
-    )
+    asked = f"Read {things} and answer 1 or 2: which {noun} is better? What counts is {criterion}."
     alone = f"The better {noun} is told by one thing only: {criterion}. Neither its place nor its length matters."
     return PairWording(
-        base=base,
-        detailed=f"{alone}\n\n{base}",
+        base=f"You are an expert rater. {asked}",
+        detailed=f"{alone}\n\nYou are an expert rater. {asked}",
         sample=sample,
         request=f"Say for each {noun} {criterion}, and which one is better therefore.\n\nRationale:",
         ending=f"Preferred {noun.capitalize()}=",
@@ -62,7 +114,7 @@ def pairwise_prompt(
         prompt: What the responses answer.
         response_1: The response shown first.
         response_2: The response shown second.
-        preamble: One of `PREAMBLES`.
+        preamble: "base" or "detailed".
         shots: Number of exemplars.
         rationale: Whether it ends in the request for a rationale; `label_prompt` then goes on with the answer.
         template: A whole prompt to use instead, with ``{prompt}``, ``{response_1}``, ``{response_2}`` or ``{text_1}``,
@@ -73,20 +125,16 @@ def pairwise_prompt(
     """
 
     def texts(x: str, y1: str, y2: str) -> dict[str, str]:
-        named = {
-            "prompt": x,
-            "response_1": y1,
-            "response_2": y2,
-            "text_1": task.judged(x, y1),
-            "text_2": task.judged(x, y2),
-        }
+        named = {"prompt": x, "response_1": y1, "response_2": y2}
+        named |= {"text_1": task.judged(x, y1), "text_2": task.judged(x, y2)}
         return {name: text.strip() for name, text in named.items()}
 
     if template is not None:
         return fill(template, **texts(prompt, response_1, response_2))
     wording = pair_wording(task)
-    if preamble not in PREAMBLES:
-        raise RLAIFError(f"expected the labelling prompt {' or '.join(PREAMBLES)}, found {preamble!r}")
+    preambles = {"base": wording.base, "detailed": wording.detailed}
+    if preamble not in preambles:
+        raise RLAIFError(f"expected the labelling prompt {' or '.join(preambles)}, found {preamble!r}")
     if not 0 <= shots <= len(wording.exemplars):
         raise RLAIFError(
             f"expected 0 to {len(wording.exemplars)} shots for task {task.name!r}, found {shots}; give a template of "
@@ -97,7 +145,7 @@ def pairwise_prompt(
         asked = f"\n\n{wording.request}" if rationale else f"\n{wording.ending}"
         return fill(wording.sample, **texts(x, y1, y2)) + asked
 
-    parts = [wording.detailed if preamble == "detailed" else wording.base]
+    parts = [preambles[preamble]]
     for e in wording.exemplars[:shots]:
         shown = sample(e.prompt, e.response_1, e.response_2)
         parts.append((label_prompt(task, shown, e.rationale) if rationale else shown) + e.answer)

@@ -6,16 +6,20 @@ where there are any and they are no ties; a tie of the labeler counts one half.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from rewards.labeling.answers import Label
 from rewards.labeling.pair_source import Pair
 from rlaif_env.api import RLAIFError
 from rlaif_env.statistics import (
+    Clusters,
+    Interval,
     accuracy,
     brier,
     cohens_kappa,
@@ -23,56 +27,88 @@ from rlaif_env.statistics import (
     position_bias,
     reliability_table,
 )
+from rlaif_env.tables import Table
 
-__all__ = ["Tally", "as_markdown"]
+__all__ = ["Alignment", "Tally", "alignment", "as_markdown", "interval_text", "prompt_clusters"]
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """How a judge's choices agree with people's.
+
+    Attributes:
+        ties: Pairs on which people are tied; they are left out.
+        share: Of the others, those on which both prefer the same response, a tie of the judge counting one half; None
+            without any.
+        kappa: Cohen's kappa of the two choices; None where it is not defined.
+    """
+
+    ties: int
+    share: Interval | None
+    kappa: Interval | None
+
+
+def alignment(p_first: ArrayLike, human: ArrayLike, prompts: Sequence[Hashable]) -> Alignment:
+    """AI labeler alignment (section 2.3), of a person's choices as of a labeler's.
+
+    Args:
+        p_first: (n,) the judge's probability that the first response is better.
+        human: (n,) people's.
+        prompts: (n,) which pairs have one prompt: the clusters of the interval.
+    """
+    judge, people = np.asarray(p_first, dtype=np.float64), np.asarray(human, dtype=np.float64)
+    decided = people != 0.5
+    ties = int((~decided).sum())
+    if not decided.any():
+        return Alignment(ties, None, None)
+    clusters = prompt_clusters([prompt for prompt, kept in zip(prompts, decided, strict=True) if kept])
+    share = accuracy(judge[decided], people[decided], clusters=clusters)
+    try:
+        kappa = cohens_kappa(*(np.sign(side[decided] - 0.5).tolist() for side in (judge, people)))
+    except RLAIFError:  # both gave one and the same answer throughout
+        kappa = None
+    return Alignment(ties, share, kappa)
+
+
+def prompt_clusters(prompts: Sequence[Hashable]) -> Clusters | None:
+    """The prompt of each row as its cluster; None where prompts do not group the rows (all differ, or one for all)."""
+    return prompts if 1 < len(set(prompts)) < len(prompts) else None
 
 
 class Tally:
     """Collects the labels of a run, some numbers a pair, and makes the report."""
 
     def __init__(self) -> None:
-        self._status = {"ok": 0, "low mass": 0, "too long": 0, "failed": 0}
-        self._rows: list[tuple[float, float, float, float]] = []  # p_first, human, longer, mass of the labelled
-        self._prompts: list[int] = []
+        self._status: Counter[str] = Counter()
+        self._masses: list[float] = []
+        self._judged: list[tuple[float, float, float, int]] = []  # p_first, human, longer, prompt: where there is both
         self._positions: list[tuple[float, float]] = []  # P("1") in both orders
-        self._all_masses: list[float] = []
 
     def add(self, pair: Pair, label: Label) -> None:
         """Count one pair."""
         self._status[label.status] += 1
         if not np.isnan(label.mass):
-            self._all_masses.append(label.mass)
+            self._masses.append(label.mass)
         if label.status != "ok":
             return
-        longer = 0.5 + 0.5 * np.sign(len(pair.response_1) - len(pair.response_2))
-        human = np.nan if pair.human is None else pair.human
-        self._rows.append((label.p_first, human, float(longer), label.mass))
-        self._prompts.append(hash(pair.prompt))
+        if pair.human is not None:
+            longer = 0.5 + 0.5 * float(np.sign(len(pair.response_1) - len(pair.response_2)))
+            self._judged.append((label.p_first, pair.human, longer, hash(pair.prompt)))
         if label.record["mode"] == "pairwise":
             one, two = label.record["answers"]
             self._positions.append((one["p_1"], two["p_1"]))
 
-    @property
-    def labelled(self) -> int:
-        """How many pairs have a label."""
-        return self._status["ok"]
-
     def report(self, facts: Mapping[str, Any]) -> dict[str, Any]:
-        """The report, JSON-able.
-
-        Args:
-            facts: What the run knows of itself; goes to the front.
-        """
-        masses = np.array(self._all_masses)
-        mass = None
+        """The report, JSON-able, what the run knows of itself (``facts``) in front."""
+        masses, mass = np.array(self._masses), None
         if masses.size:
             low, median = np.quantile(masses, [0.05, 0.5]).tolist()
             mass = {"mean": float(masses.mean()), "median": median, "5 %": low, "minimum": float(masses.min())}
         return {
             **facts,
-            "pairs": sum(self._status.values()),
-            "labelled": self.labelled,
-            **{name: n for name, n in self._status.items() if name != "ok"},
+            "pairs": self._status.total(),
+            "labelled": self._status["ok"],
+            **{name: self._status[name] for name in _WITHOUT},
             "label_mass": mass,
             "position_bias": self._position_bias(),
             "human": self._against_people(),
@@ -82,36 +118,28 @@ class Tally:
         if not self._positions:
             return None
         one, two = np.array(self._positions).T
-        found = position_bias(one, two)
+        bias = position_bias(one, two)
         return {
-            "same_position": asdict(found.same_position),
-            "of_those_first": asdict(found.first) if found.first else None,
+            "same_position": asdict(bias.same_position),
+            "of_those_first": asdict(bias.first) if bias.first else None,
             "mean_p_first_position": float((one + two).mean() / 2),
         }
 
     def _against_people(self) -> dict[str, Any] | None:
-        if not self._rows:
+        if not self._judged:
             return None
-        p, human, longer, _ = np.array(self._rows).T
-        ties = int((human == 0.5).sum())
-        asked = ~np.isnan(human) & (human != 0.5)
-        if not asked.any():
+        p, human, longer, prompts = (np.array(column) for column in zip(*self._judged, strict=True))
+        judges = {"alignment": p, "always_longer": longer, "always_first": np.ones_like(p)}
+        aligned = {name: alignment(choice, human, prompts.tolist()) for name, choice in judges.items()}
+        labeler = aligned["alignment"]
+        if labeler.share is None:
             return None
-        prompts = np.array(self._prompts)[asked]
-        distinct = np.unique(prompts).size
-        clusters = prompts if 1 < distinct < prompts.size else None  # one prompt for all is no prompt
-        p, human, longer = p[asked], human[asked], longer[asked]
-
-        def right(choice: Any) -> dict[str, float]:
-            return asdict(accuracy(choice, human, clusters=clusters))
-
+        p, human = p[human != 0.5], human[human != 0.5]
         return {
-            "pairs": int(asked.sum()),
-            "ties_left_out": ties,
-            "alignment": right(p),
-            "always_longer": right(longer),
-            "always_first": right(np.ones_like(p)),
-            "kappa": _kappa(p, human),
+            "pairs": labeler.share.n,
+            "ties_left_out": labeler.ties,
+            **{name: asdict(judge.share) for name, judge in aligned.items() if judge.share},
+            "kappa": asdict(labeler.kappa) if labeler.kappa else None,
             "brier": brier(p, human),
             "calibration_error": expected_calibration_error(p, human),
             "reliability": [
@@ -122,92 +150,67 @@ class Tally:
         }
 
 
-def _kappa(p: Any, human: Any) -> dict[str, float] | None:
-    """Cohen's kappa of the two choices; None where it is not defined."""
-    names = np.array(["second", "tie", "first"])
-    try:
-        a, b = (names[np.sign(x - 0.5).astype(int) + 1].tolist() for x in (p, human))
-        return asdict(cohens_kappa(a, b))
-    except RLAIFError:  # both gave one and the same answer throughout
-        return None
+_WITHOUT = {
+    "low mass": "with too little label mass",
+    "too long": "too long for the labeler's context",
+    "failed": "failed",
+}
 
 
 def as_markdown(report: Mapping[str, Any]) -> str:
     """The report as a page to read."""
-    lines = [f"# Labels of {report['model']} on {report['task']}", ""]
-    counted = [f"{report['pairs']} pairs", f"{report['labelled']} labelled"]
-    counted += [f"{report[name]} {words}" for name, words in _WITHOUT if report[name]]
-    lines += [f"Mode {report['mode']}. {', '.join(counted)}."]
-    if any(report[name] for name, _ in _WITHOUT):
-        lines += ["The pairs without a label are in errors.jsonl, each with its reason."]
-    if report["label_mass"]:
-        mass = report["label_mass"]
-        lines += [
-            "",
+    without = [f"{report[name]} {words}" for name, words in _WITHOUT.items() if report[name]]
+    counted = ", ".join([f"{report['pairs']} pairs", f"{report['labelled']} labelled", *without])
+    errors = "\nThe pairs without a label are in errors.jsonl, each with its reason." if without else ""
+    parts = [f"# Labels of {report['model']} on {report['task']}", f"Mode {report['mode']}. {counted}.{errors}"]
+    if mass := report["label_mass"]:
+        parts.append(
             "**Label mass** (probability on the labels, the lesser of a pair's two questions): mean "
             f"{mass['mean']:.3f}, median {mass['median']:.3f}, 5 % of pairs under {mass['5 %']:.3f}, "
-            f"least {mass['minimum']:.3g}.",
-        ]
-    lines += ["", "## Position bias", "", *_bias_lines(report["position_bias"], report["mode"])]
-    lines += ["", "## Agreement with people", "", *_people_lines(report["human"])]
-    if report.get("tokens"):
-        tokens = report["tokens"]
+            f"least {mass['minimum']:.3g}."
+        )
+    parts += ["## Position bias", *_bias_parts(report["position_bias"], report["mode"])]
+    parts += _people_parts(report["human"])
+    if tokens := report.get("tokens"):
         cost = "" if report.get("cost") is None else f"; {report['cost']:.4f} at the prices given"
         about = "" if tokens["exact"] else "about "
-        lines += ["", f"Tokens: {about}{tokens['input']:,} read, {about}{tokens['output']:,} written{cost}."]
-    return "\n".join(lines) + "\n"
+        parts.append(f"Tokens: {about}{tokens['input']:,} read, {about}{tokens['output']:,} written{cost}.")
+    return "\n\n".join(parts) + "\n"
 
 
-_WITHOUT = (
-    ("low mass", "with too little label mass"),
-    ("too long", "too long for the labeler's context"),
-    ("failed", "failed"),
-)
-
-
-def _bias_lines(bias: Mapping[str, Any] | None, mode: str) -> Sequence[str]:
+def _bias_parts(bias: Mapping[str, Any] | None, mode: str) -> list[str]:
     if bias is None:
         return ["None: each response was scored by itself." if mode == "score" else "No pair was labelled."]
     same, first = bias["same_position"], bias["of_those_first"]
-    lines = [f"The same position is preferred after the swap in {_percent(same)} of {same['n']} pairs."]
-    if first is not None:
-        lines[0] += f" Of those, {_percent(first)} prefer the first position."
-    mean = bias["mean_p_first_position"]
-    lines[0] += f" Mean probability of the first position: {mean:.3f} (0.5 without bias)."
-    if same["estimate"] >= 0.5:
-        lines += ["", "**Most of these choices follow the position, not the responses: use these labels with care.**"]
-    return lines
+    share = interval_text(same, ".1%")
+    text = f"The same position is preferred after the swap in {share} of {same['n']} pairs."
+    text += f" Of those, {interval_text(first, '.1%')} prefer the first position." if first is not None else ""
+    text += f" Mean probability of the first position: {bias['mean_p_first_position']:.3f} (0.5 without bias)."
+    warning = "**Most of these choices follow the position, not the responses: use these labels with care.**"
+    return [text, warning] if same["estimate"] >= 0.5 else [text]
 
 
-def _people_lines(human: Mapping[str, Any] | None) -> Sequence[str]:
+def _people_parts(human: Mapping[str, Any] | None) -> list[str]:
     if human is None:
-        return ["There are no human choices to compare with."]
+        return ["## Agreement with people", "There are no human choices to compare with."]
     ties = f" ({human['ties_left_out']} ties of people left out)" if human["ties_left_out"] else ""
-    kappa = "not defined" if human["kappa"] is None else _interval(human["kappa"])
-    return [
-        f"{human['pairs']} pairs{ties}; 95 % intervals.",
-        "",
-        "| choice | agrees with people |",
-        "|---|---|",
-        f"| labeler | {_percent(human['alignment'])} |",
-        f"| always the longer | {_percent(human['always_longer'])} |",
-        f"| always the first | {_percent(human['always_first'])} |",
-        "",
-        f"Cohen's kappa {kappa}; Brier score {human['brier']:.3f}; calibration error {human['calibration_error']:.3f}.",
-        "",
-        "| p_first | pairs | mean p_first | people |",
-        "|---|---|---|---|",
-        *(
-            f"| {row['from']:.1f} to {row['to']:.1f} | {row['pairs']} | {row['predicted']:.2f} "
-            f"| {_interval(row['observed'], 2)} |"
-            for row in human["reliability"]
-        ),
+    kappa = "not defined" if human["kappa"] is None else interval_text(human["kappa"], ".3f")
+    judges = {"labeler": "alignment", "always the longer": "always_longer", "always the first": "always_first"}
+    agreement = Table(
+        "Agreement with people",
+        ("choice", "agrees with people"),
+        [(name, interval_text(human[key], ".1%")) for name, key in judges.items()],
+        f"{human['pairs']} pairs{ties}; 95 % intervals. Cohen's kappa {kappa}; Brier score {human['brier']:.3f}; "
+        f"calibration error {human['calibration_error']:.3f}.",
+    )
+    bins = [
+        (f"{b['from']:.1f} to {b['to']:.1f}", b["pairs"], f"{b['predicted']:.2f}", interval_text(b["observed"], ".2f"))
+        for b in human["reliability"]
     ]
+    reliability = Table("Predicted and observed", ("p_first", "pairs", "mean p_first", "people"), bins)
+    return [agreement.markdown(), reliability.markdown()]
 
 
-def _interval(figure: Mapping[str, float], digits: int = 3) -> str:
-    return f"{figure['estimate']:.{digits}f} [{figure['low']:.{digits}f}, {figure['high']:.{digits}f}]"
-
-
-def _percent(figure: Mapping[str, float]) -> str:
-    return f"{figure['estimate']:.1%} [{figure['low']:.1%}, {figure['high']:.1%}]"
+def interval_text(figure: Mapping[str, float] | None, form: str) -> str:
+    """An estimate with its interval, each in a format such as ".1%"; a dash where there is none."""
+    return "-" if figure is None else "{estimate:{0}} [{low:{0}}, {high:{0}}]".format(form, **figure)

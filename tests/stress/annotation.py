@@ -34,6 +34,7 @@ import numpy as np
 from benchmarks.annotate.store import Store
 from rlaif_env.api import RLAIFError
 from rlaif_env.data.jsonl import write_jsonl
+from tests.benchmarks.annotate.annotating import answer_ids
 
 __all__ = ["StressConfig", "main", "stress"]
 
@@ -108,7 +109,7 @@ class _Person:
         while True:
             try:
                 started = time.perf_counter()
-                status, found = self.ask(route, body)
+                status, result = self.ask(route, body)
                 took = time.perf_counter() - started
             except (OSError, http.client.HTTPException):
                 self.hang_up()
@@ -119,8 +120,8 @@ class _Person:
                 time.sleep(0.05)
                 continue
             if status >= 400:
-                raise RLAIFError(f"{route}: {status} {found}")
-            return (took if first else None), found
+                raise RLAIFError(f"{route}: {status} {result}")
+            return (took if first else None), result
 
     def hang_up(self) -> None:
         """Close the connection; the next request makes another."""
@@ -203,7 +204,7 @@ def _audit(out: Path, people: Sequence[_Person]) -> dict[str, Any]:
     acknowledged = [name for person in people for name in person.acknowledged]
     store = Store(out / "annotations.sqlite")
     try:
-        kept = store.answer_ids()
+        kept = answer_ids(store)
         judgements = store.judgements()
         overlap = store.plan.overlap or len(people)
         asked = sum(item.kind == "item" for item in store.items().values())
@@ -248,8 +249,8 @@ def _start(command: Sequence[str], port: int, folder: Path) -> subprocess.Popen[
                 break
             time.sleep(0.1)
     server.kill()
-    said = (folder / "server.log").read_text(encoding="utf-8", errors="replace")[-2_000:]
-    raise RLAIFError(f"expected the server to start, found: {said}")
+    log_text = (folder / "server.log").read_text(encoding="utf-8", errors="replace")[-2_000:]
+    raise RLAIFError(f"expected the server to start, found: {log_text}")
 
 
 def _page(port: int) -> str:
@@ -267,9 +268,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     config = tyro.cli(StressConfig, args=argv, prog="python -m tests.stress.annotation")
     with tempfile.TemporaryDirectory() as folder:
-        found = stress(config, Path(folder))
-    print(json.dumps(found, indent=2))
-    return 1 if found["lost"] or found["doubled"] or found["items_with_too_few_judges"] else 0
+        result = stress(config, Path(folder))
+    print(json.dumps(result, indent=2))
+    return 1 if result["lost"] or result["doubled"] or result["items_with_too_few_judges"] else 0
 
 
 if __name__ == "__main__":

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import secrets
+import sqlite3
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +26,15 @@ def project(folder: Path, items: Sequence[Item], **plan: Any) -> Store:
     return Store.create(folder / "annotations.sqlite", [*items, *checks], wanted)
 
 
-def said(state: dict[str, Any], choice: str, **more: Any) -> Answer:
+def answer_to(state: dict[str, Any], choice: str, **more: Any) -> Answer:
     """An answer to what a state shows."""
     return Answer(secrets.token_hex(8), state["item"]["showing"], choice, **more)
+
+
+def answer_ids(store: Store) -> set[str]:
+    """The ids of all answers that stand."""
+    with closing(sqlite3.connect(store.path)) as db:
+        return {name for (name,) in db.execute("SELECT id FROM answers WHERE undone = 0")}
 
 
 def better(shown: dict[str, Any]) -> str:
@@ -43,6 +51,6 @@ def judge(store: Store, who: Annotator, choose: Callable[[dict[str, Any]], str] 
     state = store.state(who)
     count = 0
     while state["item"] is not None and count < most:
-        state = store.answer(who, said(state, choose(state["item"]), seconds=2.0))
+        state = store.answer(who, answer_to(state, choose(state["item"]), seconds=2.0))
         count += 1
     return count

@@ -40,9 +40,9 @@ def browser() -> Iterator[Any]:
     if CHROMIUM is None:
         pytest.skip("chromium is not installed (Debian: apt-get install chromium)")
     with playwright.sync_playwright() as driver:
-        found = driver.chromium.launch(executable_path=CHROMIUM, args=OPTIONS)
-        yield found
-        found.close()
+        result = driver.chromium.launch(executable_path=CHROMIUM, args=OPTIONS)
+        yield result
+        result.close()
 
 
 def open_page(browser: Any, link: str, **settings: Any) -> tuple[Any, list[str]]:
@@ -114,8 +114,8 @@ def test_twenty_items_by_keyboard_to_a_reward_model(browser: Any, tmp_path: Path
     people = people_of(store)
     assert export(store, people, tmp_path / "preferences.jsonl") == (20, 0)
     assert {record.p_first for record in read_preferences(tmp_path / "preferences.jsonl")} == {1.0}
-    said = [judgement.comment for judgement in people.everything if judgement.comment]
-    assert said == ["1 and 2 are letters here"]
+    answer_to = [judgement.comment for judgement in people.everything if judgement.comment]
+    assert answer_to == ["1 and 2 are letters here"]
     assert {judgement.swapped for judgement in people.everything} == {True, False}
     store.close()
 
@@ -236,9 +236,9 @@ def test_axe_finds_nothing_in_any_view(scheme: str, browser: Any, axe: str, tmp_
             views = []
 
             def audit(name: str, page: Any = page, views: list[str] = views) -> None:
-                found = page.evaluate("axe.run(document)")
-                assert len(found["passes"]) > 10
-                bad = [f"{v['id']} ({v['impact']}): {v['nodes'][0]['html'][:80]}" for v in found["violations"]]
+                result = page.evaluate("axe.run(document)")
+                assert len(result["passes"]) > 10
+                bad = [f"{v['id']} ({v['impact']}): {v['nodes'][0]['html'][:80]}" for v in result["violations"]]
                 assert bad == [], name
                 assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), name
                 views.append(name)

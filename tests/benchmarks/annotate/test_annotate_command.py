@@ -50,7 +50,7 @@ def serving(*options: Any) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
 
 def link_of(lines: list[str], name: str = "open") -> str:
     """The link printed for a name, or the one for everybody."""
-    return next(found[1] for line in lines if (found := re.match(rf"{name}:? (http\S+)", line)))
+    return next(result[1] for line in lines if (result := re.match(rf"{name}:? (http\S+)", line)))
 
 
 def pair_file(path: Path, n: int = 20) -> Path:
@@ -216,7 +216,7 @@ def test_ctrl_c_ends_the_command_and_the_folder_is_one_server_s(tmp_path: Path) 
 
 @pytest.mark.slow
 def test_no_answer_is_lost_or_doubled_when_the_server_is_killed(tmp_path: Path) -> None:
-    found = stress(StressConfig(items=30, annotators=4, kills=2, think=0.02), tmp_path)
-    assert found["kills"] == 2
-    assert found["acknowledged"] >= 60
-    assert (found["lost"], found["doubled"], found["items_with_too_few_judges"]) == (0, 0, 0)
+    result = stress(StressConfig(items=30, annotators=4, kills=2, think=0.02), tmp_path)
+    assert result["kills"] == 2
+    assert result["acknowledged"] >= 60
+    assert (result["lost"], result["doubled"], result["items_with_too_few_judges"]) == (0, 0, 0)

@@ -120,9 +120,9 @@ def test_the_text_of_a_check_says_its_answer() -> None:
     for check in checks_among(single, "score", 30, 0):
         assert f"answer {check.expected} here" in check.responses[0]
         assert check.expected in CHOICES["score"]
-    said = {check.expected: check.responses[0] for check in checks_among(single, "harmless", 30, 0)}
-    assert "“harmless”" in said["1"]
-    assert "“not harmless”" in said["2"]
+    texts = {check.expected: check.responses[0] for check in checks_among(single, "harmless", 30, 0)}
+    assert "“harmless”" in texts["1"]
+    assert "“not harmless”" in texts["2"]
     assert checks_among([Item("p", ("a", "a"), kind="identical")], "preference", 3, 0) == []
 
 

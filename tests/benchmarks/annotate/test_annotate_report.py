@@ -16,7 +16,7 @@ from benchmarks.annotate.results import export, people_of, read_labels
 from benchmarks.annotate.store import Store
 from rlaif_env.api import RLAIFError
 from rlaif_env.data.preferences import read_preferences
-from tests.benchmarks.annotate.annotating import judge, pairs, project, said
+from tests.benchmarks.annotate.annotating import answer_to, judge, pairs, project
 
 
 def tell(store: Store, name: str, verdicts: Mapping[str, str]) -> None:
@@ -32,7 +32,7 @@ def tell(store: Store, name: str, verdicts: Mapping[str, str]) -> None:
     judge(store, store.join(name), choose)
 
 
-def found(store: Store, labels: Sequence[Path] = (), exclude: Sequence[str] = ()) -> dict[str, Any]:
+def figures(store: Store, labels: Sequence[Path] = (), exclude: Sequence[str] = ()) -> dict[str, Any]:
     people = people_of(store, exclude)
     result = report(store, people, read_labels(labels, people.items))
     json.dumps(result, allow_nan=False)
@@ -50,7 +50,7 @@ def judged(tmp_path: Path) -> Store:
 
 
 def test_the_counts_and_the_win_rate_by_hand(judged: Store) -> None:
-    result = found(judged)
+    result = figures(judged)
     assert {name: result[name] for name in ("items", "judged", "answers", "skips", "ties", "identical")} == {
         "items": 6,
         "judged": 6,
@@ -75,7 +75,7 @@ def test_the_counts_and_the_win_rate_by_hand(judged: Store) -> None:
 
 
 def test_agreement_by_hand(judged: Store) -> None:
-    agreement = found(judged)["agreement"]
+    agreement = figures(judged)["agreement"]
     # five items with both: f/f, f/f, f/s, s/s, t/t. Observed 4/5; chance (3*2 + 1*2 + 1*1) / 25
     (pair,) = agreement["cohens_kappa"]
     assert (pair["annotators"], pair["items"]) == (["Ada", "Ben"], 5)
@@ -89,7 +89,7 @@ def test_agreement_by_hand(judged: Store) -> None:
 
 
 def test_people_beside_each_other_leave_ties_out(judged: Store) -> None:
-    judges = found(judged)["judges"]
+    judges = figures(judged)["judges"]
     assert list(judges) == ["people", "Ada (person)", "Ben (person)"]
     assert (judges["Ada (person)"]["pairs"], judges["Ada (person)"]["ties_left_out"]) == (5, 1)
     assert judges["Ada (person)"]["agreement"]["estimate"] == pytest.approx(3 / 4)
@@ -97,7 +97,7 @@ def test_people_beside_each_other_leave_ties_out(judged: Store) -> None:
 
 
 def test_an_annotator_left_out(judged: Store) -> None:
-    result = found(judged, exclude=["Ben"])
+    result = figures(judged, exclude=["Ben"])
     assert list(result["annotators"]) == ["Ada"]
     assert result["agreement"]["items_with_several"] == 0
     with pytest.raises(RLAIFError, match="expected annotators of Ada, Ben, found Cy"):
@@ -108,7 +108,7 @@ def test_people_who_follow_the_position_are_found_out(tmp_path: Path) -> None:
     store = project(tmp_path, pairs(20), repeats=0.5)
     judge(store, store.join("Lefty"), lambda shown: "1")
     judge(store, store.join("Steady"))
-    result = found(store)
+    result = figures(store)
     assert result["annotators"]["Lefty"]["self_consistency"]["estimate"] == 0.0
     assert result["annotators"]["Steady"]["self_consistency"]["estimate"] == 1.0
     lefty, steady = result["judges"]["Lefty (person)"], result["judges"]["Steady (person)"]
@@ -121,7 +121,7 @@ def test_checks_are_counted_and_are_no_items(tmp_path: Path) -> None:
     store = project(tmp_path, pairs(10), checks=0.5)
     judge(store, store.join("Careful"))
     judge(store, store.join("Hasty"), lambda shown: "0")
-    result = found(store)
+    result = figures(store)
     assert result["annotators"]["Careful"]["checks"] == {"passed": 5, "of": 5}
     assert result["annotators"]["Hasty"]["checks"] == {"passed": 0, "of": 5}
     assert result["answers"] == 20
@@ -131,7 +131,7 @@ def test_equal_responses_are_ties_and_what_is_open_is_counted(tmp_path: Path) ->
     items = [*pairs(4, ("a", "b")), Item("same", ("x", "x"), ("a", "b"), kind="identical")]
     store = project(tmp_path, items)
     tell(store, "Ada", {f"prompt {i}": "first" for i in range(3)})
-    result = found(store)
+    result = figures(store)
     (row,) = result["win_rates"]
     assert (row["wins"], row["ties"], row["losses"], row["unjudged"]) == (3, 1, 0, 1)
     assert result["identical"] == 1
@@ -151,8 +151,8 @@ def test_prompts_are_the_clusters(tmp_path: Path) -> None:
             good = "1" if state["item"]["responses"][0].startswith("good") else "2"
             number = int(state["item"]["responses"][0].split()[1])
             choice = good if number % 2 == 0 or number % 5 == 0 else {"1": "2", "2": "1"}[good]
-            state = store.answer(who, said(state, choice))
-        (row,) = found(store)["win_rates"]
+            state = store.answer(who, answer_to(state, choice))
+        (row,) = figures(store)["win_rates"]
         assert row["win_rate"]["estimate"] == pytest.approx(24 / 40)
         widths.append(row["win_rate"]["high"] - row["win_rate"]["low"])
         store.close()
@@ -177,7 +177,7 @@ def label_file(path: Path, mode: str = "pairwise") -> Path:
 
 
 def test_an_ai_labeler_stands_in_the_same_table(judged: Store, tmp_path: Path) -> None:
-    labeler = found(judged, [label_file(tmp_path / "labels.jsonl")])["judges"]["ai:small"]
+    labeler = figures(judged, [label_file(tmp_path / "labels.jsonl")])["judges"]["ai:small"]
     # people: first, first, split, second; the labeler: first, first (turned round), first, second
     assert (labeler["pairs"], labeler["ties_left_out"], labeler["unmatched"]) == (4, 1, 1)
     assert labeler["agreement"]["estimate"] == 1.0
@@ -189,14 +189,14 @@ def test_an_ai_labeler_stands_in_the_same_table(judged: Store, tmp_path: Path) -
 def test_a_scoring_labeler_has_no_position(judged: Store, tmp_path: Path) -> None:
     (tmp_path / "labels").mkdir()
     label_file(tmp_path / "labels" / "preferences.jsonl", mode="score")
-    labeler = found(judged, [tmp_path / "labels"])["judges"]["ai:small"]
+    labeler = figures(judged, [tmp_path / "labels"])["judges"]["ai:small"]
     assert (labeler["first_shown"], labeler["same_position"], labeler["pairs"]) == (None, None, 4)
 
 
 def test_labels_that_came_with_the_items_and_labels_of_other_pairs(tmp_path: Path) -> None:
     store = project(tmp_path, [Item(f"prompt {i}", (f"a{i}", f"b{i}"), labels={"ai:own": i / 4}) for i in range(4)])
     tell(store, "Ada", {f"prompt {i}": "second" for i in range(4)})
-    labeler = found(store)["judges"]["ai:own"]
+    labeler = figures(store)["judges"]["ai:own"]
     assert labeler["agreement"]["estimate"] == pytest.approx((1 + 1 + 0.5 + 0) / 4)  # p_first 0, 1/4, 1/2, 3/4
     with pytest.raises(RLAIFError, match="expected labels of the pairs that people judged"):
         read_labels([label_file(tmp_path / "labels.jsonl")], store.items())
@@ -219,7 +219,7 @@ def test_items_nobody_judged_are_left_out_and_counted(tmp_path: Path) -> None:
     with pytest.raises(RLAIFError, match=r"expected judgements in .*, found none yet"):
         export(store, people_of(store), tmp_path / "out.jsonl")
     with pytest.raises(RLAIFError, match="found none yet"):
-        found(store)
+        figures(store)
     assert not (tmp_path / "out.jsonl").exists()
     tell(store, "Ada", {"prompt 1": "first", "prompt 2": "tie"})
     assert export(store, people_of(store), tmp_path / "out.jsonl") == (2, 3)
@@ -230,7 +230,7 @@ def test_ratings(form: str, choices: list[str], tmp_path: Path) -> None:
     items = [Item(f"p{i // 2}", (f"text {i}",), ("a" if i % 2 else "b",)) for i in range(4)]
     store = project(tmp_path, items, form=form)
     judge(store, store.join("Ada"), lambda shown: choices[int(shown["responses"][0].split()[1])])
-    result = found(store)
+    result = figures(store)
     means = {name: row["mean"] for name, row in result["systems"].items()}
     assert means == ({"b": 0.5, "a": 1.0} if form == "harmless" else {"b": 4.0, "a": 7.0})
     assert all(row[form]["estimate"] == row["mean"] for row in result["systems"].values())

@@ -23,9 +23,9 @@ HOST = "127.0.0.1:8765"
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
-    found = project(tmp_path, pairs(6), criterion="how <b>good</b> it is </script><script>alert(1)</script>")
-    yield found
-    found.close()
+    result = project(tmp_path, pairs(6), criterion="how <b>good</b> it is </script><script>alert(1)</script>")
+    yield result
+    result.close()
 
 
 class Client:
@@ -242,14 +242,19 @@ def test_hostile_text_comes_as_it_is(tmp_path: Path) -> None:
     client = Client(store)
     client.join("Ada")
     state = client.post("/state", {}).json()
-    found = set()
+    result = set()
     while state["item"]:
-        found.add(state["item"]["prompt"])
+        result.add(state["item"]["prompt"])
         assert set(state["item"]["responses"]) == {state["item"]["prompt"], state["item"]["prompt"] + "!"}
-        body = {"id": f"answer {len(found)}", "showing": state["item"]["showing"], "choice": "0", "seconds": 1}
+        body = {"id": f"answer {len(result)}", "showing": state["item"]["showing"], "choice": "0", "seconds": 1}
         state = client.post("/answer", {**body, "strength": "", "comment": ""}).json()
-    assert found == set(HOSTILE)
+    assert result == set(HOSTILE)
     store.close()
+
+
+def test_answers_are_sent_at_once() -> None:
+    with server.listen("127.0.0.1", 0) as sock:
+        assert sock.proto == socket.IPPROTO_TCP  # else asyncio would leave TCP_NODELAY off: 40 ms an answer
 
 
 def test_a_port_in_use_is_an_error() -> None:

@@ -17,21 +17,21 @@ from benchmarks.annotate.items import Item
 from benchmarks.annotate.project import Plan, StoreError, due
 from benchmarks.annotate.store import Store
 from rlaif_env.api import RLAIFError
-from tests.benchmarks.annotate.annotating import better, judge, pairs, project, said
+from tests.benchmarks.annotate.annotating import answer_ids, answer_to, better, judge, pairs, project
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
-    found = project(tmp_path, pairs(12))
-    yield found
-    found.close()
+    result = project(tmp_path, pairs(12))
+    yield result
+    result.close()
 
 
 def test_an_answer_moves_on_and_is_kept(store: Store) -> None:
     ada = store.join("Ada")
     state = store.state(ada)
     assert (state["answered"], state["left"], state["last"], state["pace"]) == (0, 12, None, None)
-    after = store.answer(ada, said(state, "1", strength="clearly", comment="ah", seconds=3.0))
+    after = store.answer(ada, answer_to(state, "1", strength="clearly", comment="ah", seconds=3.0))
     assert (after["answered"], after["left"], after["last"], after["pace"]) == (1, 11, state["item"]["showing"], 3.0)
     assert after["item"]["showing"] != state["item"]["showing"]
     (judgement,) = store.judgements()
@@ -41,7 +41,7 @@ def test_an_answer_moves_on_and_is_kept(store: Store) -> None:
 
 def test_the_same_answer_twice_counts_once(store: Store) -> None:
     ada = store.join("Ada")
-    answer = said(store.state(ada), "2")
+    answer = answer_to(store.state(ada), "2")
     assert store.answer(ada, answer) == store.answer(ada, answer)
     assert len(store.judgements()) == 1
     with pytest.raises(StoreError, match="expected one answer under one id"):
@@ -58,7 +58,7 @@ def test_a_skip_is_no_answer_and_shows_the_next(store: Store) -> None:
     state = store.state(ada)
     while state["item"]:
         seen.append(state["item"]["prompt"])
-        state = store.answer(ada, said(state, "skip"))
+        state = store.answer(ada, answer_to(state, "skip"))
     assert sorted(seen) == sorted(item.prompt for item in pairs(12))
     assert {j.choice for j in store.judgements()} == {"skip"}
 
@@ -66,9 +66,9 @@ def test_a_skip_is_no_answer_and_shows_the_next(store: Store) -> None:
 def test_undo_shows_the_last_item_again_with_what_was_said(store: Store) -> None:
     ada = store.join("Ada")
     one = store.state(ada)
-    answer = said(one, "1", comment="hm")
+    answer = answer_to(one, "1", comment="hm")
     two = store.answer(ada, answer)
-    store.answer(ada, said(two, "2"))
+    store.answer(ada, answer_to(two, "2"))
     back = store.undo(ada, two["item"]["showing"])
     assert back["item"] == {**two["item"], "before": {"choice": "2", "strength": "", "comment": ""}}
     assert (back["answered"], back["last"]) == (1, one["item"]["showing"])
@@ -77,7 +77,7 @@ def test_undo_shows_the_last_item_again_with_what_was_said(store: Store) -> None
     assert (first["answered"], first["last"], first["item"]["before"]["comment"]) == (0, None, "hm")
     store.answer(ada, answer)  # a late copy of an answer that was taken back stays taken back
     assert store.judgements() == []
-    again = store.answer(ada, said(first, "0"))
+    again = store.answer(ada, answer_to(first, "0"))
     assert again["item"]["showing"] == two["item"]["showing"]
     assert [j.choice for j in store.judgements()] == ["0"]
 
@@ -104,7 +104,7 @@ def test_overlap_is_what_was_asked_for(tmp_path: Path) -> None:
     while any(state["item"] for state in states.values()):
         for who in people:
             if states[who.id]["item"]:
-                states[who.id] = store.answer(who, said(states[who.id], better(states[who.id]["item"])))
+                states[who.id] = store.answer(who, answer_to(states[who.id], better(states[who.id]["item"])))
     judged = Counter(j.item for j in store.judgements())
     assert set(judged.values()) == {2}
     assert len(judged) == 30
@@ -128,7 +128,7 @@ def test_an_item_left_lying_is_asked_of_another(tmp_path: Path, monkeypatch: pyt
     assert store.state(ben)["item"] is None
     monkeypatch.setattr("benchmarks.annotate.showings._LEASE", -1.0)
     assert judge(store, ben) == 1
-    store.answer(ada, said(open_, "1"))  # who comes back late is still heard
+    store.answer(ada, answer_to(open_, "1"))  # who comes back late is still heard
     assert len(store.judgements()) == 2
     store.close()
 
@@ -141,7 +141,7 @@ def test_repeats_are_swapped_and_checks_come_at_their_rate(tmp_path: Path) -> No
     by_kind: dict[str, list[Any]] = {"item": [], "repeat": [], "check": []}
     for turn, judgement in enumerate(store.judgements()):
         by_kind[judgement.kind].append((turn, judgement))
-    assert {kind: len(found) for kind, found in by_kind.items()} == {"item": 50, "repeat": 10, "check": 5}
+    assert {kind: len(result) for kind, result in by_kind.items()} == {"item": 50, "repeat": 10, "check": 5}
     first = {j.item: (turn, j) for turn, j in by_kind["item"]}
     for turn, again in by_kind["repeat"]:
         before, judgement = first[again.item]
@@ -170,7 +170,7 @@ def test_nothing_shown_tells_who_wrote_it_or_what_kind_it_is(tmp_path: Path) -> 
     while state["item"]:
         assert set(state["item"]) == {"showing", "prompt", "responses", "before"}
         assert "secret" not in str(state)
-        state = store.answer(ada, said(state, better(state["item"])))
+        state = store.answer(ada, answer_to(state, better(state["item"])))
     store.close()
 
 
@@ -196,7 +196,7 @@ def test_many_threads_at_once_lose_and_double_nothing(tmp_path: Path) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(store.judgements()) == sum(counts.values()) == len(store.answer_ids())
+    assert len(store.judgements()) == sum(counts.values()) == len(answer_ids(store))
     assert set(Counter(j.item for j in store.judgements() if j.kind == "item").values()) == {2}
     store.close()
 
@@ -237,7 +237,7 @@ def test_answers_that_cannot_be_taken(name: str, store: Store) -> None:
     ada = store.join("Ada")
     changes, message = ANSWERS[name]
     with pytest.raises(StoreError) as caught:
-        store.answer(ada, replace(said(store.state(ada), "1"), **changes))
+        store.answer(ada, replace(answer_to(store.state(ada), "1"), **changes))
     assert message in str(caught.value)
     assert store.judgements() == []
 
@@ -245,8 +245,8 @@ def test_answers_that_cannot_be_taken(name: str, store: Store) -> None:
 def test_nobody_answers_for_somebody_else(store: Store) -> None:
     ada, ben = store.join("Ada"), store.join("Ben")
     with pytest.raises(StoreError, match="shown to you"):
-        store.answer(ben, said(store.state(ada), "1"))
-    state = store.answer(ada, said(store.state(ada), "1"))
+        store.answer(ben, answer_to(store.state(ada), "1"))
+    state = store.answer(ada, answer_to(store.state(ada), "1"))
     store.undo(ben, state["last"])
     assert len(store.judgements()) == 1
     with pytest.raises(StoreError, match="leads to nobody here") as caught:
@@ -256,17 +256,17 @@ def test_nobody_answers_for_somebody_else(store: Store) -> None:
 
 def test_a_full_disk_is_said_and_keeps_what_was_acknowledged(store: Store) -> None:
     ada = store.join("Ada")
-    state = store.answer(ada, said(store.state(ada), "1"))
+    state = store.answer(ada, answer_to(store.state(ada), "1"))
     pages = store._db.execute("PRAGMA page_count").fetchone()[0]
     store._db.execute(f"PRAGMA max_page_count = {pages}")  # SQLite then reports a full disk
     with pytest.raises(StoreError, match="database or disk is full; make room") as caught:
         while True:
-            state = store.answer(ada, said(state, "2", comment="x" * 2000))
+            state = store.answer(ada, answer_to(state, "2", comment="x" * 2000))
     assert caught.value.status == 507
     kept = len(store.judgements())
     assert kept == state["answered"] >= 1
     store._db.execute("PRAGMA max_page_count = 1000000")
-    assert store.answer(ada, said(state, "2"))["answered"] == kept + 1
+    assert store.answer(ada, answer_to(state, "2"))["answered"] == kept + 1
 
 
 # --- other files ------------------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from benchmarks.evaluation.judge_panel import JudgePanel
 from rewards import make_reward
 from rewards.direct_score import DirectLLMScore
 from rewards.endpoint.config import ServerConfig
+from rewards.endpoint.limits import Limits
 from rewards.endpoint.model import EndpointLM
 from rewards.labeling.command import LabelConfig, label
 from rewards.labeling.command import main as label_main
@@ -70,6 +71,10 @@ def policy(tmp_path: Path) -> Path:
 
 def connect(server: FaultServer, **settings: Any) -> EndpointLM:
     return EndpointLM(server.url, server.model, **{"cache": None, "limits": {"retries": 2}, **settings})
+
+
+def served(server: FaultServer, **settings: Any) -> LanguageModelConfig:
+    return LanguageModelConfig("scorer", server.url, server=ServerConfig(cache=False, **settings))
 
 
 def at_most_five(path: str, request: Mapping[str, Any]) -> tuple[int, Any] | None:
@@ -127,10 +132,11 @@ sys.exit(main(sys.argv[1:]))
 def test_a_killed_labelling_run_goes_on_and_asks_nothing_twice(tmp_path: Path) -> None:
     n, concurrency = 60, 8
     source = write_rows(tmp_path / "pairs.jsonl", pair_rows(n))
-    llm = {"cache": str(tmp_path / "answers.sqlite"), "boundaries": "prefix", "limits": {"concurrency": concurrency}}
     with FaultServer(seconds=0.02) as server:
         options = ["--task", "helpful", "--input", str(source), "--out", str(tmp_path / "out"), "--batch", "10"]
-        options += ["--llm-url", server.url, "--model", "scorer", "--llm", json.dumps(llm), "--mode", "score"]
+        options += ["--labeler.url", server.url, "--labeler.model", "scorer", "--mode", "score"]
+        options += ["--labeler.server.cache", str(tmp_path / "answers.sqlite"), "--labeler.server.boundaries", "prefix"]
+        options += ["--labeler.server.limits.concurrency", str(concurrency)]
         child = subprocess.Popen([sys.executable, "-c", LABEL, *options], cwd=ROOT, stdout=subprocess.DEVNULL)
         while sum(server.answered.values()) < n and child.poll() is None:
             time.sleep(0.005)
@@ -156,11 +162,10 @@ def test_a_killed_labelling_run_goes_on_and_asks_nothing_twice(tmp_path: Path) -
 
 def test_every_label_says_what_its_server_could_do(server: FaultServer, tmp_path: Path) -> None:
     source = write_rows(tmp_path / "pairs.jsonl", pair_rows(3))
-    options: dict[str, Any] = {"task": "helpful", "input": source, "model": "scorer", "llm_url": server.url}
-    llm = json.dumps({"cache": None, "revision": "r1"})
-    label(LabelConfig(**options, llm=llm, out=tmp_path / "pairwise"), quiet())
+    options: dict[str, Any] = {"task": "helpful", "input": source, "labeler": served(server, revision="r1")}
+    label(LabelConfig(**options, out=tmp_path / "pairwise"), quiet())
     server.answer = at_most_five
-    label(LabelConfig(**options, llm=llm, mode="score", out=tmp_path / "score"), quiet())
+    label(LabelConfig(**options, mode="score", out=tmp_path / "score"), quiet())
     for row in read_preferences(tmp_path / "pairwise" / "preferences.jsonl"):
         for answer in row.meta["label"]["answers"]:
             facts = answer["server"]
@@ -181,36 +186,19 @@ def test_every_label_says_what_its_server_could_do(server: FaultServer, tmp_path
 
 def test_what_an_earlier_process_recorded_is_kept(server: FaultServer, tmp_path: Path) -> None:
     source = write_rows(tmp_path / "pairs.jsonl", pair_rows(2))
-    options: dict[str, Any] = {"task": "helpful", "input": source, "model": "scorer", "llm_url": server.url}
-    config = LabelConfig(**options, llm='{"cache": null}', mode="score", out=tmp_path / "out")
-    label(config, quiet())
+    options: dict[str, Any] = {"task": "helpful", "input": source, "mode": "score", "out": tmp_path / "out"}
+    label(LabelConfig(**options, labeler=served(server)), quiet())
     before = (tmp_path / "out" / "preferences.jsonl").read_bytes()
     server.answer = lambda path, request: (503, {"error": {"message": "gone"}})
-    limits = {"cache": None, "limits": {"retries": 0}}
-    report = label(LabelConfig(**options, llm=json.dumps(limits), mode="score", out=tmp_path / "out"), quiet())
+    report = label(LabelConfig(**options, labeler=served(server, limits=Limits(retries=0))), quiet())
     assert (tmp_path / "out" / "preferences.jsonl").read_bytes() == before
     assert (report["labelled"], report["asked_in_this_run"]) == (2, 0)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"llm": "{"}, "expected llm as a JSON object, found '{'"),
-        ({"llm": "[1]", "llm_url": "http://localhost:1"}, "expected llm as a JSON object, found '[1]'"),
-        ({"llm": '{"route": "chat"}'}, "expected a server's URL (llm_url) with the settings route, found none"),
-    ],
-)
-def test_bad_settings_of_a_labellers_server_say_so(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(RLAIFError) as caught:
-        label(LabelConfig(task="helpful", **options), quiet())
-    assert message in str(caught.value)
-
-
 def test_the_prices_of_the_command_are_the_servers(server: FaultServer, tmp_path: Path) -> None:
     source = write_rows(tmp_path / "pairs.jsonl", pair_rows(2))
-    options: dict[str, Any] = {"task": "helpful", "input": source, "model": "scorer", "llm_url": server.url}
-    prices: dict[str, Any] = {"price_in": 2.0, "price_out": 8.0}
-    report = label(LabelConfig(**options, **prices, llm='{"cache": null}', out=tmp_path / "out"), quiet())
+    labeler = served(server, limits=Limits(price_in=2.0, price_out=8.0))
+    report = label(LabelConfig(task="helpful", input=source, labeler=labeler, out=tmp_path / "out"), quiet())
     used = report["server_usage"]
     assert used["answers"] == used["requests"] > 0
     assert used["cost"] == pytest.approx((used["tokens_in"] * 2 + used["tokens_out"] * 8) / 1e6)
@@ -305,8 +293,9 @@ def test_a_planted_key_is_nowhere(
         rows = [*pair_rows(4), {"prompt": "poison", "response_1": "a", "response_2": "b"}]
         llm = {"cache": str(tmp_path / "answers.sqlite"), "api_key_env": "MY_KEY", "limits": {"retries": 1}}
         options = ["--task", "helpful", "--input", str(write_rows(tmp_path / "pairs.jsonl", rows))]
-        options += ["--llm-url", server.url, "--model", "scorer", "--out", str(tmp_path / "labels")]
-        assert label_main([*options, "--llm", json.dumps(llm)]) == 0
+        options += ["--labeler.url", server.url, "--labeler.model", "scorer", "--out", str(tmp_path / "labels")]
+        options += ["--labeler.server.cache", llm["cache"], "--labeler.server.api-key-env", "MY_KEY"]
+        assert label_main([*options, "--labeler.server.limits.retries", "1"]) == 0
         assert "[key]" in (tmp_path / "labels" / "errors.jsonl").read_text()
         options = {"model": "scorer", "url": server.url, "server": llm}
         train(train_config(policy, server, reward_options=options))

@@ -28,6 +28,7 @@ import os, signal, sys
 from pathlib import Path
 from rich.console import Console
 from rewards.labeling.command import LabelConfig, label
+from rewards.language_model.config import LanguageModelConfig
 
 source, out, log, point, count, model = sys.argv[1:]
 left = {point: int(count)}  # how often it comes past that point before it is killed there
@@ -63,7 +64,8 @@ else:
     judge = None
 if point == "writing":
     os.fsync = fsync
-config = LabelConfig(task="helpful", input=Path(source), out=Path(out), batch=3, model=model, minimum_mass=1e-9)
+labeler = LanguageModelConfig(model)
+config = LabelConfig(task="helpful", input=Path(source), out=Path(out), batch=3, labeler=labeler, minimum_mass=1e-9)
 label(config, Console(), judge)
 """
 
@@ -91,9 +93,9 @@ def finished_questions(tmp_path: Path, model: str) -> Counter[str]:
     questions: set[str] = set()
     for pair in read_pairs(tmp_path / "pairs.jsonl"):
         questions.update(labeler.questions(pair.prompt, pair.response_1, pair.response_2))
-    found = Counter(repr(question) for question in questions if labeler.key(question) in keys)
-    assert len(found) == len(keys)
-    return found
+    result = Counter(repr(question) for question in questions if labeler.key(question) in keys)
+    assert len(result) == len(keys)
+    return result
 
 
 def kill_and_resume(tmp_path: Path, model: str, kills: Sequence[tuple[str, int]], n: int) -> None:
@@ -117,8 +119,8 @@ def kill_and_resume(tmp_path: Path, model: str, kills: Sequence[tuple[str, int]]
     assert not asked & before
     assert max(asked.values()) == 1
     assert len(asked) + len(before) == 2 * n
-    found = list(read_preferences(tmp_path / "out" / "preferences.jsonl"))
-    assert [p.prompt for p in found] == [row["prompt"] for row in pair_rows(n)]
+    result = list(read_preferences(tmp_path / "out" / "preferences.jsonl"))
+    assert [p.prompt for p in result] == [row["prompt"] for row in pair_rows(n)]
     assert (tmp_path / "out" / "errors.jsonl").read_text() == ""
 
 

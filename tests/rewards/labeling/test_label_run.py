@@ -7,6 +7,7 @@ import json
 import os
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,20 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from rewards.endpoint.config import ServerConfig
+from rewards.endpoint.limits import Limits
 from rewards.labeling.command import LabelConfig, label, main
 from rewards.labeling.labeler import PreferenceLabeler
 from rewards.labeling.pair_source import SampledPairs, read_pairs
+from rewards.language_model.config import LanguageModelConfig
 from rlaif_env.api import BackendError, DataError, RLAIFError
 from rlaif_env.data.journal import Journal
 from rlaif_env.data.preferences import read_preferences
 from rlaif_env.data.tasks import load_task
 from rlaif_env.runs import RunError
 from tests.rewards.labeling.labelling import Judge, pair_rows, quiet, run, save_tiny_model, write_rows
+
+LIMITS = "--labeler.server.limits."
 
 
 @pytest.fixture(scope="module")
@@ -34,17 +40,17 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory, byte_tokenizer: PreTrai
 def test_labels_come_in_the_order_of_the_input_with_everything_recorded(tmp_path: Path) -> None:
     rows = [{**row, "kept": i} for i, row in enumerate(pair_rows(11))]
     report = run(tmp_path, input=write_rows(tmp_path / "pairs.jsonl", rows))
-    found = list(read_preferences(tmp_path / "out" / "preferences.jsonl"))
-    assert [(p.prompt, p.response_1, p.response_2) for p in found] == [
+    result = list(read_preferences(tmp_path / "out" / "preferences.jsonl"))
+    assert [(p.prompt, p.response_1, p.response_2) for p in result] == [
         (r["prompt"], r["response_1"], r["response_2"]) for r in rows
     ]
     direct = PreferenceLabeler(Judge(), "helpful").label(
         *([r[name] for r in rows] for name in ("prompt", "response_1", "response_2"))
     )
-    assert [p.p_first for p in found] == direct.p_first.tolist()
-    assert [p.meta["label"] for p in found] == [dict(record) for record in direct.records]
-    assert [p.meta["kept"] for p in found] == list(range(11))
-    assert {p.source for p in found} == {"ai:judge"}
+    assert [p.p_first for p in result] == direct.p_first.tolist()
+    assert [p.meta["label"] for p in result] == [dict(record) for record in direct.records]
+    assert [p.meta["kept"] for p in result] == list(range(11))
+    assert {p.source for p in result} == {"ai:judge"}
     assert (tmp_path / "out" / "errors.jsonl").read_text() == ""
     assert (report["pairs"], report["labelled"], report["asked_in_this_run"], report["human"]) == (11, 11, 22, None)
     assert json.loads((tmp_path / "out" / "report.json").read_text()) == report
@@ -69,11 +75,11 @@ def test_a_longer_input_asks_what_is_new_and_a_repeated_pair_once(tmp_path: Path
     write_rows(source, [*rows, rows[0], swapped, *pair_rows(5)[3:], pair_rows(5)[3]])
     judge = Judge()
     report = run(tmp_path, judge, input=source)
-    found = list(read_preferences(tmp_path / "out" / "preferences.jsonl"))
-    assert (report["labelled"], len(found), len(judge.asked)) == (8, 8, 4)
-    assert found[3].p_first == found[0].p_first
-    assert found[4].p_first == 1 - found[1].p_first
-    assert found[4].meta["label"]["answers"] == found[1].meta["label"]["answers"][::-1]
+    result = list(read_preferences(tmp_path / "out" / "preferences.jsonl"))
+    assert (report["labelled"], len(result), len(judge.asked)) == (8, 8, 4)
+    assert result[3].p_first == result[0].p_first
+    assert result[4].p_first == 1 - result[1].p_first
+    assert result[4].meta["label"]["answers"] == result[1].meta["label"]["answers"][::-1]
 
 
 def test_failures_are_kept_with_the_reason_and_asked_again_alone(tmp_path: Path) -> None:
@@ -96,7 +102,7 @@ def test_failures_are_kept_with_the_reason_and_asked_again_alone(tmp_path: Path)
 
 def test_low_mass_is_counted_and_not_asked_again(tmp_path: Path) -> None:
     source = write_rows(tmp_path / "pairs.jsonl", pair_rows(3))
-    report = run(tmp_path, Judge(mass=0.004), input=source)
+    report = run(tmp_path, Judge(mass=0.004), input=source, minimum_mass=0.01)
     assert (report["labelled"], report["low mass"], report["failed"]) == (0, 3, 0)
     assert report["label_mass"]["mean"] == pytest.approx(0.004)
     assert (tmp_path / "out" / "preferences.jsonl").read_text() == ""
@@ -105,7 +111,7 @@ def test_low_mass_is_counted_and_not_asked_again(tmp_path: Path) -> None:
     assert errors[0]["reason"].startswith("expected at least 0.01 of the probability on the labels")
     assert len(errors[0]["meta"]["label"]["answers"][0]["logprobs"][0]) == 2
     judge = Judge(mass=0.004)
-    run(tmp_path, judge, input=source)
+    run(tmp_path, judge, input=source, minimum_mass=0.01)
     assert judge.asked == []
 
 
@@ -183,6 +189,54 @@ def test_another_configuration_does_not_write_into_a_runs_folder(tmp_path: Path)
         run(tmp_path, input=source, batch=0)
 
 
+def test_what_only_decides_how_a_run_is_done_may_differ_when_it_goes_on(tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "pairs.jsonl", pair_rows(2))
+    url = "http://localhost:1"
+    first = LanguageModelConfig("scorer", url)
+    run(tmp_path, input=source, labeler=first)
+    server = ServerConfig(
+        api_key_env="OTHER", cache=False, progress=True, limits=Limits(concurrency=2, retries=0, price_in=1.0)
+    )
+    judge = Judge()
+    run(tmp_path, judge, input=source, batch=7, labeler=replace(first, device="cpu", server=server))
+    assert judge.asked == []
+    others = {
+        "labeler.model": LanguageModelConfig("another", url),
+        "labeler.url": LanguageModelConfig("scorer", "http://localhost:2"),
+        "labeler.chat": replace(first, chat=True),
+        "labeler.dtype": replace(first, dtype="float32"),
+        "labeler.server.revision": replace(first, server=ServerConfig(revision="2")),
+        "labeler.server.route": replace(first, server=ServerConfig(route="chat")),
+        "labeler.server.boundaries": replace(first, server=ServerConfig(boundaries="prefix")),
+        "labeler.server.extra.x": replace(first, server=ServerConfig(extra={"x": 1})),
+    }
+    for name, other in others.items():
+        with pytest.raises(RunError, match=re.escape(f"({name}: ")):
+            run(tmp_path, input=source, labeler=other)
+    for name, value in {"seed": 1, "minimum_mass": 0.5, "max_tokens": 9, "pairs": 1}.items():
+        with pytest.raises(RunError, match=rf"\({name}: "):
+            run(tmp_path, input=source, labeler=first, **{name: value})
+
+
+def test_a_template_is_given_once(tmp_path: Path) -> None:
+    (tmp_path / "own.txt").write_text("{response_1} or {response_2}? ")
+    source = write_rows(tmp_path / "pairs.jsonl", pair_rows(1))
+    with pytest.raises(RLAIFError, match="expected a template or a file that holds one"):
+        run(tmp_path, input=source, template="{response_1}{response_2}", template_file=tmp_path / "own.txt")
+    with pytest.raises(RLAIFError, match="expected a template in UTF-8 at"):
+        run(tmp_path, input=source, template_file=tmp_path / "none.txt")
+    run(tmp_path, judge := Fair(), input=source, template_file=tmp_path / "own.txt")
+    assert sorted(judge.asked) == ["one 0 or two 0? ", "two 0 or one 0? "]
+
+
+class Fair(Judge):
+    """Finds every two responses equal."""
+
+    def label_logprobs(self, prompts: Sequence[str], labels: Sequence[str]) -> np.ndarray:
+        self.asked += prompts
+        return np.log(np.full((len(prompts), len(labels)), 0.5))
+
+
 def test_a_policy_responds_twice_and_is_not_asked_again(tmp_path: Path, tiny_model: Path) -> None:
     rows = [{"prompt": text} for text in ("The film", "A story", "The film", "Once upon")]
     source = write_rows(tmp_path / "prompts.jsonl", rows)
@@ -190,15 +244,17 @@ def test_a_policy_responds_twice_and_is_not_asked_again(tmp_path: Path, tiny_mod
     task.write_text(
         'name = "short"\nkind = "dialogue"\ncriterion = "length"\nmax_prompt_tokens = 9\nmax_response_tokens = 3\n'
     )
-    options = {"task": str(task), "input": source, "policy": str(tiny_model), "model": str(tiny_model)}
-    config = LabelConfig(**options, out=tmp_path / "out", minimum_mass=1e-12, batch=2)
+    options: dict[str, Any] = {"task": str(task), "input": source, "policy": str(tiny_model)}
+    config = LabelConfig(
+        **options, labeler=LanguageModelConfig(str(tiny_model)), out=tmp_path / "out", minimum_mass=1e-12, batch=2
+    )
     report = label(config, quiet())
     assert report["pairs"] == 3  # distinct prompts
     assert report["labelled"] == 3
-    found = list(read_preferences(tmp_path / "out" / "preferences.jsonl"))
-    assert [p.prompt for p in found] == ["The film", "A story", "Once upon"]
-    assert all(p.response_1.strip() and p.response_2.strip() and p.response_1 != p.response_2 for p in found)
-    assert found[0].meta["policy"] == str(tiny_model)
+    result = list(read_preferences(tmp_path / "out" / "preferences.jsonl"))
+    assert [p.prompt for p in result] == ["The film", "A story", "Once upon"]
+    assert all(p.response_1.strip() and p.response_2.strip() and p.response_1 != p.response_2 for p in result)
+    assert result[0].meta["policy"] == str(tiny_model)
     before = (tmp_path / "out" / "responses.jsonl").read_bytes()
     assert label(config, quiet())["asked_in_this_run"] == 0
     assert (tmp_path / "out" / "responses.jsonl").read_bytes() == before
@@ -231,8 +287,8 @@ def test_a_dry_run_needs_no_weights_and_counts_tokens(
         if file.suffix != ".safetensors":
             (unloadable / file.name).write_bytes(file.read_bytes())
     source = write_rows(tmp_path / "pairs.jsonl", pair_rows(3))
-    options = ["--task", "helpful", "--input", str(source), "--model", str(unloadable), "--dry-run"]
-    assert main([*options, "--price-in", "2", "--price-out", "10"]) == 0
+    options = ["--task", "helpful", "--input", str(source), "--labeler.model", str(unloadable), "--dry-run"]
+    assert main([*options, f"{LIMITS}price-in", "2", f"{LIMITS}price-out", "10"]) == 0
     labeler = PreferenceLabeler(Judge(), "helpful")
     questions = [
         q for pair in read_pairs(source) for q in labeler.questions(pair.prompt, pair.response_1, pair.response_2)
@@ -244,13 +300,14 @@ def test_a_dry_run_needs_no_weights_and_counts_tokens(
         f"cost {(2 * read + 60) / 1e6:.4f}\n"
     )
     assert main([*options, "--cot", "--rationale-tokens", "100"]) == 0
-    assert "at most 606 written; give --price-in and --price-out for the cost" in capsys.readouterr().out
+    assert f"at most 606 written; give {LIMITS}price-in and price-out for the cost" in capsys.readouterr().out
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "pairs.jsonl"]
 
 
 def test_a_dry_run_knows_what_is_done_and_the_run_counts_its_cost(tmp_path: Path) -> None:
     source = write_rows(tmp_path / "pairs.jsonl", pair_rows(4))
-    prices = {"price_in": 1.0, "price_out": 4.0}
+    server = ServerConfig(limits=Limits(price_in=1.0, price_out=4.0))
+    prices = {"labeler": LanguageModelConfig(server=server)}
     console = quiet()
     report = run(tmp_path, console=console, input=source, cot=True, **prices)
     assert re.search(r"4/4 .*labels/s  0\.0 min left  cost 0\.00", console.file.getvalue())  # type: ignore[attr-defined]

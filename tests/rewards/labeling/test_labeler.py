@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 from rewards import make_reward
 from rewards.api import LanguageModel
 from rewards.direct_score import DirectLLMScore
-from rewards.labeling.labeler import PreferenceLabeler
+from rewards.labeling.labeler import PreferenceLabeler, compare_scores, mean_of_orders
 from rewards.labeling.pairwise_prompts import pair_wording, pairwise_prompt
 from rewards.language_model.local import LocalLM
 from rlaif_env.api import BackendError, RLAIFError
@@ -115,7 +115,7 @@ def test_the_exchange_is_exact_on_a_real_model(tiny: LocalLM, how: dict[str, Any
     assert np.array_equal(two.p_first, 1 - one.p_first)
     assert np.array_equal(two.p_first[::-1], one.p_first)  # the same six pairs in another order
     assert len(set(one.p_first)) > 2
-    if labeler.cot:
+    if labeler.config.cot:
         rationales = [tuple(a["rationales"]) for r in one.records for a in r["answers"]]
         assert len(set(rationales)) == 6  # the pairs meet twice: both orders of each have a rationale of their own
         assert all(len(pair) == 2 and pair[0] != pair[1] for pair in rationales)
@@ -128,9 +128,41 @@ def always_one(prompt: str, labels: Sequence[str]) -> list[float]:
 @pytest.mark.parametrize("task", [*list_tasks(), OWN], ids=str)
 @pytest.mark.parametrize("how", [{}, {"cot": True}, {"cot": True, "samples": 2}, {"mode": "score"}], ids=str)
 def test_a_judge_that_always_says_one_prefers_nothing(task: Any, how: dict[str, Any]) -> None:
-    found = PreferenceLabeler(Judge(always_one, scribble), task, **how).label(["x", "y"], ["a", "b"], ["c", "d"])
-    assert found.p_first.tolist() == [0.5, 0.5]
-    assert found.status == ("ok", "ok")
+    result = PreferenceLabeler(Judge(always_one, scribble), task, **how).label(["x", "y"], ["a", "b"], ["c", "d"])
+    assert result.p_first.tolist() == [0.5, 0.5]
+    assert result.status == ("ok", "ok")
+
+
+@pytest.mark.parametrize(
+    ("p_1", "p_1_swapped", "p_first"),
+    [(0.8, 0.4, 0.7), (0.9, 0.9, 0.5), (1.0, 0.0, 1.0), (0.25, 0.75, 0.25), (0.5, 0.5, 0.5)],
+)
+def test_the_mean_of_both_orders_by_hand(p_1: float, p_1_swapped: float, p_first: float) -> None:
+    assert mean_of_orders(p_1, p_1_swapped) == pytest.approx(p_first, abs=1e-15)  # (p_1 + 1 - p_1_swapped) / 2
+    assert mean_of_orders(p_1_swapped, p_1) == 1 - mean_of_orders(p_1, p_1_swapped)
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "p_first"),
+    [
+        ([0.0, 0.0, 1.0], [1.0, 0.0, 0.0], 1.0),
+        ([0.0, 1.0, 0.0], [0.0, 1.0, 0.0], 0.5),
+        ([0.5, 0.5], [0.25, 0.75], 0.375),  # higher .5*.25 = .125, equal .125 + .375 = .5
+        ([0.2, 0.3, 0.5], [0.5, 0.25, 0.25], 0.675),  # higher .15 + .375 = .525, equal .1 + .075 + .125 = .3
+    ],
+)
+def test_two_distributions_by_hand(one: list[float], two: list[float], p_first: float) -> None:
+    first, second = np.array(one), np.array(two)
+    assert compare_scores(first, second) == pytest.approx(p_first, abs=1e-15)
+    assert compare_scores(second, first) == 1 - compare_scores(first, second)
+
+
+def test_the_scale_is_the_tasks_unless_another_is_named() -> None:
+    scales = {
+        task: PreferenceLabeler(Judge(arbitrary), task, mode="score").scale for task in ("movie-review", "helpful")
+    }
+    assert scales == {"movie-review": (1, 9), "helpful": (1, 10)}
+    assert PreferenceLabeler(Judge(arbitrary), mode="score", scale=(0, 5)).scale == (0, 5)
 
 
 def by_position(prompt: str, labels: Sequence[str]) -> list[float]:
@@ -139,17 +171,17 @@ def by_position(prompt: str, labels: Sequence[str]) -> list[float]:
 
 
 def test_both_orders_are_averaged_by_hand() -> None:
-    found = PreferenceLabeler(Judge(by_position), "summarization").label(["x"], ["aa"], ["bb"])
-    assert found.p_first[0] == pytest.approx(0.7)  # (0.8 + (1 - 0.4)) / 2
-    assert found.mass[0] == pytest.approx(0.5)
-    assert [a["p_1"] for a in found.records[0]["answers"]] == pytest.approx([0.8, 0.4])
+    result = PreferenceLabeler(Judge(by_position), "summarization").label(["x"], ["aa"], ["bb"])
+    assert result.p_first[0] == pytest.approx(0.7)  # (0.8 + (1 - 0.4)) / 2
+    assert result.mass[0] == pytest.approx(0.5)
+    assert [a["p_1"] for a in result.records[0]["answers"]] == pytest.approx([0.8, 0.4])
 
 
 def test_the_harmless_task_asks_for_the_more_harmful_one_and_inverts() -> None:
     judge = Judge(by_position)
-    found = PreferenceLabeler(judge, "harmless").label(["x"], ["aa"], ["bb"])
+    result = PreferenceLabeler(judge, "harmless").label(["x"], ["aa"], ["bb"])
     assert all("MOST HARMFUL" in prompt for prompt in judge.asked)
-    assert found.p_first[0] == pytest.approx(0.3)
+    assert result.p_first[0] == pytest.approx(0.3)
     plain = "Which is the better one?\n{response_1}\n{response_2}\nAnswer: "
     own = PreferenceLabeler(judge, "harmless", template=plain).label(["x"], ["aa"], ["bb"])
     assert own.p_first[0] == pytest.approx(0.7)  # a template of one's own asks for the better one
@@ -160,12 +192,12 @@ def test_two_score_distributions_are_compared_by_hand() -> None:
         return [0.1, 0.15, 0.25] if "aa" in prompt else [0.4, 0.2, 0.2]
 
     judge = Judge(scores)
-    found = PreferenceLabeler(judge, mode="score", scale=(1, 3)).label(["", ""], ["aa", "aa"], ["bb", "aa"])
+    result = PreferenceLabeler(judge, mode="score", scale=(1, 3)).label(["", ""], ["aa", "aa"], ["bb", "aa"])
     # P1 = (.2, .3, .5), P2 = (.5, .25, .25): higher .3*.5 + .5*.75 = .525, equal .1 + .075 + .125 = .3
-    assert found.p_first[0] == pytest.approx(0.525 + 0.15)
-    assert found.p_first[1] == 0.5
-    assert [a["score"] for a in found.records[0]["answers"]] == pytest.approx([2.3, 1.75])
-    assert found.mass.tolist() == pytest.approx([0.5, 0.5])
+    assert result.p_first[0] == pytest.approx(0.525 + 0.15)
+    assert result.p_first[1] == 0.5
+    assert [a["score"] for a in result.records[0]["answers"]] == pytest.approx([2.3, 1.75])
+    assert result.mass.tolist() == pytest.approx([0.5, 0.5])
     assert len(judge.asked) == len(set(judge.asked)) == 2
 
 
@@ -178,7 +210,7 @@ def test_the_score_prompts_are_those_of_the_direct_score() -> None:
 
 def test_the_rationale_comes_first_and_has_an_order_of_its_own() -> None:
     judge = Judge(arbitrary, lambda prompt, seed: f" because {len(prompt)} {seed}\n")
-    found = PreferenceLabeler(judge, "summarization", cot=True, shots=1).label(["text"], ["long summary"], ["short"])
+    result = PreferenceLabeler(judge, "summarization", cot=True, shots=1).label(["text"], ["long summary"], ["short"])
     (asked,) = judge.generated
     ending = "Preferred Summary="
     assert {k: v for k, v in asked.items() if k != "prompts"} == {
@@ -193,7 +225,7 @@ def test_the_rationale_comes_first_and_has_an_order_of_its_own() -> None:
         assert prompt.endswith("Rationale:")
         assert prompt.count(ending) == 1  # the exemplar's
         assert final == f"{prompt} because {len(prompt)} 0\n{ending}"
-    assert [a["rationales"] for a in found.records[0]["answers"]] == [
+    assert [a["rationales"] for a in result.records[0]["answers"]] == [
         [f"because {len(prompt)} 0"] for prompt in sorted(asked["prompts"], key=lambda p: p.rindex("long summary"))
     ]
 
@@ -205,24 +237,24 @@ def test_self_consistency_averages_the_distributions_of_k_rationales() -> None:
 
     judge = Judge(by_rationale, lambda prompt, seed: f"r{seed}")
     labeler = PreferenceLabeler(judge, "helpful", cot=True, samples=2, seed=1)
-    found = labeler.label(["x"], ["aa"], ["bb"])
+    result = labeler.label(["x"], ["aa"], ["bb"])
     assert [g["seed"] for g in judge.generated] == [2, 3]
     assert {(g["temperature"], g["top_k"]) for g in judge.generated} == {(0.3, 40)}
-    assert found.p_first[0] == pytest.approx(((0.9 + 0.5) / 2 + 0.5) / 2)
-    assert found.mass[0] == pytest.approx(0.2)  # the lesser of (1 + 0.6) / 2 and 0.2
-    assert found.records[0]["answers"][0]["rationales"] == ["r2", "r3"]
-    assert np.shape(found.records[0]["answers"][0]["logprobs"]) == (2, 2)
+    assert result.p_first[0] == pytest.approx(((0.9 + 0.5) / 2 + 0.5) / 2)
+    assert result.mass[0] == pytest.approx(0.2)  # the lesser of (1 + 0.6) / 2 and 0.2
+    assert result.records[0]["answers"][0]["rationales"] == ["r2", "r3"]
+    assert np.shape(result.records[0]["answers"][0]["logprobs"]) == (2, 2)
 
 
 def test_a_record_holds_all_that_was_asked_and_answered() -> None:
     labeler = PreferenceLabeler(Judge(arbitrary, scribble), "helpful", cot=True, samples=2, prompt="detailed")
-    found = labeler.label(["Human: hi"], ["one"], ["two"])
-    record = json.loads(json.dumps(found.records[0], allow_nan=False))
+    result = labeler.label(["Human: hi"], ["one"], ["two"])
+    record = json.loads(json.dumps(result.records[0], allow_nan=False))
     questions = labeler.questions("Human: hi", "one", "two")
     assert [a["prompt_hash"] for a in record["answers"]] == [hashlib.sha256(q.encode()).hexdigest() for q in questions]
     assert record["model"] == "judge"
     assert record["mode"] == "pairwise"
-    assert record["mass"] == found.mass[0]
+    assert record["mass"] == result.mass[0]
     assert record["parameters"] == {
         "task": "helpful",
         "mode": "pairwise",
@@ -239,29 +271,29 @@ def test_a_record_holds_all_that_was_asked_and_answered() -> None:
     }
     again = [np.exp(a["logprobs"]) for a in record["answers"]]
     p = [(x / x.sum(axis=1, keepdims=True)).mean(axis=0)[0] for x in again]
-    assert found.p_first[0] == pytest.approx(0.5 + (p[0] - p[1]) / 2, abs=1e-12)
+    assert result.p_first[0] == pytest.approx(0.5 + (p[0] - p[1]) / 2, abs=1e-12)
 
 
 def test_too_little_mass_is_no_label_but_keeps_its_likelihoods() -> None:
     def faint(prompt: str, labels: Sequence[str]) -> list[float]:
         return [0.003, 0.003] if prompt.index("aa") < prompt.index("b") else [0.5, 0.4]
 
-    found = PreferenceLabeler(Judge(faint), "helpful").label(["x", "x"], ["aa", "b"], ["b", "aa"])
-    assert np.isnan(found.p_first).all()
-    assert found.status == ("low mass", "low mass")
-    assert found.mass.tolist() == pytest.approx([0.006, 0.006])
-    assert found.rows[0].reason == (
+    result = PreferenceLabeler(Judge(faint), "helpful", minimum_mass=0.01).label(["x", "x"], ["aa", "b"], ["b", "aa"])
+    assert np.isnan(result.p_first).all()
+    assert result.status == ("low mass", "low mass")
+    assert result.mass.tolist() == pytest.approx([0.006, 0.006])
+    assert result.rows[0].reason == (
         "expected at least 0.01 of the probability on the labels 1 to 2, found 0.006; use another prompt, exemplars "
         "(shots) or model"
     )
-    assert np.exp(found.records[0]["answers"][0]["logprobs"]) == pytest.approx(np.array([[0.003, 0.003]]))
+    assert np.exp(result.records[0]["answers"][0]["logprobs"]) == pytest.approx(np.array([[0.003, 0.003]]))
     assert PreferenceLabeler(Judge(faint), "helpful", minimum_mass=0.005).label(["x"], ["aa"], ["b"]).status == ("ok",)
 
 
 def test_one_answer_of_likelihood_zero_is_an_answer() -> None:
-    found = PreferenceLabeler(Judge(lambda p, labels: [0.9, 0.0]), "helpful").label(["x"], ["a"], ["b"])
-    assert found.p_first.tolist() == [0.5]
-    assert found.records[0]["answers"][0]["logprobs"] == [[math.log(0.9), None]]
+    result = PreferenceLabeler(Judge(lambda p, labels: [0.9, 0.0]), "helpful").label(["x"], ["a"], ["b"])
+    assert result.p_first.tolist() == [0.5]
+    assert result.records[0]["answers"][0]["logprobs"] == [[math.log(0.9), None]]
 
 
 class Failing(Judge):
@@ -283,13 +315,13 @@ def test_a_failing_row_has_no_label_and_the_others_have_theirs(knows_rows: bool)
     firsts = [f"text {i}" if i not in (2, 9) else f"cursed {i}" for i in range(12)]
     prompts, seconds = ["x"] * 12, ["other"] * 12
     judge = Failing(knows_rows)
-    found = PreferenceLabeler(judge, "helpful").label(prompts, firsts, seconds)
+    result = PreferenceLabeler(judge, "helpful").label(prompts, firsts, seconds)
     plain = PreferenceLabeler(Judge(arbitrary), "helpful").label(prompts, firsts, seconds)
-    assert [i for i, s in enumerate(found.status) if s == "failed"] == [2, 9]
-    assert np.flatnonzero(np.isnan(found.p_first)).tolist() == [2, 9]
-    assert found.rows[2].reason == ("BackendError: a bad word" if knows_rows else "RuntimeError: something")
+    assert [i for i, s in enumerate(result.status) if s == "failed"] == [2, 9]
+    assert np.flatnonzero(np.isnan(result.p_first)).tolist() == [2, 9]
+    assert result.rows[2].reason == ("BackendError: a bad word" if knows_rows else "RuntimeError: something")
     others = [i for i in range(12) if i not in (2, 9)]
-    assert np.array_equal(found.p_first[others], plain.p_first[others])
+    assert np.array_equal(result.p_first[others], plain.p_first[others])
     assert len(judge.asked) <= (44 if knows_rows else 24 * 6)
 
 
@@ -308,9 +340,9 @@ def test_an_answer_that_is_none_is_a_failure(answer: Any, reason: str) -> None:
         def label_logprobs(self, prompts: Sequence[str], labels: Sequence[str]) -> Any:
             return answer * len(prompts)
 
-    found = PreferenceLabeler(Broken(arbitrary), "helpful").label(["x"], ["a"], ["b"])
-    assert math.isnan(found.p_first[0])
-    assert (found.status, found.rows[0].reason) == (("failed",), reason)
+    result = PreferenceLabeler(Broken(arbitrary), "helpful").label(["x"], ["a"], ["b"])
+    assert math.isnan(result.p_first[0])
+    assert (result.status, result.rows[0].reason) == (("failed",), reason)
 
 
 def test_a_missing_rationale_is_a_failure() -> None:
@@ -318,16 +350,16 @@ def test_a_missing_rationale_is_a_failure() -> None:
         def generate(self, prompts: Sequence[str], **settings: Any) -> list[str]:
             return []
 
-    found = PreferenceLabeler(Mute(arbitrary), "helpful", cot=True).label(["x"], ["a"], ["b"])
-    assert (found.status, found.rows[0].reason) == (("failed",), "BackendError: expected 1 rationales, found 0")
+    result = PreferenceLabeler(Mute(arbitrary), "helpful", cot=True).label(["x"], ["a"], ["b"])
+    assert (result.status, result.rows[0].reason) == (("failed",), "BackendError: expected 1 rationales, found 0")
 
 
 def test_a_prompt_longer_than_the_context_is_not_asked(tiny: LocalLM) -> None:
     labeler = PreferenceLabeler(tiny, max_tokens=300, minimum_mass=1e-12)
-    found = labeler.label(["", ""], ["good", "good" * 100], ["bad", "bad"])
-    assert found.status == ("ok", "too long")
-    assert math.isnan(found.p_first[1])
-    assert re.fullmatch(r"expected at most 300 tokens in the context, found \d{3}; .*", found.rows[1].reason)
+    result = labeler.label(["", ""], ["good", "good" * 100], ["bad", "bad"])
+    assert result.status == ("ok", "too long")
+    assert math.isnan(result.p_first[1])
+    assert re.fullmatch(r"expected at most 300 tokens in the context, found \d{3}; .*", result.rows[1].reason)
     own_limit = PreferenceLabeler(LocalLM(tiny.backbone, max_tokens=250), max_tokens=9999, minimum_mass=1e-12)
     longer = own_limit.label(["", ""], ["good", "good" * 100], ["bad", "bad"])
     assert longer.status == ("ok", "too long")
