@@ -22,7 +22,7 @@ FLOORS: dict[str, list[set[str]]] = {
         {"api", "files"},
         {"batches", "curves", "tables", "statistics", "models"},
         {"data", "runs"},
-        {"keywords"},
+        {"keywords", "options"},
         {"envs"},
         {"cli"},
     ],

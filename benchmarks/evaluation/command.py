@@ -24,7 +24,6 @@ from typing import Annotated, Any
 import numpy as np
 import tyro
 from rich.console import Console
-from tyro.constructors import PrimitiveConstructorSpec
 
 from benchmarks.evaluation.judge_panel import JudgePanel
 from benchmarks.evaluation.judges import check_scored, pairwise_wins, score_rows, win_rates, with_gold
@@ -44,23 +43,15 @@ from rewards.labeling.labeler import LabelingConfig
 from rewards.language_model.config import LanguageModelConfig
 from rlaif_env.api import RLAIFError
 from rlaif_env.data.journal import Journal
-from rlaif_env.data.jsonl import json_object
 from rlaif_env.data.tasks import Task, load_task
 from rlaif_env.models import BUILTIN_MODEL, backbone
+from rlaif_env.options import JSON_MAPPING
 from rlaif_env.runs import RunFolder
 from rlaif_env.tables import Table
 
 __all__ = ["EvaluateConfig", "evaluate", "main"]
 
 _SAMPLES = 4  # prompts shown on the terminal
-
-_JSON = PrimitiveConstructorSpec[Mapping[str, Any]](
-    nargs=1,
-    metavar="JSON",
-    instance_from_str=lambda words: json_object(words[0]),
-    is_instance=lambda value: isinstance(value, Mapping),
-    str_from_instance=lambda value: [json.dumps(value)],
-)
 
 
 @dataclass(frozen=True)
@@ -95,7 +86,7 @@ class EvaluateConfig:
     pairwise: bool = False
     judge: LanguageModelConfig = field(default_factory=LanguageModelConfig)
     label: LabelingConfig = field(default_factory=LabelingConfig)
-    judge_settings: Annotated[Mapping[str, Mapping[str, Any]], _JSON] = field(default_factory=dict)
+    judge_settings: Annotated[Mapping[str, Mapping[str, Any]], JSON_MAPPING] = field(default_factory=dict)
     reference: str = BUILTIN_MODEL
     split: str = "test"
     prompts: int = 128

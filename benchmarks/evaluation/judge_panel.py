@@ -11,6 +11,7 @@ from benchmarks.evaluation.systems import folder_state
 from rewards import make_reward
 from rewards.api import LanguageModel
 from rewards.direct_score import ScoreConfig
+from rewards.endpoint.config import ServerConfig
 from rewards.labeling.labeler import LabelingConfig, PreferenceLabeler
 from rewards.language_model.choice import language_model_from
 from rewards.language_model.config import LanguageModelConfig
@@ -103,7 +104,7 @@ class JudgePanel:
     def _language_model(self, own: str | None = None) -> LanguageModel:
         """The shared language model, or a judge's own in this process."""
         if own is not None:
-            return language_model_from(replace(self._judge, model=own, url=None))
+            return language_model_from(replace(self._judge, model=own, url=None, server=ServerConfig()))
         if self._model is None:
             self._model = language_model_from(self._judge)
         return self._model

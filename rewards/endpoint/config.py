@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from tyro.constructors import PrimitiveConstructorSpec
-
 from rewards.api import configured
 from rewards.endpoint.limits import Limits
 from rlaif_env.api import RLAIFError
-from rlaif_env.data.jsonl import json_object
+from rlaif_env.options import JSON_MAPPING
 
 __all__ = ["ServerConfig"]
 
 _GRAMMARS = {"response_format", "grammar", "json_schema", "structured_outputs", "structural_tag"}
 _GRAMMARS |= {"guided_json", "guided_regex", "guided_choice", "guided_grammar"}
 _OWN = {"model", "prompt", "messages", "logprobs", "top_logprobs", "max_tokens", "stream", "n", "echo"}
-
-_JSON = PrimitiveConstructorSpec[Mapping[str, Any]](
-    nargs=1,
-    metavar="JSON",
-    instance_from_str=lambda texts: json_object(texts[0]),
-    is_instance=lambda value: isinstance(value, Mapping),
-    str_from_instance=lambda value: [json.dumps(value)],
-)
 
 
 @dataclass(frozen=True)
@@ -53,7 +42,7 @@ class ServerConfig:
     limits: Limits = field(default_factory=Limits)
     cache: bool | str = True
     revision: str = ""
-    extra: Annotated[Mapping[str, Any], _JSON] = field(default_factory=dict)
+    extra: Annotated[Mapping[str, Any], JSON_MAPPING] = field(default_factory=dict)
     boundaries: Literal["prefix", "all"] = "all"
     progress: bool = False
 

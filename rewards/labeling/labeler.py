@@ -111,6 +111,7 @@ class LabelingConfig(ScoreConfig):
         return (0.0 if self.samples == 1 else _SEVERAL) if self.temperature is None else self.temperature
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.mode not in ("pairwise", "score"):
             raise RLAIFError(f"expected mode 'pairwise' or 'score', found {self.mode!r}")
         if self.mode == "score" and (self.cot or self.prompt != "base"):
@@ -131,8 +132,6 @@ class LabelingConfig(ScoreConfig):
                 f"expected cot and a temperature above 0 for {self.samples} samples, found cot={self.cot} and "
                 f"temperature {temperature}: without them all samples are the same"
             )
-        if self.scale is not None:
-            checked_scale(self.scale)
         if not 0 < self.minimum_mass < 1:
             raise RLAIFError(f"expected a minimum_mass between 0 and 1, found {self.minimum_mass}")
 

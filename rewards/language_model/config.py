@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rewards.api import configured
 from rewards.endpoint.config import ServerConfig
 from rewards.endpoint.limits import checked_url
+from rlaif_env.api import RLAIFError
 from rlaif_env.models import BUILTIN_MODEL
 
 __all__ = ["LanguageModelConfig"]
@@ -26,7 +27,7 @@ class LanguageModelConfig:
         server: How the server is asked: a `ServerConfig`, or its fields by name.
 
     Raises:
-        RLAIFError: If the URL is none or holds a password, or the server's settings make no sense.
+        RLAIFError: If the URL is none or holds a password, or the server's settings make no sense or come without it.
     """
 
     model: str = BUILTIN_MODEL
@@ -37,11 +38,16 @@ class LanguageModelConfig:
     server: ServerConfig = field(default_factory=ServerConfig)
 
     def __post_init__(self) -> None:
-        if self.url is not None:
-            checked_url(self.url)  # before the address is recorded: one with a password must not be
         given: Any = self.server
         if not isinstance(given, ServerConfig):
             object.__setattr__(self, "server", configured(ServerConfig(), given, "a language model at a URL"))
+        if self.url is not None:
+            checked_url(self.url)  # before the address is recorded: one with a password must not be
+            return
+        limits = replace(self.server.limits, price_in=0.0, price_out=0.0, spend_cap=None)  # what a run here would cost
+        server = replace(self.server, limits=limits)
+        if changed := [name for name, value in vars(server).items() if value != getattr(ServerConfig(), name)]:
+            raise RLAIFError(f"expected a server's URL with the settings {', '.join(changed)}, found none")
 
     @property
     def name(self) -> str:
