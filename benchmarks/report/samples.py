@@ -22,7 +22,8 @@ from rlaif_env.api import DataError
 from rlaif_env.data.jsonl import checked, json_object, lines_of
 from rlaif_env.tables import is_number
 
-__all__ = ["MAX_TEXT", "Answer", "Line", "Samples", "before_after", "preference", "read_samples", "response", "sample"]
+__all__ = ["MAX_TEXT", "Answer", "Line", "Parser", "Samples", "Summary"]
+__all__ += ["before_after", "preference", "read_samples", "response", "sample"]
 
 MAX_TEXT = 200_000
 """Characters of a text that a page holds; of a longer one the beginning, with its length."""
@@ -56,6 +57,10 @@ class Line:
     answers: list[Answer]
     extras: Mapping[str, float | None] = field(default_factory=dict)
     once: bool = False
+
+
+Parser = Callable[[dict[str, Any]], Line]
+"""Reads a row of a file; raises `DataError` for a bad one."""
 
 
 @dataclass
@@ -128,9 +133,7 @@ def preference(row: dict[str, Any]) -> Line:
     return Line(_text(row, "prompt"), None, answers)
 
 
-def read_samples(
-    path: Path, parse: Callable[[dict[str, Any]], Line], *, title: str, limit: int, room: int, may_be_torn: bool = False
-) -> Samples:
+def read_samples(path: Path, parse: Parser, *, title: str, limit: int, room: int, may_be_torn: bool) -> Samples:
     """Read a file of responses.
 
     Args:
@@ -152,7 +155,7 @@ def read_samples(
     kept, why = _evenly_spaced(census.sizes, limit, room)
     rows = _rows(_read(path, parse, torn), census, kept)
     note = f"Shown: {len(kept):,} of {total:,} prompts, evenly spaced over the file; {why}."
-    names = (list(some) for some in (census.answers, census.measures, census.extras))
+    names = (list(census.answers), list(census.measures), list(census.extras))
     return Samples(
         shown=SampleSet(title, "" if len(kept) == total else note, *names, rows, total),
         size=sum(census.sizes[i] for i in kept),
@@ -201,15 +204,14 @@ def _rows(lines: Iterator[Line], census: _Census, kept: list[int]) -> list[str]:
         row = wanted.get(number if line.key is None else census.index[line.key])
         if row is None:
             continue
-        prompts[row] = _string(line.prompt)
-        extras[row] = _array(line.extras, census.extras) + _length(line.prompt)
+        prompts[row], extras[row] = _string(line.prompt), _array(line.extras, census.extras) + _length(line.prompt)
         for answer in line.answers:
             cells = f"{systems[answer.system]},{_string(answer.text)},{_array(answer.measures, census.measures)}"
             answers[row].append(f"[{cells}{_length(answer.text)}]")
     return [f"[{p},[{','.join(a)}],{e}]" for p, a, e in zip(prompts, answers, extras, strict=True)]
 
 
-def _read(path: Path, parse: Callable[[dict[str, Any]], Line], torn: bool) -> Iterator[Line]:
+def _read(path: Path, parse: Parser, torn: bool) -> Iterator[Line]:
     """The lines of a file, without the last one if that is torn."""
     lines = (line for line, _ in pairwise(lines_of(path))) if torn else lines_of(path)
     before: Counter[tuple[Any, ...]] = Counter()
@@ -234,9 +236,7 @@ def _ends_within_a_line(path: Path) -> bool:
 
 def _evenly_spaced(sizes: list[int], limit: int, room: int) -> tuple[list[int], str]:
     """Which prompts to show, and the reason where not all are."""
-    count, why = len(sizes), ""
-    if count > limit:
-        count, why = limit, f"--samples {limit} says so"
+    count, why = min(len(sizes), limit), f"--samples {limit} says so"
     kept = [i * len(sizes) // count for i in range(count)]
     while kept and (size := sum(sizes[i] for i in kept)) > room:
         count = min(count - 1, int(count * room / size))
@@ -285,8 +285,7 @@ def _numbers(values: Any, where: str) -> dict[str, float | None]:
 
 def _only_numbers(row: Mapping[str, Any]) -> dict[str, float | None]:
     """Those of a row's fields that are numbers."""
-    numeric = {n: v for n, v in row.items() if isinstance(v, int | float) and not isinstance(v, bool)}
-    return _numbers(numeric, "the line")
+    return _numbers({n: v for n, v in row.items() if type(v) in (int, float)}, "the line")
 
 
 def _shown(value: Any) -> str:
