@@ -12,8 +12,7 @@ The page is one file that loads nothing: it can be mailed, kept beside a paper a
 from __future__ import annotations
 
 import argparse
-import os
-import tempfile
+import secrets
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -51,37 +50,28 @@ def write_report(folder: str | Path, out: str | Path | None = None, *, samples: 
     """
     report = read_folder(Path(folder), samples=samples)
     target = Path(out) if out is not None else Path(folder) / "report.html"
-    temporary = None
+    partial = target.with_name(f".{target.name}-{secrets.token_hex(4)}")
     try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{target.name}-", dir=target.parent)
-        with open(handle, "w", encoding="utf-8", newline="\n") as stream:
+        with partial.open("x", encoding="utf-8", newline="\n") as stream:
             stream.writelines(pieces(report))
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, target)
+        partial.replace(target)
     except OSError as error:
         raise RLAIFError(f"cannot write {target}: {error.strerror or error}") from error
     finally:
-        if temporary is not None:
-            with suppress(FileNotFoundError):
-                os.unlink(temporary)
+        with suppress(OSError):
+            partial.unlink()
     return target
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command ``rlaif report``; returns the exit code."""
     parser = argparse.ArgumentParser(prog="rlaif report", description="Write one HTML page from a folder's files.")
-    parser.add_argument(
-        "folder", type=Path, help="the folder that rlaif train, sft, train-rm, label, evaluate or compare wrote"
-    )
+    commands = "rlaif train, sft, train-rm, label, evaluate or compare"
+    parser.add_argument("folder", type=Path, help=f"the folder that {commands} wrote")
     parser.add_argument("--out", type=Path, help="the page; by default report.html in the folder")
-    parser.add_argument(
-        "--samples",
-        type=int,
-        default=SAMPLES,
-        metavar="N",
-        help="show at most so many prompts of each set of samples, evenly spaced; the page says how many it left out, "
-        f"and holds at most {ROOM / 1e6:.0f} MB of them in all (default: %(default)s)",
-    )
+    most = "show at most so many prompts of each set of samples, evenly spaced; the page says how many it left out, "
+    most += f"and holds at most {ROOM / 1e6:.0f} MB of them in all (default: %(default)s)"
+    parser.add_argument("--samples", type=int, default=SAMPLES, metavar="N", help=most)
     config = parser.parse_args(argv)
     page = write_report(config.folder, config.out, samples=config.samples)
     print(f"{page} ({page.stat().st_size / 1e6:.1f} MB)")

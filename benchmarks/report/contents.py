@@ -65,9 +65,7 @@ class Report:
         lede: The one sentence to take home; may be "".
         facts: What was run, and the figures that matter, by name.
         warnings: What the reader must know before believing a figure.
-        tables: In order.
-        figures: In order.
-        samples: In order.
+        tables, figures, samples: In order.
         definitions: Meanings of the names that occur, by name.
         provenance: Command line, versions, commit, configuration: JSON values by name.
     """

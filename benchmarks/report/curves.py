@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,9 +33,8 @@ def curves(rows: Sequence[Mapping[str, float]]) -> list[Figure]:
     first = [name for name in PANELS if name in names] or names[:4]
     figures = []
     for name in [*first, *(n for n in names if n not in first)]:
-        points = [(row["step"], row[name]) for row in rows if name in row]
-        title = PANELS.get(name, name)
-        figures.append(curve(title, np.array(points, dtype=float), folded=name not in first))
+        points = np.array([(row["step"], row[name]) for row in rows if name in row], dtype=float)
+        figures.append(curve(PANELS.get(name, name), points, folded=name not in first))
     return figures
 
 
@@ -51,22 +51,25 @@ def curve(title: str, points: NDArray[np.float64], *, folded: bool = False) -> F
     mean = np.convolve(values, np.full(window, 1 / window), "valid") if window > 1 else values
     low, high, ticks = _scale(float(values.min()), float(values.max()))
     span = max(float(steps[-1] - steps[0]), 1e-9)
+    right, bottom = _WIDTH - _RIGHT, _HEIGHT - _BOTTOM
+
+    def across(step: Any) -> Any:
+        return _LEFT + (step - steps[0]) / span * (right - _LEFT)
+
+    def down(value: Any) -> Any:
+        return _TOP + (high - value) / (high - low) * (bottom - _TOP)
 
     def path(xs: NDArray[np.float64], ys: NDArray[np.float64], name: str) -> str:
-        x = _LEFT + (xs - steps[0]) / span * (_WIDTH - _LEFT - _RIGHT)
-        y = _TOP + (high - ys) / (high - low) * (_HEIGHT - _TOP - _BOTTOM)
-        line = "L".join(f"{a:.1f} {b:.1f}" for a, b in zip(x, y, strict=True))
+        line = "L".join(f"{x:.1f} {y:.1f}" for x, y in zip(across(xs), down(ys), strict=True))
         return f'<path class="{name}" d="M{line}{"h.1" if len(xs) == 1 else ""}"/>'
 
     parts = []
     for tick in ticks:
-        y = _TOP + (high - tick) / (high - low) * (_HEIGHT - _TOP - _BOTTOM)
-        parts.append(f'<path class="grid" d="M{_LEFT} {y:.1f}H{_WIDTH - _RIGHT}"/>')
-        parts.append(f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{_label(tick, ticks)}</text>')
+        parts.append(f'<path class="grid" d="M{_LEFT} {down(tick):.1f}H{right}"/>')
+        parts.append(f'<text x="{_LEFT - 8}" y="{down(tick) + 4:.1f}" text-anchor="end">{_label(tick, ticks)}</text>')
     for step in _whole_ticks(float(steps[0]), float(steps[-1])):
-        x = _LEFT + (step - steps[0]) / span * (_WIDTH - _LEFT - _RIGHT)
-        parts.append(f'<text x="{x:.1f}" y="{_HEIGHT - 16}" text-anchor="middle">{step:,}</text>')
-    parts.append(f'<text x="{(_LEFT + _WIDTH - _RIGHT) / 2:.0f}" y="{_HEIGHT - 1}" text-anchor="middle">update</text>')
+        parts.append(f'<text x="{across(step):.1f}" y="{_HEIGHT - 16}" text-anchor="middle">{step:,}</text>')
+    parts.append(f'<text x="{(_LEFT + right) / 2:.0f}" y="{_HEIGHT - 1}" text-anchor="middle">update</text>')
     thin_x, thin_y = _thinned(steps, values)
     parts.append(path(thin_x, thin_y, "raw" if window > 1 else "mean"))
     if window > 1:
@@ -94,10 +97,13 @@ def _scale(low: float, high: float) -> tuple[float, float, list[float]]:
     if high - low < 1e-9 * max(abs(low), abs(high), 1e-9):
         pad = abs(high) * 0.1 or 1.0
         low, high = low - pad, high + pad
-    step = _round_step((high - low) / 4)
-    pad = 0.05 * (high - low)
-    ticks = [i * step for i in range(math.ceil((low - pad) / step), math.floor((high + pad) / step) + 1)]
-    return low - pad, high + pad, ticks
+    step, pad = _round_step((high - low) / 4), 0.05 * (high - low)
+    return low - pad, high + pad, [i * step for i in _within(low - pad, high + pad, step)]
+
+
+def _within(low: float, high: float, step: float) -> range:
+    """The multiples of a step between two values."""
+    return range(math.ceil(low / step), math.floor(high / step) + 1)
 
 
 def _round_step(least: float) -> float:
@@ -108,8 +114,7 @@ def _round_step(least: float) -> float:
 
 def _whole_ticks(first: float, last: float) -> list[int]:
     step = max(1, round(_round_step(max(last - first, 1) / 5)))
-    ticks = [i * step for i in range(math.ceil(first / step), math.floor(last / step) + 1)]
-    return ticks or [round(first)]
+    return [i * step for i in _within(first, last, step)] or [round(first)]
 
 
 def _label(tick: float, ticks: Sequence[float]) -> str:

@@ -54,10 +54,4 @@ def definitions_of(names: Iterable[str]) -> dict[str, str]:
 
 def _spellings(name: str) -> list[str]:
     plain = name.lower().replace("_", " ").strip()
-    return [
-        plain,
-        plain.rpartition("/")[2],
-        plain.rpartition(" · ")[2],
-        plain.partition(" (")[0],
-        plain.partition(",")[0],
-    ]
+    return [plain, *(plain.rpartition(m)[2] for m in ("/", " · ")), *(plain.partition(m)[0] for m in (" (", ","))]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 from rlaif_env.api import DataError
 from rlaif_env.tables import Cell, Table, is_number
@@ -21,14 +21,12 @@ def before_after_table(evaluation: Mapping[str, Any], where: str) -> Table:
         DataError: If a measure is not three intervals.
     """
     rows: list[list[Cell]] = []
-    counts = set()
     for name in [*(n for n in _HEADLINES if n in evaluation), *(n for n in evaluation if n not in _HEADLINES)]:
         three = evaluation[name]
         if not isinstance(three, list) or len(three) != 3 or not all(map(_is_interval, three)):
             raise DataError(f"{where}: expected {name} to be three intervals, found {str(three)[:60]!r}")
-        change = three[2]
-        counts.add(change.get("n"))
-        rows.append([name, *(x["estimate"] for x in three), change["low"], change["high"]])
+        rows.append([name, *(interval["estimate"] for interval in three), three[2]["low"], three[2]["high"]])
+    counts = {three[2].get("n") for three in evaluation.values()}
     prompts = f"{counts.pop():,} held-out prompts" if len(counts) == 1 and None not in counts else "held-out prompts"
     return Table(
         "Before and after training",
@@ -50,12 +48,11 @@ def verdict(evaluation: Mapping[str, Any]) -> tuple[str, list[str]]:
     if "gold" not in evaluation:
         return "", ["No gold measure was taken: nothing here says whether a higher reward is a better text."]
     before, after, change = evaluation["gold"]
-    lede = (
-        "The gold measure, which no reward sees, went from "
-        f"{_number(before['estimate'])} to {_number(after['estimate'])} on held-out prompts: "
-        f"{_number(change['estimate'], '+')} "
-        f"[{_number(change['low'], '+')}, {_number(change['high'], '+')}]."
-    )
+    levels = (f"{interval['estimate']:.3f}" for interval in (before, after))
+    changes = (f"{change[name]:+.3f}" for name in ("estimate", "low", "high"))
+    start, end, gain, low, high = (number.replace("-", "−") for number in (*levels, *changes))
+    lede = f"The gold measure, which no reward sees, went from {start} to {end} on held-out prompts: "
+    lede += f"{gain} [{low}, {high}]."
     warnings = []
     if change["high"] < 0:
         rose = "reward" in evaluation and evaluation["reward"][2]["low"] > 0
@@ -65,36 +62,34 @@ def verdict(evaluation: Mapping[str, Any]) -> tuple[str, list[str]]:
     return lede, warnings
 
 
-def as_tables(found: Mapping[str, Any]) -> list[Table]:
+def as_tables(report: Mapping[str, Any]) -> list[Table]:
     """A report.json as tables: its intervals, its other figures, and each of its lists of objects.
 
     Names of nested figures are joined by " · ". Nothing is left out.
     """
-    intervals: list[list[Cell]] = []
-    others: list[list[Cell]] = []
-    lists: list[Table] = []
-    for name, value in _leaves(found, ""):
+    intervals, others = list[list[Cell]](), list[list[Cell]]()
+    tables: list[Table] = []
+    for name, value in _leaves(report):
         if _is_interval(value):
             intervals.append([name, value["estimate"], value["low"], value["high"], value.get("n")])
         elif isinstance(value, list):
-            lists.append(_list_table(name, value))
+            tables.append(_list_table(name, value))
         else:
-            others.append([name, value if value is None or is_number(value) else str(value)])
-    tables = []
-    if intervals:
-        tables.append(Table("Figures", ["figure", "estimate", "95 % from", "to", "n"], intervals))
+            others.append([name, _cell(value)])
     if others:
-        tables.append(Table("More figures" if intervals else "Figures", ["figure", "value"], others, by_row=True))
-    return tables + lists
+        tables.insert(0, Table("More figures" if intervals else "Figures", ["figure", "value"], others, by_row=True))
+    if intervals:
+        tables.insert(0, Table("Figures", ["figure", "estimate", "95 % from", "to", "n"], intervals))
+    return tables
 
 
-def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     """Values that are shown as one row, or as one table, with their names."""
     if isinstance(value, dict) and not _is_interval(value):
         for key, inner in value.items():
             yield from _leaves(inner, f"{name} · {key}" if name else str(key))
     elif isinstance(value, list) and not (value and all(isinstance(v, dict) for v in value)):
-        yield name, ", ".join(str(v) for v in value)
+        yield name, ", ".join(map(str, value))
     else:
         yield name, value
 
@@ -111,14 +106,12 @@ def _row(row: Mapping[str, Any]) -> Iterator[tuple[str, Cell]]:
             yield name, value["estimate"]
             yield f"{name}, from", value["low"]
             yield f"{name}, to", value["high"]
-        elif value is None or isinstance(value, str) or is_number(value):
-            yield name, value
         else:
-            yield name, str(value)
+            yield name, _cell(value)
 
 
-def _number(value: float, sign: str = "") -> str:
-    return f"{value:{sign}.3f}".replace("-", "−")
+def _cell(value: Any) -> Cell:
+    return cast(Cell, value) if value is None or is_number(value) else str(value)
 
 
 def _is_interval(value: Any) -> bool:

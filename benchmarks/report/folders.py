@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from benchmarks.report.contents import Figure, Report
 from benchmarks.report.curves import curves
 from benchmarks.report.definitions import definitions_of
 from benchmarks.report.findings import as_tables, before_after_table, verdict
-from benchmarks.report.samples import Line, Samples, before_after, preference, read_samples, response, sample
+from benchmarks.report.samples import Parser, Samples, before_after, preference, read_samples, response, sample
 from rlaif_env.api import DataError, RLAIFError
 from rlaif_env.data.jsonl import json_object
 from rlaif_env.runs import read_metrics
@@ -22,6 +22,8 @@ __all__ = ["ROOM", "read_folder"]
 
 ROOM = 12_000_000
 """Bytes of samples in a page."""
+
+Kind = TypeVar("Kind", dict[str, Any], list[Any], str)
 
 _MAX_FIGURE = 3_000_000
 _SIGNATURES = {".png": b"\x89PNG\r\n\x1a\n", ".svg": b"<svg"}
@@ -51,9 +53,9 @@ def read_folder(folder: Path, *, samples: int) -> Report:
     reader = _Reader(folder, samples)
     evaluation = _json(folder / "evaluation.json")
     if (folder / "comparison.json").exists():
-        report = reader.tables(_json(folder / "comparison.json"), "Comparison of rewards")
+        report = reader.tables(folder / "comparison.json", "Comparison of rewards")
     elif "tables" in evaluation or (folder / "responses.jsonl").exists():
-        report = reader.tables(evaluation, "Evaluation of policies")
+        report = reader.tables(folder / "evaluation.json", "Evaluation of policies")
     elif (folder / "config.json").exists() or (folder / "metrics.jsonl").exists():
         report = reader.run(evaluation)
     else:
@@ -62,13 +64,11 @@ def read_folder(folder: Path, *, samples: int) -> Report:
             f"expected {folder} to hold comparison.json, evaluation.json, responses.jsonl or a run's config.json, "
             f"found {names}: name a folder that rlaif train, sft, train-rm, label, evaluate or compare wrote"
         )
-    named = [*report.facts]
+    names_of_metrics = (name for row in reader.metrics[-1:] for name in row)
+    measured = [*report.facts, *names_of_metrics, *(name for shown in report.samples for name in shown.measures)]
     for table in report.tables:
-        named += [*table.columns, *(row[0] for row in table.rows if row and isinstance(row[0], str))]
-    for one in report.samples:
-        named += one.measures
-    named += [n for row in reader.metrics[-1:] for n in row]
-    report.definitions = definitions_of(named)
+        measured += [*table.columns, *(row[0] for row in table.rows if row and isinstance(row[0], str))]
+    report.definitions = definitions_of(measured)
     return report
 
 
@@ -82,39 +82,34 @@ class _Reader:
         self.metrics: list[dict[str, float]] = []
         self.record = _json(folder / "config.json")
 
-    def tables(self, found: Mapping[str, Any], kind: str) -> Report:
+    def tables(self, file: Path, kind: str) -> Report:
         """The report of an evaluation or a comparison, whose tables were made when it ran."""
-        file = self.folder / ("comparison.json" if kind.startswith("Comparison") else "evaluation.json")
-        report = Report(_string(found, "title", file) or self.folder.resolve().name, kind)
-        facts = found.get("facts", {})
-        if not isinstance(facts, dict):
-            raise DataError(f"{file}: expected facts to be an object, found {type(facts).__name__}")
+        results = _json(file)
+        report = Report(_field(results, "title", str, file) or self.folder.resolve().name, kind)
+        facts = _field(results, "facts", dict, file)
         report.facts = {name: _plain(value) for name, value in facts.items() if not isinstance(value, dict)}
-        report.warnings = [str(w) for w in _list(found, "warnings", file)]
-        report.tables = [
-            Table.from_json(t, f"{file}, table {i}") for i, t in enumerate(_list(found, "tables", file), start=1)
-        ]
-        for i, figure in enumerate(_list(found, "figures", file), start=1):
+        report.warnings = [str(w) for w in _field(results, "warnings", list, file)]
+        tables = enumerate(_field(results, "tables", list, file), start=1)
+        report.tables = [Table.from_json(table, f"{file}, table {i}") for i, table in tables]
+        for i, figure in enumerate(_field(results, "figures", list, file), start=1):
             if not isinstance(figure, dict) or not isinstance(figure.get("file"), str):
                 raise DataError(f"{file}, figure {i}: expected an object with a file, found {str(figure)[:60]!r}")
-            self._picture(report, figure["file"], _string(figure, "title", file), _string(figure, "caption", file))
-        report.provenance = {n: v for n in _RECORD if (v := self.record.get(n, found.get(n))) is not None}
+            title, caption = (_field(figure, name, str, file) for name in ("title", "caption"))
+            self._picture(report, figure["file"], title, caption)
+        report.provenance = {n: v for n in _RECORD if (v := self.record.get(n, results.get(n))) is not None}
         report.provenance |= {name: value for name, value in facts.items() if isinstance(value, dict) and value}
         if read := self._samples(report, "responses.jsonl", response, "Responses side by side"):
-            _say_what_is_missing(report, read)
+            _warn_of_missing(report, read)
             if not report.tables:
                 report.tables.append(_means(read))
         return report
 
     def run(self, evaluation: Mapping[str, Any]) -> Report:
         """The report of a run folder."""
-        command = str(self.record.get("command", "run"))
-        config = self.record.get("config", {})
+        command, name = str(self.record.get("command", "run")), self.folder.resolve().name
+        config, file = self.record.get("config", {}), self.folder / "config.json"
         if not isinstance(config, dict):
-            raise DataError(
-                f"{self.folder / 'config.json'}: expected config to be an object, found {str(config)[:40]!r}"
-            )
-        name = self.folder.resolve().name
+            raise DataError(f"{file}: expected config to be an object, found {str(config)[:40]!r}")
         report = Report(name, _KINDS.get(command, f"Run of {command}"))
         report.facts = {n.replace("_", " "): _plain(config[n]) for n in _FACTS if config.get(n) not in (None, "", {})}
         if command == "train" and {"reward", "task"} <= set(report.facts):
@@ -123,14 +118,18 @@ class _Reader:
         if str(self.record.get("git_commit", "")).endswith("+changes"):
             report.warnings.append("The code had changes that its commit does not hold.")
         self._curves(report, config)
-        if command == "train":
-            self._heldout(report, evaluation)
+        if command == "train" and evaluation:
+            report.tables.append(before_after_table(evaluation, str(self.folder / "evaluation.json")))
+            report.lede, warnings = verdict(evaluation)
+            report.warnings += warnings
+        elif command == "train":
+            report.warnings.append("There is no evaluation on held-out prompts: only rewards in training are shown.")
         report.tables += as_tables(_json(self.folder / "report.json"))
         if not report.figures:
             for picture in sorted(self.folder.glob("*.png")):
                 self._picture(report, picture.name, picture.stem.replace("-", " "), "")
         self._samples(report, "evaluation.jsonl", before_after, "Held-out prompts, before and after")
-        self._samples(report, "samples.jsonl", sample, "Responses during training", may_be_torn=True)
+        self._samples(report, "samples.jsonl", sample, "Responses during training", growing=True)
         self._samples(report, "preferences.jsonl", preference, "Labelled pairs")
         if not (report.tables or report.figures or report.samples):
             report.warnings.append("The folder holds no results yet.")
@@ -150,29 +149,14 @@ class _Reader:
             if done < planned:
                 report.warnings.append(f"The run has made {done:,} of {planned:,} updates.")
 
-    def _heldout(self, report: Report, evaluation: Mapping[str, Any]) -> None:
-        if not evaluation:
-            report.warnings.append("There is no evaluation on held-out prompts: only rewards in training are shown.")
-            return
-        table = before_after_table(evaluation, str(self.folder / "evaluation.json"))
-        report.tables.append(table)
-        lede, warnings = verdict(evaluation)
-        report.lede = lede
-        report.warnings += warnings
-
     def _samples(
-        self,
-        report: Report,
-        name: str,
-        parse: Callable[[dict[str, Any]], Line],
-        title: str,
-        may_be_torn: bool = False,
+        self, report: Report, name: str, parse: Parser, title: str, *, growing: bool = False
     ) -> Samples | None:
         """Add a file's samples to the report, if it is there and has any."""
         file = self.folder / name
         if not file.exists() or file.stat().st_size == 0:
             return None
-        read = read_samples(file, parse, title=title, limit=self.limit, room=self.room, may_be_torn=may_be_torn)
+        read = read_samples(file, parse, title=title, limit=self.limit, room=self.room, may_be_torn=growing)
         self.room -= read.size
         if read.torn:
             report.warnings.append(_TORN.format(name))
@@ -201,18 +185,15 @@ class _Reader:
         report.figures.append(Figure(title or file.stem, caption, uri=uri))
 
 
-def _say_what_is_missing(report: Report, read: Samples) -> None:
+def _warn_of_missing(report: Report, read: Samples) -> None:
     """A prompt without a system's response, or a response without a measure that others have, is never passed over."""
     for system, missing in read.unanswered.items():
         report.warnings.append(f"{system} has no response to {missing:,} of {read.shown.total:,} prompts.")
     for system, summaries in read.summaries.items():
         for measure in read.shown.measures:
-            have = summaries[measure].n if measure in summaries else 0
-            if 0 < have < read.answers[system]:
-                lost = read.answers[system] - have
-                report.warnings.append(
-                    f"{system}: {measure} is missing in {lost:,} of {read.answers[system]:,} responses."
-                )
+            count, have = read.answers[system], summaries[measure].n if measure in summaries else 0
+            if 0 < have < count:
+                report.warnings.append(f"{system}: {measure} is missing in {count - have:,} of {count:,} responses.")
 
 
 def _means(read: Samples) -> Table:
@@ -222,12 +203,8 @@ def _means(read: Samples) -> Table:
     for system, count in read.answers.items():
         own = read.summaries.get(system, {})
         rows.append([system, count, *(own[m].mean if m in own and own[m].n else None for m in measures)])
-    return Table(
-        "Means by system",
-        ["system", "responses", *measures],
-        rows,
-        "Over all responses that have the measure, without intervals: the folder holds no evaluation.json.",
-    )
+    caption = "Over all responses that have the measure, without intervals: the folder holds no evaluation.json."
+    return Table("Means by system", ["system", "responses", *measures], rows, caption)
 
 
 def _json(file: Path) -> dict[str, Any]:
@@ -244,17 +221,12 @@ def _json(file: Path) -> dict[str, Any]:
         raise DataError(f"{file}: {error}") from error
 
 
-def _list(found: Mapping[str, Any], name: str, file: Path) -> list[Any]:
-    value = found.get(name, [])
-    if not isinstance(value, list):
-        raise DataError(f"{file}: expected {name} to be a list, found {type(value).__name__}")
-    return value
-
-
-def _string(found: Mapping[str, Any], name: str, file: Path) -> str:
-    value = found.get(name, "")
-    if not isinstance(value, str):
-        raise DataError(f"{file}: expected {name} to be a string, found {type(value).__name__}")
+def _field(record: Mapping[str, Any], name: str, kind: type[Kind], file: Path) -> Kind:
+    """A field of a file's object; empty where it is not there."""
+    value = record.get(name, kind())
+    if not isinstance(value, kind):
+        expected = {dict: "an object", list: "a list", str: "a string"}[kind]
+        raise DataError(f"{file}: expected {name} to be {expected}, found {type(value).__name__}")
     return value
 
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from rlaif_env.api import DataError
 from rlaif_env.data.jsonl import checked, json_object, lines_of
 from rlaif_env.tables import is_number
 
-__all__ = ["MAX_TEXT", "Answer", "Line", "Samples", "before_after", "preference", "read_samples", "response", "sample"]
+__all__ = ["MAX_TEXT", "Answer", "Line", "Parser", "Samples", "Summary"]
+__all__ += ["before_after", "preference", "read_samples", "response", "sample"]
 
 MAX_TEXT = 200_000
 """Characters of a text that a page holds; of a longer one the beginning, with its length."""
@@ -57,21 +59,22 @@ class Line:
     once: bool = False
 
 
+Parser = Callable[[dict[str, Any]], Line]
+"""Reads a row of a file; raises `DataError` for a bad one."""
+
+
 @dataclass
 class Summary:
-    """Mean of a measure over a system's responses, with how many have none."""
+    """Mean of a measure over those of a system's responses that have it."""
 
     n: int = 0
-    missing: int = 0
     mean: float = math.nan
 
     def add(self, value: float | None) -> None:
         """Count one response."""
-        if value is None:
-            self.missing += 1
-            return
-        self.n += 1
-        self.mean = value if self.n == 1 else self.mean + (value - self.mean) / self.n
+        if value is not None:
+            self.n += 1
+            self.mean = value if self.n == 1 else self.mean + (value - self.mean) / self.n
 
 
 @dataclass
@@ -98,7 +101,8 @@ class Samples:
 def response(row: dict[str, Any]) -> Line:
     """A line of responses.jsonl: prompt, system, response, measures. Lines of one prompt belong together."""
     answer = Answer(_text(row, "system"), _text(row, "response"), _numbers(row.get("measures", {}), "measures"))
-    return Line(_text(row, "prompt"), (_text(row, "prompt"),), [answer], once=True)
+    prompt = _text(row, "prompt")
+    return Line(prompt, (prompt,), [answer], once=True)
 
 
 def before_after(row: dict[str, Any]) -> Line:
@@ -113,10 +117,8 @@ def before_after(row: dict[str, Any]) -> Line:
 
 def sample(row: dict[str, Any]) -> Line:
     """A line of a run's samples.jsonl. The responses to a prompt in one update belong together."""
-    numbers = _only_numbers(row)
-    step = numbers.pop("step", None)
-    index = numbers.pop("prompt_index", None)
-    prompt = _text(row, "prompt")
+    numbers, prompt = _only_numbers(row), _text(row, "prompt")
+    step, index = numbers.pop("step", None), numbers.pop("prompt_index", None)
     answer = Answer("policy", _text(row, "response"), numbers)
     return Line(prompt, (step, index, prompt), [answer], {"update": step})
 
@@ -127,16 +129,11 @@ def preference(row: dict[str, Any]) -> Line:
     people = meta.get("human_p_first") if isinstance(meta, dict) else None
     first = _numbers({"preferred with probability": p, "people prefer it": people}, "p_first")
     second = {name: None if value is None else 1 - value for name, value in first.items()}
-    answers = [
-        Answer("first", _text(row, "response_1"), first),
-        Answer("second", _text(row, "response_2"), second),
-    ]
+    answers = [Answer("first", _text(row, "response_1"), first), Answer("second", _text(row, "response_2"), second)]
     return Line(_text(row, "prompt"), None, answers)
 
 
-def read_samples(
-    path: Path, parse: Callable[[dict[str, Any]], Line], *, title: str, limit: int, room: int, may_be_torn: bool = False
-) -> Samples:
+def read_samples(path: Path, parse: Parser, *, title: str, limit: int, room: int, may_be_torn: bool) -> Samples:
     """Read a file of responses.
 
     Args:
@@ -150,22 +147,21 @@ def read_samples(
     Raises:
         DataError: If the file cannot be read, or for its bad lines, all together, with their numbers.
     """
-    first = _Census()
+    census = _Census()
     torn = may_be_torn and _ends_within_a_line(path)
     for line in _read(path, parse, torn):
-        first.add(line)
-    total = len(first.sizes)
-    kept, why = _evenly_spaced(first.sizes, limit, room)
-    rows = _rows(_read(path, parse, torn), first, kept)
-    note = (
-        "" if len(kept) == total else f"Shown: {len(kept):,} of {total:,} prompts, evenly spaced over the file; {why}."
-    )
+        census.add(line)
+    total = len(census.sizes)
+    kept, why = _evenly_spaced(census.sizes, limit, room)
+    rows = _rows(_read(path, parse, torn), census, kept)
+    note = f"Shown: {len(kept):,} of {total:,} prompts, evenly spaced over the file; {why}."
+    names = (list(census.answers), list(census.measures), list(census.extras))
     return Samples(
-        shown=SampleSet(title, note, list(first.systems), list(first.measures), list(first.extras), rows, total),
-        size=sum(first.sizes[i] for i in kept),
-        answers=first.answers,
-        summaries=first.summaries,
-        unanswered={name: total - n for name, n in first.answered.items() if n < total},
+        shown=SampleSet(title, "" if len(kept) == total else note, *names, rows, total),
+        size=sum(census.sizes[i] for i in kept),
+        answers=census.answers,
+        summaries=census.summaries,
+        unanswered={name: total - len(those) for name, those in census.answered.items() if len(those) < total},
         torn=torn,
     )
 
@@ -176,80 +172,56 @@ class _Census:
     def __init__(self) -> None:
         self.sizes: list[int] = []  # bytes of each prompt's row, about
         self.index: dict[tuple[Any, ...], int] = {}
-        self.systems: dict[str, int] = {}
-        self.measures: dict[str, int] = {}
-        self.extras: dict[str, int] = {}
-        self.answers: dict[str, int] = {}
-        self.answered: dict[str, int] = {}
-        self.summaries: dict[str, dict[str, Summary]] = {}
-        self._seen: set[tuple[int, str]] = set()
-
-    def place(self, line: Line) -> int:
-        """The number of the line's prompt, a new one where it has not been seen."""
-        if line.key is None:
-            return len(self.sizes)
-        return self.index.setdefault(line.key, len(self.sizes))
+        self.measures: dict[str, None] = {}  # a set that keeps the order
+        self.extras: dict[str, None] = {}
+        self.answers: Counter[str] = Counter()
+        self.answered: defaultdict[str, set[int]] = defaultdict(set)
+        self.summaries: defaultdict[str, defaultdict[str, Summary]] = defaultdict(lambda: defaultdict(Summary))
 
     def add(self, line: Line) -> None:
         """Count one line."""
-        place = self.place(line)
-        if place == len(self.sizes):
-            self.sizes.append(_bytes(_string(line.prompt)) + 20)
-        for name in line.extras:
-            self.extras.setdefault(name, len(self.extras))
+        new = len(self.sizes)
+        place = new if line.key is None else self.index.setdefault(line.key, new)
+        if place == new:
+            self.sizes.append(_bytes(line.prompt) + 20)
+        self.extras |= dict.fromkeys(line.extras)
         for answer in line.answers:
-            name = answer.system
-            self.systems.setdefault(name, len(self.systems))
-            self.answers[name] = self.answers.get(name, 0) + 1
-            if line.key is None or (place, name) not in self._seen:
-                self.answered[name] = self.answered.get(name, 0) + 1
-                if line.key is not None:
-                    self._seen.add((place, name))
-            summaries = self.summaries.setdefault(name, {})
+            self.answers[answer.system] += 1
+            self.answered[answer.system].add(place)
+            self.measures |= dict.fromkeys(answer.measures)
             for measure, value in answer.measures.items():
-                self.measures.setdefault(measure, len(self.measures))
-                summaries.setdefault(measure, Summary()).add(value)
-            self.sizes[place] += _bytes(_string(answer.text)) + 10 * len(answer.measures) + 12
+                self.summaries[answer.system][measure].add(value)
+            self.sizes[place] += _bytes(answer.text) + 10 * len(answer.measures) + 12
 
 
 def _rows(lines: Iterator[Line], census: _Census, kept: list[int]) -> list[str]:
     """The second pass: the JSON of the rows that are kept, in order."""
     wanted = {place: i for i, place in enumerate(kept)}
+    systems = {name: i for i, name in enumerate(census.answers)}
     prompts, extras = [""] * len(kept), [""] * len(kept)
     answers: list[list[str]] = [[] for _ in kept]
-    alone = 0
-    for line in lines:
-        place = alone if line.key is None else census.index[line.key]
-        alone += 1
-        row = wanted.get(place)
+    for number, line in enumerate(lines):
+        row = wanted.get(number if line.key is None else census.index[line.key])
         if row is None:
             continue
-        prompts[row] = _string(line.prompt)
-        extras[row] = _array(line.extras, census.extras) + _length(line.prompt)
+        prompts[row], extras[row] = _string(line.prompt), _array(line.extras, census.extras) + _length(line.prompt)
         for answer in line.answers:
-            cells = f"{census.systems[answer.system]},{_string(answer.text)},{_array(answer.measures, census.measures)}"
+            cells = f"{systems[answer.system]},{_string(answer.text)},{_array(answer.measures, census.measures)}"
             answers[row].append(f"[{cells}{_length(answer.text)}]")
     return [f"[{p},[{','.join(a)}],{e}]" for p, a, e in zip(prompts, answers, extras, strict=True)]
 
 
-def _read(path: Path, parse: Callable[[dict[str, Any]], Line], torn: bool) -> Iterator[Line]:
+def _read(path: Path, parse: Parser, torn: bool) -> Iterator[Line]:
     """The lines of a file, without the last one if that is torn."""
-    lines = _but_the_last(lines_of(path)) if torn else lines_of(path)
+    lines = (line for line, _ in pairwise(lines_of(path))) if torn else lines_of(path)
     before: Counter[tuple[Any, ...]] = Counter()
-    for line in checked(lines, lambda line: parse(json_object(line)), str(path), "line"):
+    for line in checked(lines, lambda text: parse(json_object(text)), str(path), "line"):
         if line.once and line.key is not None:
             answered = (*line.key, line.answers[0].system)
             yield replace(line, key=(*line.key, before[answered]))
             before[answered] += 1
         else:
             yield line
-
-
-def _but_the_last(lines: Iterator[Any]) -> Iterator[Any]:
-    waiting: list[Any] = []
-    for line in lines:
-        yield from waiting
-        waiting = [line]
 
 
 def _ends_within_a_line(path: Path) -> bool:
@@ -264,9 +236,7 @@ def _ends_within_a_line(path: Path) -> bool:
 
 def _evenly_spaced(sizes: list[int], limit: int, room: int) -> tuple[list[int], str]:
     """Which prompts to show, and the reason where not all are."""
-    count, why = len(sizes), ""
-    if count > limit:
-        count, why = limit, f"--samples {limit} says so"
+    count, why = min(len(sizes), limit), f"--samples {limit} says so"
     kept = [i * len(sizes) // count for i in range(count)]
     while kept and (size := sum(sizes[i] for i in kept)) > room:
         count = min(count - 1, int(count * room / size))
@@ -277,8 +247,7 @@ def _evenly_spaced(sizes: list[int], limit: int, room: int) -> tuple[list[int], 
 
 def _string(text: str) -> str:
     """A text as a JSON string that cannot end the script element it stands in, and that UTF-8 can hold."""
-    text = text[:MAX_TEXT]
-    return _UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(text, ensure_ascii=False))
+    return _UNSAFE.sub(lambda sign: f"\\u{ord(sign[0]):04x}", json.dumps(text[:MAX_TEXT], ensure_ascii=False))
 
 
 def _length(text: str) -> str:
@@ -286,15 +255,13 @@ def _length(text: str) -> str:
 
 
 def _bytes(text: str) -> int:
-    return len(text) if text.isascii() else len(text.encode("utf-8"))
+    return len(_string(text).encode("utf-8"))
 
 
-def _array(values: Mapping[str, float | None], names: Mapping[str, int]) -> str:
+def _array(values: Mapping[str, float | None], names: Iterable[str]) -> str:
     """Numbers in the order of the names, to six digits."""
-    cells = []
-    for name in names:
-        value = values.get(name)
-        cells.append("null" if value is None else str(value) if isinstance(value, int) else f"{value:.6g}")
+    numbers = map(values.get, names)
+    cells = ("null" if n is None else str(n) if isinstance(n, int) else f"{n:.6g}" for n in numbers)
     return f"[{','.join(cells)}]"
 
 
@@ -318,8 +285,7 @@ def _numbers(values: Any, where: str) -> dict[str, float | None]:
 
 def _only_numbers(row: Mapping[str, Any]) -> dict[str, float | None]:
     """Those of a row's fields that are numbers."""
-    numeric = {n: v for n, v in row.items() if isinstance(v, int | float) and not isinstance(v, bool)}
-    return _numbers(numeric, "the line")
+    return _numbers({n: v for n, v in row.items() if type(v) in (int, float)}, "the line")
 
 
 def _shown(value: Any) -> str:

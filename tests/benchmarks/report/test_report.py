@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 
 from benchmarks.report import build, main, write_report
+from benchmarks.report.contents import Report
 from benchmarks.report.curves import curve, curves
 from benchmarks.report.definitions import definitions_of
 from benchmarks.report.findings import as_tables, verdict
 from benchmarks.report.folders import ROOM
-from benchmarks.report.page import _decimals, _number, _table, _value
+from benchmarks.report.page import _decimals, _shown, _value, pieces
 from rlaif_env.api import DataError, RLAIFError
 from rlaif_env.tables import Table, is_number
 
@@ -99,6 +100,10 @@ class Page(HTMLParser):
 
     def count(self, tag: str) -> int:
         return sum(name == tag for name, _ in self.tags)
+
+
+def page_of(table: Table) -> Page:
+    return Page("".join(pieces(Report("title", "kind", tables=[table]))))
 
 
 def lines(path: Path, rows: Sequence[object]) -> None:
@@ -360,7 +365,7 @@ def test_nested_figures_are_all_in_the_tables() -> None:
     ],
 )
 def test_numbers_are_shown_with_the_decimals_of_their_column(cells: list[float], shown: list[str]) -> None:
-    assert [_number(cell, _decimals(cells)) for cell in cells] == shown
+    assert [_shown(cell, _decimals(cells)) for cell in cells] == shown
 
 
 @pytest.mark.parametrize(
@@ -384,12 +389,12 @@ def test_a_cell_is_sorted_by_the_number_it_begins_with(cell: Any, value: float |
 
 
 def test_a_column_with_one_word_in_it_is_no_column_of_numbers() -> None:
-    page = Page(_table(Table("t", ["a", "b"], [["1", 2], ["one", 3]])))
+    page = page_of(Table("t", ["a", "b"], [["1", 2], ["one", 3]]))
     assert [a.get("data-kind") for tag, a in page.tags if tag == "th"] == [None, "number"]
 
 
 def test_a_table_of_many_rows_is_folded_and_whole() -> None:
-    page = Page(_table(Table("t", ["a"], [[i] for i in range(400)])))
+    page = page_of(Table("t", ["a"], [[i] for i in range(400)]))
     assert len(page.rows) == 401
     assert "Show 400 rows" in page.text
 
