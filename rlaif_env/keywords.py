@@ -276,9 +276,10 @@ _PLAIN = (str, int, float, bool, Path)
 def _command_line_type(annotation: Any, names: Mapping[str, Any]) -> tuple[Any, str]:
     """The type that a command line can give of an annotation, None for none, and its form: "plain" or "json"."""
     if isinstance(annotation, str):
+        stand_in = types.SimpleNamespace(__annotations__={"it": annotation})
         try:
-            annotation = eval(annotation, {"__builtins__": {}}, _Names(names))
-        except (TypeError, AttributeError, SyntaxError):
+            annotation = typing.get_type_hints(stand_in, {}, _Names(names))["it"]
+        except (TypeError, AttributeError, NameError, SyntaxError):
             annotation = Any
     if annotation in (Any, inspect.Parameter.empty):
         return str, "plain"
