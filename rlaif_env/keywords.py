@@ -236,7 +236,7 @@ def reward_options(name: str, given: Collection[str] = ()) -> type[Any]:
 
 
 def option_values(options: Any) -> dict[str, Any]:
-    """The keywords that `reward_options` were set to, as plain as JSON; those left at their defaults are not said.
+    """The keywords that `reward_options` were set to, as plain as JSON; without those left at their defaults.
 
     Raises:
         RLAIFError: If a mapping's text is no JSON object.
