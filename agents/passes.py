@@ -46,8 +46,9 @@ def _listed(rows: Sequence[int]) -> str:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory could not be had, on a GPU or on the CPU."""
     signs = ("can't allocate memory", "out of memory", "bad_alloc", "cannot allocate memory")
-    said_so = isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in signs)
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or said_so
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in signs)
 
 
 def plain(values: ArrayLike) -> list[Any]:

@@ -236,7 +236,7 @@ def reward_options(name: str, given: Collection[str] = ()) -> type[Any]:
 
 
 def option_values(options: Any) -> dict[str, Any]:
-    """The keywords that `reward_options` were set to, as plain as JSON; those left at their defaults are not said.
+    """The keywords that `reward_options` were set to, as plain as JSON; without those left at their defaults.
 
     Raises:
         RLAIFError: If a mapping's text is no JSON object.
@@ -276,9 +276,10 @@ _PLAIN = (str, int, float, bool, Path)
 def _command_line_type(annotation: Any, names: Mapping[str, Any]) -> tuple[Any, str]:
     """The type that a command line can give of an annotation, None for none, and its form: "plain" or "json"."""
     if isinstance(annotation, str):
+        stand_in = types.SimpleNamespace(__annotations__={"it": annotation})
         try:
-            annotation = eval(annotation, {"__builtins__": {}}, _Names(names))
-        except (TypeError, AttributeError, SyntaxError):
+            annotation = typing.get_type_hints(stand_in, {}, _Names(names))["it"]
+        except (TypeError, AttributeError, NameError, SyntaxError):
             annotation = Any
     if annotation in (Any, inspect.Parameter.empty):
         return str, "plain"

@@ -50,9 +50,9 @@ def parsed(argv: Sequence[str]) -> TrainConfig:
         namespace={"__doc__": TrainConfig.__doc__},
     )
     settings = {entry.name: getattr(config, entry.name) for entry in fields(TrainConfig)}
-    told = tyro.cli(arguments, args=rest, default=arguments(**settings | {"reward_options": default}), prog=known.prog)
-    settings = {name: getattr(told, name) for name in settings}
-    return TrainConfig(**settings | {"reward_options": option_values(told.reward_options)})
+    given = tyro.cli(arguments, args=rest, default=arguments(**settings | {"reward_options": default}), prog=known.prog)
+    settings = {name: getattr(given, name) for name in settings}
+    return TrainConfig(**settings | {"reward_options": option_values(given.reward_options)})
 
 
 def resumed(config: TrainConfig) -> tuple[TrainConfig, Path | None]:
@@ -98,5 +98,5 @@ def _recorded(folder: Path) -> TrainConfig:
         return TrainConfig(**values | {"agent": ReinforceConfig(**nested), "out": folder})
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise RLAIFError(
-            f"expected {folder / 'config.json'} to be a training's configuration, found: {error}"
+            f"expected {folder / 'config.json'} to be a training's configuration, found: {error!r}"
         ) from error

@@ -261,10 +261,10 @@ def cut_back(run: Path, to: Mapping[str, int]) -> None:
         RunError: If a file cannot be written.
     """
     for name, size in to.items():
-        found = (run / name).stat().st_size if (run / name).is_file() else 0
-        if found < size:
+        there = (run / name).stat().st_size if (run / name).is_file() else 0
+        if there < size:
             raise CheckpointError(
-                f"expected {run / name} to hold at least the {size} bytes it had at the checkpoint, found {found}: it "
+                f"expected {run / name} to hold at least the {size} bytes it had at the checkpoint, found {there}: it "
                 "was changed since; put it back, or name another folder for the run"
             )
     for file in _appended(run):

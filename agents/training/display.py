@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from typing import Any
 
@@ -36,33 +36,25 @@ _HEADLINES = {
 @contextmanager
 def display(updates: int, console: Console) -> Iterator[Show]:
     """A live bar in a terminal, a line every few updates elsewhere."""
-    if not console.is_terminal:
-
-        def line(update: int, metrics: Mapping[str, float], spent: Mapping[str, float], sample: str) -> None:
-            if update == 1 or update % 5 == 0 or update == updates:
-                console.print(f"update {update:4d}/{updates}  {_figures(metrics, spent)}", highlight=False)
-
-        yield line
-        return
-    progress = Progress(
-        TextColumn("update"),
-        MofNCompleteColumn(),
-        BarColumn(bar_width=24),
-        TextColumn("{task.fields[figures]}"),
-        TimeElapsedColumn(),
+    left, done = (
         TextColumn("left"),
-        TimeRemainingColumn(),
-        console=console,
+        (MofNCompleteColumn(), BarColumn(bar_width=24), TextColumn("{task.fields[figures]}")),
     )
+    progress = Progress(TextColumn("update"), *done, TimeElapsedColumn(), left, TimeRemainingColumn(), console=console)
     bar = progress.add_task("", total=updates, figures="")
     latest = Text("", style="dim", overflow="ellipsis", no_wrap=True)
-    with Live(Group(progress, latest), console=console, refresh_per_second=4):
 
-        def live(update: int, metrics: Mapping[str, float], spent: Mapping[str, float], sample: str) -> None:
-            progress.update(bar, completed=update, figures=_figures(metrics, spent))
+    def show(update: int, metrics: Mapping[str, float], spent: Mapping[str, float], sample: str) -> None:
+        figures = _figures(metrics, spent)
+        if console.is_terminal:
+            progress.update(bar, completed=update, figures=figures)
             latest.plain = "best: " + printable(" ".join(sample.split()))
+        elif update == 1 or update % 5 == 0 or update == updates:
+            console.print(f"update {update:4d}/{updates}  {figures}", highlight=False)
 
-        yield live
+    live = Live(Group(progress, latest), console=console, refresh_per_second=4)
+    with live if console.is_terminal else nullcontext():
+        yield show
 
 
 def _figures(metrics: Mapping[str, float], spent: Mapping[str, float]) -> str:
