@@ -14,7 +14,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,9 @@ from rewards.prompts import score_prompt
 from rlaif_env.api import BackendError, RLAIFError, Scores
 from rlaif_env.data.tasks import Task, checked_scale, load_task
 from rlaif_env.tables import is_number
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 __all__ = ["DirectLLMScore", "ScoreConfig", "expected_scores", "from_kwargs", "rescaled", "score_distribution"]
 
@@ -170,7 +173,7 @@ def from_kwargs(
     *,
     task: str | Path | Task | Mapping[str, Any] = "movie-review",
     model: Any = LanguageModelConfig.model,
-    tokenizer: Any = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     url: str | None = LanguageModelConfig.url,
     chat: bool = LanguageModelConfig.chat,
     device: str | None = LanguageModelConfig.device,

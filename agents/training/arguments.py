@@ -12,8 +12,8 @@ from typing import Annotated, Any
 from agents.reinforce import ReinforceConfig
 from agents.training.config import TrainConfig
 from rlaif_env.api import RLAIFError
-from rlaif_env.keywords import as_options, option_values, reward_options
 from rlaif_env.models import LoraConfig, OptimizerConfig
+from rlaif_env.options import as_options, option_values, reward_options
 
 __all__ = ["parsed", "resumed"]
 

@@ -12,7 +12,8 @@ import tyro
 
 from rlaif_env.api import RLAIFError
 from rlaif_env.data.tasks import load_task
-from rlaif_env.keywords import as_options, option_values, resolve_reward, reward_options
+from rlaif_env.keywords import resolve_reward
+from rlaif_env.options import as_options, option_values, reward_options
 
 SOURCE = '''
 from __future__ import annotations
@@ -94,15 +95,17 @@ def test_help_shows_the_docstring(judges: Callable[..., dict[str, Any]], capsys:
     assert "Lowest and highest score, both included." in shown and "--server JSON How it is asked." in shown
 
 
-def test_one_clear_error(judges: Callable[..., dict[str, Any]]) -> None:
+def test_one_clear_error(judges: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture[str]) -> None:
     expected = "reward 'make': expected options among model, url, .*, anything, found colour, size"
     with pytest.raises(RLAIFError, match=expected):
         judges("make", "", "colour", "size")
     with pytest.raises(RLAIFError, match=r"unknown reward 'nothing': expected one of .*direct-llm"):
         reward_options("nothing")
     for text in ("{", "3", '{"a": NaN}'):
-        with pytest.raises(RLAIFError, match="expected server as a JSON object, found "):
-            option_values(reward_options("make")(server=text))
+        with pytest.raises(SystemExit):
+            tyro.cli(reward_options("make"), args=["--server", text])
+        shown = " ".join(capsys.readouterr().err.replace("│", " ").split())
+        assert "--server" in shown and "JSON" in shown
     task = load_task("movie-review")
     message = "reward 'make': got an unexpected keyword argument 'colour'; its settings are: model, url, .*anything$"
     with pytest.raises(RLAIFError, match=message):

@@ -110,19 +110,21 @@ def test_ctrl_c_ends_cleanly_with_a_checkpoint(arguments: list[str], tmp_path: P
     assert int(checkpoint.name) == len(read_metrics(out)) and (checkpoint / "agent.safetensors").exists()
 
 
-def test_settings_that_cannot_work(arguments: list[str], tmp_path: Path) -> None:
+def test_settings_that_cannot_work(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cases = {
         "unknown reward 'gpt5': expected one of": ["--reward", "gpt5"],
         "unknown model 'no-such-model'": ["--model", "no-such-model"],
         "expected a task .movie-review.*found 'poetry'": ["--task", "poetry"],
-        "expected llm as a JSON object, found '{'": ["--reward.llm", "{"],
-        "expected llm as a JSON object, found '3'": ["--reward.llm", "3"],
         "expected at most 4 eval_prompts": ["--eval-prompts", "5"],
-        "reward 'direct-llm': .*unexpected keyword argument 'colour'": ["--reward.colour", "1"],
+        "reward 'direct-llm': expected options among model, url, .*, found colour": ["--reward.colour", "1"],
     }
     for message, changed in cases.items():
         with pytest.raises(RLAIFError, match=message):
             main([*arguments, *changed, "--out", str(tmp_path / "none")])
+    for text in ("{", "3"):
+        with pytest.raises(SystemExit):
+            main([*arguments, "--reward.server", text, "--out", str(tmp_path / "none")])
+        assert "parsing --reward.server: expected a JSON object, found" in capsys.readouterr().err
     with pytest.raises(RLAIFError, match="expected updates of at least 1, found 0"):
         TrainConfig(updates=0)
 

@@ -581,7 +581,7 @@ def test_settings_under_a_judge_s_name_go_before_the_shared_ones(models: Path) -
     )
     whole, short, pairs = panel.backend("direct-llm"), panel.backend("short"), panel.labeler()
     assert [tuple(judge.scale) for judge in (whole, short, pairs)] == [(0, 3), (0, 1), (0, 2)]  # type: ignore[attr-defined]
-    assert pairs.mode == "score" and pairs.minimum_mass == 0.5
+    assert pairs.config.mode == "score" and pairs.config.minimum_mass == 0.5
     assert whole.language_model is short.language_model is pairs.language_model  # type: ignore[attr-defined]
 
 
