@@ -40,8 +40,8 @@ class ReinforceConfig:
     """Settings of the agent.
 
     Attributes:
-        baseline: What is subtracted from the return; None is leave-one-out where there are several samples of a prompt,
-            else the learned value.
+        baseline: What is subtracted from the return; "auto" is leave-one-out where there are several samples of a
+            prompt, else the learned value.
         beta: Weight of the KL to the reference, in [0, 1): the objective is E[(1 - beta) r - beta KL].
         reward_normalisation: "std" divides rewards by their running standard deviation; "none" takes them as they are.
         learning_rate: Of the policy.
@@ -56,7 +56,7 @@ class ReinforceConfig:
         micro_batch: Rows in one gradient pass; the update is the same for any value.
     """
 
-    baseline: Literal["leave-one-out", "value", "batch-mean", "moving-average", "none"] | None = None
+    baseline: Literal["auto", "leave-one-out", "value", "batch-mean", "moving-average", "none"] = "auto"
     beta: float = 0.05
     reward_normalisation: Literal["std", "none"] = "std"
     learning_rate: float = 1.2e-3
@@ -124,7 +124,9 @@ class ReinforceAgent:
     ) -> None:
         self.config = c = config or ReinforceConfig()
         self.group_size, self.max_new_tokens, width = _shape_of(envs)
-        self.baseline = c.baseline or ("leave-one-out" if self.group_size > 1 else "value")
+        self.baseline: str = c.baseline
+        if c.baseline == "auto":
+            self.baseline = "leave-one-out" if self.group_size > 1 else "value"
         if self.baseline == "leave-one-out" and self.group_size < 2:
             raise RLAIFError(
                 "expected group_size of at least 2 for baseline='leave-one-out', found 1; make the environment with a "
