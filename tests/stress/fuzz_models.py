@@ -17,38 +17,12 @@ if TYPE_CHECKING:
 
 __all__ = ["MODEL_READERS", "tiny_backbone"]
 
-_CHARACTERS = " abcdefghijklmnopqrstuvwxyz.,!?0123456789"
-
 
 def tiny_backbone() -> Backbone:
-    """A causal LM of one layer and 44 characters with random weights."""
-    import torch
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    """The smallest of `tests.tiny`."""
+    from tests import tiny  # here: the other readers need no torch
 
-    from rlaif_env.models import Backbone
-
-    vocab = {token: i for i, token in enumerate(["<pad>", "<eos>", "<unk>", *_CHARACTERS])}
-    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
-    tokenizer.decoder = decoders.Fuse()
-    special = {"pad_token": "<pad>", "eos_token": "<eos>", "unk_token": "<unk>"}
-    config = LlamaConfig(
-        vocab_size=len(vocab),
-        hidden_size=8,
-        intermediate_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=64,
-        eos_token_id=1,
-        pad_token_id=0,
-        bos_token_id=None,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = LlamaForCausalLM(config)
-    return Backbone(model, PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special), name="tiny")
+    return tiny.tiny_backbone(**tiny.SMALLEST)
 
 
 def _reward_model(base: Backbone, *, adapter: bool) -> Any:

@@ -49,33 +49,10 @@ gold = ["none"]
 
 
 def prepared(folder: Path) -> Path:
-    """Make a tiny model (two layers, one token a character, random weights) and a task file in a folder."""
-    import torch
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    """Make a tiny model and a task file in a folder."""
+    from tests.tiny import save_tiny
 
-    signs = [" ", "\n", *map(chr, range(ord("!"), ord("~") + 1))]
-    vocabulary = {token: number for number, token in enumerate(["<pad>", "<eos>", "<unk>", *signs])}
-    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
-    words.decoder = decoders.Fuse()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=1024,
-        initializer_range=0.3,
-        eos_token_id=1,
-        pad_token_id=0,
-        bos_token_id=None,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
+    save_tiny(folder / "model", max_position_embeddings=1024)
     (folder / "task.toml").write_text(_TASK, encoding="utf-8")
     return folder
 
