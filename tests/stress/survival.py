@@ -10,6 +10,7 @@ one, which has the libraries loaded and has computed nothing.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import mmap
 import os
@@ -19,7 +20,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,12 +28,16 @@ from typing import Any
 import numpy as np
 
 from rlaif_env.api import RLAIFError
+from rlaif_env.runs import read_metrics
 
 __all__ = ["differences", "main", "prepared", "started", "survival"]
 
 PHASES = ("start", "evaluation", "sampling", "scoring", "update", "checkpoint", "between", "finished")
 """Where a process can be when it is killed; "between" is logging and the rest of the loop."""
 
+_LIBRARIES = ("matplotlib.figure", "peft", "torch.utils.tensorboard", "vaderSentiment.vaderSentiment")
+_LIBRARIES += ("transformers.models.llama", "agents.training.command", "rewards")
+"""What the forked processes need, imported once before them."""
 _TASK = """
 name = "letters"
 kind = "continuation"
@@ -118,7 +123,7 @@ def _mark(phase: mmap.mmap) -> None:
     from agents.training import loop as training
     from rlaif_env.envs.core import Core
 
-    def marked(owner: Any, name: str, number: int) -> None:
+    def mark(owner: Any, name: str, number: int) -> None:
         inner = getattr(owner, name)
 
         def call(*arguments: Any, **named: Any) -> Any:
@@ -138,7 +143,7 @@ def _mark(phase: mmap.mmap) -> None:
         (checkpoints, "read", "checkpoint"),
         (training, "evaluate_policy", "evaluation"),
     ):
-        marked(owner, name, PHASES.index(what))
+        mark(owner, name, PHASES.index(what))
 
 
 def ended(child: int) -> tuple[int, float]:
@@ -161,36 +166,33 @@ def kill_after(child: int, seconds: float) -> None:
 
 def differences(one: Path, other: Path) -> list[str]:
     """What differs between two finished runs: names of files, each where it is not bit by bit the same."""
-    odd = []
+    last = max(p.name for p in (one / "checkpoints").glob("[0-9]*"))
     names = ["samples.jsonl", "validation.jsonl", "warnings.jsonl", "evaluation.json", "evaluation.jsonl"]
-    names += ["policy/model.safetensors", "checkpoints/best.json"]
-    names.append(f"checkpoints/{max(p.name for p in (one / 'checkpoints').glob('[0-9]*'))}/agent.safetensors")
-    for name in names:
-        a, b = one / name, other / name
-        if a.exists() != b.exists() or (a.exists() and a.read_bytes() != b.read_bytes()):
-            odd.append(name)
-    rows = []
-    for run in (one, other):
-        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-        rows.append([{k: v for k, v in line.items() if not k.startswith("time/")} for line in lines])
-    if rows[0] != rows[1]:
-        odd.append("metrics.jsonl")
-    if _scalars(one) != _scalars(other):
-        odd.append("tensorboard")
-    return odd
+    names += ["policy/model.safetensors", "checkpoints/best.json", f"checkpoints/{last}/agent.safetensors"]
+
+    def content(run: Path, name: str) -> bytes | None:
+        return (run / name).read_bytes() if (run / name).exists() else None
+
+    odd = [name for name in names if content(one, name) != content(other, name)]
+    odd += ["metrics.jsonl"] * (_metrics(one) != _metrics(other))
+    return odd + ["tensorboard"] * (_scalars(one) != _scalars(other))
+
+
+def _metrics(run: Path) -> list[dict[str, float]]:
+    return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in read_metrics(run)]
 
 
 def _scalars(run: Path) -> dict[str, list[tuple[int, float]]]:
     """Every scalar that TensorBoard's files hold, by name, as it stands there: a step twice would be seen twice."""
     from tensorboard.backend.event_processing.event_file_loader import EventFileLoader  # type: ignore[import-untyped]
 
-    found: dict[str, list[tuple[int, float]]] = {}
+    scalars = defaultdict(list)
     for file in sorted((run / "tensorboard").iterdir()):
         for event in EventFileLoader(str(file)).Load():
             for value in event.summary.value:
                 if not value.tag.startswith("time/") and value.tensor.float_val:
-                    found.setdefault(value.tag, []).append((event.step, value.tensor.float_val[0]))
-    return found
+                    scalars[value.tag].append((event.step, value.tensor.float_val[0]))
+    return scalars
 
 
 def survival(kills: int, seed: int, updates: int, checkpoint_every: int, folder: Path) -> dict[str, Any]:
@@ -212,7 +214,8 @@ def survival(kills: int, seed: int, updates: int, checkpoint_every: int, folder:
     import torch
 
     torch.set_num_threads(1)
-    _load_libraries()
+    for library in _LIBRARIES:
+        importlib.import_module(library)
     prepared(folder)
     rng = np.random.default_rng(seed)
     phase = mmap.mmap(-1, 1)
@@ -229,13 +232,7 @@ def survival(kills: int, seed: int, updates: int, checkpoint_every: int, folder:
         return seconds, code, PHASES[-1] if code == 0 else PHASES[phase[0]]
 
     whole = (run("whole")[0] + run("again")[0]) / 2
-    found: dict[str, Any] = {
-        "updates": updates,
-        "checkpoint_every": checkpoint_every,
-        "seed": seed,
-        "cpu_seconds_uninterrupted": round(whole, 2),
-        "two_uninterrupted_runs_differ_in": differences(folder / "whole", folder / "again"),
-    }
+    unequal = differences(folder / "whole", folder / "again")
     lost: list[float] = []
     hits: Counter[str] = Counter()
     odd = []
@@ -253,27 +250,18 @@ def survival(kills: int, seed: int, updates: int, checkpoint_every: int, folder:
             odd.append({"run": name, "cpu_seconds": moment, "where": where, "differs": different})
         else:
             shutil.rmtree(folder / name)
-    return found | {
+    return {
+        "updates": updates,
+        "checkpoint_every": checkpoint_every,
+        "seed": seed,
+        "cpu_seconds_uninterrupted": round(whole, 2),
+        "two_uninterrupted_runs_differ_in": unequal,
         "kills": kills,
         "identical": kills - len(odd),
         "different": odd,
         "killed_in": dict(sorted(hits.items())),
         "cpu_seconds_lost_per_kill": {"mean": round(float(np.mean(lost)), 2), "max": round(float(np.max(lost)), 2)},
     }
-
-
-def _load_libraries() -> None:
-    """Import what the forked processes need, once."""
-    import matplotlib.figure
-    import peft
-    import torch.utils.tensorboard
-    import vaderSentiment.vaderSentiment  # noqa: F401
-    from transformers import LlamaForCausalLM
-
-    import agents.training.command
-    import rewards  # noqa: F401
-
-    del matplotlib, peft, torch, LlamaForCausalLM, agents
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -286,9 +274,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     os.environ["RLAIF_DEVICE"] = "cpu"
     with tempfile.TemporaryDirectory() as folder:
-        found = survival(options.kills, options.seed, options.updates, options.checkpoint_every, Path(folder))
-    print(json.dumps(found, indent=2))
-    return int(bool(found["different"]) or bool(found["two_uninterrupted_runs_differ_in"]))
+        figures = survival(folder=Path(folder), **vars(options))
+    print(json.dumps(figures, indent=2))
+    return int(bool(figures["different"] or figures["two_uninterrupted_runs_differ_in"]))
 
 
 if __name__ == "__main__":
