@@ -48,15 +48,9 @@ _SLOW_SECONDS = 10  # of processor time, so that a busy machine makes no faults
 class Outcome:
     """What became of a reader's inputs.
 
-    Attributes:
-        reader: Its name.
-        inputs: How many there were.
-        accepted: Read, and the same after writing and reading again.
-        refused: Refused with the project's own error.
-        uncaught: Anything else.
-        seconds: Time in all.
-        slowest: Longest processor time of one input, seconds.
-        faults: Each different fault: what it was, and the file with its first input.
+    Accepted are those that were the same after writing and reading again, refused those that raised the project's own
+    error, uncaught all others. ``slowest`` is the longest processor time of one input in seconds, ``faults`` each
+    different fault: what it was, and the file with its first input.
     """
 
     reader: str
@@ -74,13 +68,9 @@ class _TooSlow(Exception):
 
 
 def fuzz(name: str, inputs: int, *, seed: int = 0, faults: Path | None = None) -> Outcome:
-    """Throw inputs at a reader.
+    """Throw so many inputs at a reader, each decided by the seed, the reader's name and the input's number.
 
-    Args:
-        name: One of the readers.
-        inputs: How many.
-        seed: With the reader's name and the input's number it decides each input.
-        faults: Where the first input of each fault is saved; nowhere if None.
+    The first input of each fault is saved in the folder ``faults``.
 
     Raises:
         RLAIFError: If there is no such reader.

@@ -23,15 +23,9 @@ from typing import Any
 import numpy as np
 
 from rlaif_env.api import RLAIFError, checked_scores
+from rlaif_env.data import preferences
 from rlaif_env.data.journal import Journal
 from rlaif_env.data.jsonl import json_object, write_jsonl
-from rlaif_env.data.preferences import (
-    export_trl,
-    read_preferences,
-    read_prompts,
-    summarize_preferences,
-    write_preferences,
-)
 from rlaif_env.data.tasks import Task, load_task
 from rlaif_env.models import assets
 from rlaif_env.runs import RunFolder, read_metrics
@@ -48,12 +42,7 @@ class Lost(AssertionError):
 
 @dataclass(frozen=True)
 class Reader:
-    """One reader.
-
-    Attributes:
-        inputs: Draws one input.
-        make: Given a folder of its own, returns what reads an input.
-    """
+    """One reader: ``inputs`` draws one input; ``make``, given a folder of its own, returns what reads an input."""
 
     inputs: Callable[[random.Random], bytes]
     make: Callable[[Path], Read]
@@ -140,9 +129,9 @@ def _stored(folder: Path, data: bytes, *, text: bool = False) -> Path:
 
 
 def _prompt_file(folder: Path, data: bytes) -> None:
-    prompts = list(read_prompts(_stored(folder, data, text=True), ("prompt", "text", "context")))
+    prompts = list(preferences.read_prompts(_stored(folder, data, text=True), ("prompt", "text", "context")))
     write_jsonl(folder / "out.jsonl", [{"prompt": prompt} for prompt in prompts])
-    same(prompts, list(read_prompts(folder / "out.jsonl")), "prompts written and read")
+    same(prompts, list(preferences.read_prompts(folder / "out.jsonl")), "prompts written and read")
 
 
 def _preference_file(folder: Path, data: bytes) -> None:
@@ -151,17 +140,17 @@ def _preference_file(folder: Path, data: bytes) -> None:
     file, out = _stored(folder, data), folder / "out.jsonl.gz"
     allowed = {"allow_identical": zlib.crc32(data) % 2 == 0, "allow_empty": True}
     try:
-        preferences = list(read_preferences(file, **allowed))
+        records = list(preferences.read_preferences(file, **allowed))
     finally:
         with suppress(RLAIFError):
             for pair in read_pairs(file):
                 json.dumps(pair.meta, allow_nan=False)
-    write_preferences(out, preferences)
-    same(preferences, list(read_preferences(out, **allowed)), "preferences written and read")
-    same(len(preferences), summarize_preferences(preferences).records, "the number of preferences")
+    preferences.write_preferences(out, records)
+    same(records, list(preferences.read_preferences(out, **allowed)), "preferences written and read")
+    same(len(records), preferences.summarize_preferences(records).records, "the number of preferences")
     for conversational in (False, True):
         with suppress(RLAIFError):
-            export_trl(preferences, folder / "trl.jsonl", conversational, skip_ties=True)
+            preferences.export_trl(records, folder / "trl.jsonl", conversational, skip_ties=True)
 
 
 def _demonstrations(folder: Path, data: bytes) -> None:

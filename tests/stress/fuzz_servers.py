@@ -8,7 +8,7 @@ import random
 import sqlite3
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -163,11 +163,10 @@ def _answer_cache(folder: Path) -> Read:
         file.write_bytes(whole)
         rng = random.Random(zlib.crc32(data))
         if rng.random() < 0.4:  # a good file with bad answers in it
-            with sqlite3.connect(file) as raw:
+            with closing(sqlite3.connect(file)) as raw, raw:
                 name = rng.choice(("model", "used", "hits", "body", "stored", "endpoint"))
                 value = rng.choice((data.decode("utf-8", "replace"), data, 2**62, -1.5, 0))
                 raw.execute(f"UPDATE answers SET {name} = ?", (value,))
-            raw.close()
         else:
             file.write_bytes(damaged(rng, damaged(rng, whole)) if rng.random() < 0.9 else data)
         with AnswerCache(file) as cache:
@@ -188,17 +187,13 @@ def _answer_cache(folder: Path) -> Read:
 def _cache_bytes(folder: Path) -> bytes:
     body = parse_reply(json.dumps(_CHAT), logprobs=True).to_json()
     file = folder / "seed.sqlite"
-    raw = sqlite3.connect(file)
-    raw.execute("PRAGMA page_size=512")
-    raw.close()
+    with closing(sqlite3.connect(file)) as raw:
+        raw.execute("PRAGMA page_size=512")
     with AnswerCache(file) as cache:
         cache.put([(cache_key(n=n), body) for n in range(8)], model="m", endpoint="e")
-    data = file.read_bytes()
-    with sqlite3.connect(file) as raw:
-        raw.execute("PRAGMA journal_mode=DELETE")
-        raw.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    raw.close()
-    return file.read_bytes() or data
+    with closing(sqlite3.connect(file)) as raw:
+        raw.execute("PRAGMA journal_mode=DELETE")  # all in one file
+    return file.read_bytes()
 
 
 def _bodies_input(rng: random.Random) -> bytes:

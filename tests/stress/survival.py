@@ -35,9 +35,6 @@ __all__ = ["differences", "main", "prepared", "started", "survival"]
 PHASES = ("start", "evaluation", "sampling", "scoring", "update", "checkpoint", "between", "finished")
 """Where a process can be when it is killed; "between" is logging and the rest of the loop."""
 
-_LIBRARIES = ("matplotlib.figure", "peft", "torch.utils.tensorboard", "vaderSentiment.vaderSentiment")
-_LIBRARIES += ("transformers.models.llama", "agents.training.command", "rewards")
-"""What the forked processes need, imported once before them."""
 _TASK = """
 name = "letters"
 kind = "continuation"
@@ -85,12 +82,9 @@ def settings(folder: Path, out: Path, updates: int, checkpoint_every: int) -> An
 
 
 def started(config: Any, phase: mmap.mmap | None = None, prepare: Callable[[], object] | None = None) -> int:
-    """Fork a process that trains; its id. It exits with 0, with a command's code, or with 1 after an error.
+    """Fork a process that trains as a `TrainConfig` says; its id. It exits with 0, a command's code, or 1 after errors.
 
-    Args:
-        config: The `TrainConfig`.
-        phase: Shared byte that tells where it is.
-        prepare: Called in the new process first.
+    The process notes where it is in the shared byte ``phase``, and calls ``prepare`` first.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -196,17 +190,9 @@ def _scalars(run: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def survival(kills: int, seed: int, updates: int, checkpoint_every: int, folder: Path) -> dict[str, Any]:
-    """Kill so many runs at random moments, resume each, and compare.
+    """Kill so many runs at random moments, uniform over the time an uninterrupted run takes, resume each, and compare.
 
-    Args:
-        kills: How many.
-        seed: Of the moments, uniform over the time an uninterrupted run takes.
-        updates: Of each run.
-        checkpoint_every: Updates between checkpoints.
-        folder: An empty one to work in.
-
-    Returns:
-        The figures, JSON-able.
+    It works in an empty folder and returns the figures, JSON-able.
 
     Raises:
         RLAIFError: If a run that is not killed fails.
@@ -214,8 +200,7 @@ def survival(kills: int, seed: int, updates: int, checkpoint_every: int, folder:
     import torch
 
     torch.set_num_threads(1)
-    for library in _LIBRARIES:
-        importlib.import_module(library)
+    _load_libraries()
     prepared(folder)
     rng = np.random.default_rng(seed)
     phase = mmap.mmap(-1, 1)
@@ -262,6 +247,13 @@ def survival(kills: int, seed: int, updates: int, checkpoint_every: int, folder:
         "killed_in": dict(sorted(hits.items())),
         "cpu_seconds_lost_per_kill": {"mean": round(float(np.mean(lost)), 2), "max": round(float(np.max(lost)), 2)},
     }
+
+
+def _load_libraries() -> None:
+    """Import what the forked processes need, once."""
+    libraries = ("matplotlib.figure", "peft", "torch.utils.tensorboard", "vaderSentiment.vaderSentiment")
+    for name in (*libraries, "transformers.models.llama.modeling_llama", "agents.training.command", "rewards"):
+        importlib.import_module(name)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
