@@ -8,24 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from rlaif_env.data.tasks import PromptSource, Task
+from tests.tiny import byte_tokenizer
 
 PROMPTS = ("The film was", "A good", "Bad actors in a", "Le café à", "映画は", "ok")
 WORDS = "the film was a good bad story not".split()
 
 
-@pytest.fixture(scope="session")
-def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """One id a byte: any Unicode text, 258 ids; <pad> is 0, <eos> is 1."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocab = {"<pad>": 0, "<eos>": 1, **{sign: i for i, sign in enumerate(alphabet, start=2)}}
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
+@pytest.fixture(scope="session", name="byte_tokenizer")
+def shared_byte_tokenizer() -> PreTrainedTokenizerFast:
+    """`tests.tiny.byte_tokenizer`."""
+    return byte_tokenizer()
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ import importlib
 import json
 import os
 import random
-import shutil
+import resource
 import signal
 import sys
 import tempfile
@@ -23,7 +23,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FunctionType
@@ -48,15 +48,9 @@ _SLOW_SECONDS = 10  # of processor time, so that a busy machine makes no faults
 class Outcome:
     """What became of a reader's inputs.
 
-    Attributes:
-        reader: Its name.
-        inputs: How many there were.
-        accepted: Read, and the same after writing and reading again.
-        refused: Refused with the project's own error.
-        uncaught: Anything else.
-        seconds: Time in all.
-        slowest: Longest processor time of one input, seconds.
-        faults: Each different fault: what it was, and the file with its first input.
+    Accepted are those that were the same after writing and reading again, refused those that raised the project's own
+    error, uncaught all others. ``slowest`` is the longest processor time of one input in seconds, ``faults`` each
+    different fault: what it was, and the file with its first input.
     """
 
     reader: str
@@ -68,23 +62,15 @@ class Outcome:
     slowest: float = 0.0
     faults: dict[str, str] = field(default_factory=dict)
 
-    def to_json(self) -> dict[str, Any]:
-        """Values that JSON can hold."""
-        return {**vars(self), "seconds": round(self.seconds, 1), "slowest": round(self.slowest, 3)}
-
 
 class _TooSlow(Exception):
     """An input took longer than any reader may."""
 
 
 def fuzz(name: str, inputs: int, *, seed: int = 0, faults: Path | None = None) -> Outcome:
-    """Throw inputs at a reader.
+    """Throw so many inputs at a reader, each decided by the seed, the reader's name and the input's number.
 
-    Args:
-        name: One of the readers.
-        inputs: How many.
-        seed: With the reader's name and the input's number it decides each input.
-        faults: Where the first input of each fault is saved; nowhere if None.
+    The first input of each fault is saved in the folder ``faults``.
 
     Raises:
         RLAIFError: If there is no such reader.
@@ -114,12 +100,10 @@ def fuzz(name: str, inputs: int, *, seed: int = 0, faults: Path | None = None) -
 
 def _note(outcome: Outcome, error: BaseException, data: bytes, folder: Path | None) -> None:
     """Keep the first input of each fault; a fault is known by its kind and the place that raised it."""
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    ours = [
-        f for f in traceback.extract_tb(error.__traceback__) if "rlaif_env" in f.filename or "rewards" in f.filename
-    ]
-    own = ours[-1] if ours else place
-    what = f"{type(error).__name__} at {Path(own.filename).name}:{own.lineno}"
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if "rlaif_env" in frame.filename or "rewards" in frame.filename]
+    place = (own or frames)[-1]
+    what = f"{type(error).__name__} at {Path(place.filename).name}:{place.lineno}"
     if what in outcome.faults:
         return
     where = ""
@@ -136,24 +120,20 @@ def _ready(name: str) -> Iterator[tuple[Reader, Read]]:
     """A reader in a folder of its own, on a disk in memory where there is one."""
     if name not in _ALL:
         raise RLAIFError(f"expected readers of {', '.join(_ALL)}, found {name!r}")
-    memory = Path("/dev/shm")
-    here = Path.cwd()
-    folder = Path(tempfile.mkdtemp(prefix="fuzz-", dir=memory if memory.is_dir() else None))
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield _ALL[name], _ALL[name].make(folder)
-    finally:
-        os.chdir(here)
-        shutil.rmtree(folder, ignore_errors=True)
+    memory, here = Path("/dev/shm"), Path.cwd()
+    parent = memory if memory.is_dir() else None
+    with tempfile.TemporaryDirectory(prefix="fuzz-", dir=parent, ignore_cleanup_errors=True) as folder:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                yield _ALL[name], _ALL[name].make(Path(folder))
+        finally:
+            os.chdir(here)
 
 
 @contextmanager
 def _limited() -> Iterator[None]:
-    """Stop an input that takes too long, where the system has timers."""
-    if not hasattr(signal, "setitimer"):
-        yield
-        return
+    """Stop an input that takes too long."""
 
     def stop(number: int, frame: object) -> None:
         raise _TooSlow(f"longer than {_SLOW_SECONDS} seconds")
@@ -168,22 +148,16 @@ def _limited() -> Iterator[None]:
 
 
 def _limit_memory() -> None:
-    try:
-        import resource
-    except ImportError:  # not a POSIX system
-        return
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
 
 
-def _replay(name: str, file: Path) -> int:
-    data = file.read_bytes()
+def _replay(name: str, data: bytes) -> int:
     with _ready(name) as (_, read):
         try:
             read(data)
+            print("accepted")
         except RLAIFError as error:
             print(f"refused: {error}")
-            return 0
-    print("accepted")
     return 0
 
 
@@ -196,10 +170,8 @@ def _guided(name: str, inputs: int, seed: int) -> int:
     with _ready(name) as (_, read):
 
         def one(data: bytes) -> None:
-            try:
+            with suppress(RLAIFError):
                 read(data)
-            except RLAIFError:
-                pass
 
         for module in [m for key, m in sys.modules.items() if key.partition(".")[0] in ("rlaif_env", "rewards")]:
             for function in [f for f in vars(module).values() if isinstance(f, FunctionType)]:
@@ -224,12 +196,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if config.atheris:
         return _guided(names[0], config.inputs, config.seed)
     if config.replay is not None:
-        return _replay(names[0], config.replay)
+        return _replay(names[0], config.replay.read_bytes())
     _limit_memory()
     bad = 0
     for name in names:
         outcome = fuzz(name, config.inputs, seed=config.seed, faults=config.faults.absolute())
-        print(json.dumps(outcome.to_json()), flush=True)
+        times = {"seconds": round(outcome.seconds, 1), "slowest": round(outcome.slowest, 3)}
+        print(json.dumps(vars(outcome) | times), flush=True)
         bad += outcome.uncaught
     return 1 if bad else 0
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import random
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,38 +18,12 @@ if TYPE_CHECKING:
 
 __all__ = ["MODEL_READERS", "tiny_backbone"]
 
-_CHARACTERS = " abcdefghijklmnopqrstuvwxyz.,!?0123456789"
-
 
 def tiny_backbone() -> Backbone:
-    """A causal LM of one layer and 44 characters with random weights."""
-    import torch
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    """The smallest of `tests.tiny`."""
+    from tests import tiny  # here: the other readers need no torch
 
-    from rlaif_env.models import Backbone
-
-    vocab = {token: i for i, token in enumerate(["<pad>", "<eos>", "<unk>", *_CHARACTERS])}
-    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
-    tokenizer.decoder = decoders.Fuse()
-    special = {"pad_token": "<pad>", "eos_token": "<eos>", "unk_token": "<unk>"}
-    config = LlamaConfig(
-        vocab_size=len(vocab),
-        hidden_size=8,
-        intermediate_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=64,
-        eos_token_id=1,
-        pad_token_id=0,
-        bos_token_id=None,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = LlamaForCausalLM(config)
-    return Backbone(model, PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special), name="tiny")
+    return tiny.tiny_backbone(**tiny.SMALLEST)
 
 
 def _reward_model(base: Backbone, *, adapter: bool) -> Any:
@@ -93,10 +68,7 @@ def _rm_folder(folder: Path) -> Read:
     def read(data: bytes) -> None:
         rng = random.Random(data)
         seed, rm = folder / f"seed-{rng.random() < 0.5}", folder / "rm"
-        shutil.rmtree(rm, ignore_errors=True)
-        shutil.copytree(seed, rm)
-        name = rng.choice(("reward_model.json", "head.safetensors"))
-        (rm / name).write_bytes(_changed(rng, name, (rm / name).read_bytes()))
+        _copied_and_changed(rng, seed, rm, ("reward_model.json", "head.safetensors"))
         before = len(base.adapters)
         made = None
         try:
@@ -115,12 +87,10 @@ def _rm_merged(folder: Path) -> Read:
     """A merged reward model, opened by transformers: any of its files changed."""
     from rewards.reward_model.model import RewardModel
 
-    base = tiny_backbone()
-    _reward_model(base, adapter=False).save(folder / "seed", merged=True)
+    _reward_model(tiny_backbone(), adapter=False).save(folder / "seed", merged=True)
 
     def read(data: bytes) -> None:
-        rng = random.Random(data)
-        _copied_and_changed(rng, folder / "seed", folder / "rm", ("README.md", "head.safetensors"))
+        _copied_and_changed(random.Random(data), folder / "seed", folder / "rm", but=("README.md", "head.safetensors"))
         RewardModel.load(folder / "rm", standalone=True, device="cpu").score(["a"], ["b"])
 
     return read
@@ -133,8 +103,7 @@ def _model_folder(folder: Path) -> Read:
     tiny_backbone().save_merged(None, folder / "seed")
 
     def read(data: bytes) -> None:
-        rng = random.Random(data)
-        _copied_and_changed(rng, folder / "seed", folder / "model", ())
+        _copied_and_changed(random.Random(data), folder / "seed", folder / "model")
         logit_width(folder / "model")
         made = backbone(folder / "model", device="cpu", dtype="float32", shared=False)
         same(True, made.logit_width > 0, "a vocabulary")
@@ -142,11 +111,16 @@ def _model_folder(folder: Path) -> Read:
     return read
 
 
-def _copied_and_changed(rng: random.Random, seed: Path, to: Path, but: tuple[str, ...]) -> None:
+def _copied_and_changed(
+    rng: random.Random, seed: Path, to: Path, names: Sequence[str] = (), but: Sequence[str] = ()
+) -> tuple[str, bool]:
+    """Copy a folder and change one of its files, of these names if any are given: its name, and whether it differs."""
     shutil.rmtree(to, ignore_errors=True)
     shutil.copytree(seed, to)
-    name = rng.choice(sorted(p.name for p in to.iterdir() if p.name not in but))
-    (to / name).write_bytes(_changed(rng, name, (to / name).read_bytes()))
+    name = rng.choice(names or sorted(p.name for p in to.iterdir() if p.name not in but))
+    whole = (to / name).read_bytes()
+    (to / name).write_bytes(changed := _changed(rng, name, whole))
+    return name, changed != whole
 
 
 def _checkpoint(folder: Path) -> Read:
@@ -165,18 +139,12 @@ def _checkpoint(folder: Path) -> Read:
 
     def read(data: bytes) -> None:
         rng = random.Random(data)
-        shutil.rmtree(there, ignore_errors=True)
-        shutil.copytree(seed, there)
-        name = rng.choice(sorted(p.name for p in there.iterdir()))
-        whole = (there / name).read_bytes()
-        changed = _changed(rng, name, whole)
-        (there / name).write_bytes(changed)
+        name, differs = _copied_and_changed(rng, seed, there)
         fits = rng.random() < 0.5 and name != "manifest.json"
         if fits:
             _refit(there)
         found = checkpoints.read(there)
-        if not fits:
-            same(whole, changed, "a checkpoint with another byte is noticed")
+        same(False, differs and not fits, f"{name}: that another byte was not noticed")
         checkpoints.load_agent(agent, found.tensors, found.values.get("agent", {}))
 
     return read

@@ -16,13 +16,22 @@ import zlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rlaif_env.api import RLAIFError
+import numpy as np
+
+from rlaif_env.api import RLAIFError, checked_scores
+from rlaif_env.data import preferences
+from rlaif_env.data.journal import Journal
+from rlaif_env.data.jsonl import json_object, write_jsonl
+from rlaif_env.data.tasks import Task, load_task
+from rlaif_env.models import assets
+from rlaif_env.runs import RunFolder, read_metrics
 from tests.stress.fuzz_inputs import damaged, json_input, lines_input, tar_input, toml_input
 
-__all__ = ["FILE_READERS", "Fair", "Lost", "Read", "Reader", "same"]
+__all__ = ["FILE_READERS", "Fair", "Lost", "Read", "Reader", "at_once", "same"]
 
 Read = Callable[[bytes], None]
 
@@ -33,15 +42,15 @@ class Lost(AssertionError):
 
 @dataclass(frozen=True)
 class Reader:
-    """One reader.
-
-    Attributes:
-        inputs: Draws one input.
-        make: Given a folder of its own, returns what reads an input.
-    """
+    """One reader: ``inputs`` draws one input; ``make``, given a folder of its own, returns what reads an input."""
 
     inputs: Callable[[random.Random], bytes]
     make: Callable[[Path], Read]
+
+
+def at_once(read: Callable[[Path, bytes], None]) -> Callable[[Path], Read]:
+    """The ``make`` of a reader that has nothing to prepare."""
+    return lambda folder: partial(read, folder)
 
 
 def same(expected: object, found: object, what: str) -> None:
@@ -56,13 +65,8 @@ def same(expected: object, found: object, what: str) -> None:
 
 # --- tasks, prompts, preferences --------------------------------------------------------------------------------------
 
-_TASK: dict[str, Any] = {
-    "name": "haiku",
-    "kind": "continuation",
-    "criterion": "how well the poem keeps to one image",
-    "max_prompt_tokens": 32,
-    "max_response_tokens": 32,
-}
+_WORDS = {"name": "haiku", "kind": "continuation", "criterion": "how well the poem keeps to one image"}
+_TASK: dict[str, Any] = {**_WORDS, "max_prompt_tokens": 32, "max_response_tokens": 32}
 _TASKS = (
     {**_TASK, "source": {"jsonl": "prompts.jsonl", "field": "text", "allow_empty": True}},
     {**_TASK, "gold": "vader", "source": {"prompts": {"train": ["one", "two"], "test": ["three"]}}},
@@ -79,126 +83,94 @@ _PROMPTS: tuple[list[Any], ...] = (
 )
 
 
-def _answer(text: str) -> list[dict[str, str]]:
-    return [{"role": "assistant", "content": text}]
-
-
+_PAIR = {
+    "prompt": "p",
+    "response_1": "a",
+    "response_2": "b",
+    "p_first": 0.7,
+    "source": "ai:m",
+    "meta": {"k": [1, None]},
+}
+_OTHER = {"prompt": "q", "response_1": "c d", "response_2": "e", "p_first": 1, "extra": {"deep": [{"x": 2.5}]}}
+_CHOSEN, _REJECTED = ([{"role": "assistant", "content": text}] for text in ("Hi", "No"))
 _PREFERENCES: tuple[list[Any], ...] = (
-    [
-        {
-            "prompt": "p",
-            "response_1": "a",
-            "response_2": "b",
-            "p_first": 0.7,
-            "source": "ai:m",
-            "meta": {"k": [1, None]},
-        },
-        {"prompt": "q", "response_1": "c d", "response_2": "e", "p_first": 1, "extra": {"deep": [{"x": 2.5}]}},
-    ],
-    [
-        {"prompt": "p", "chosen": "yes", "rejected": "no", "p_chosen": 0.8},
-        {"prompt": "é", "chosen": "x", "rejected": "y"},
-    ],
+    [_PAIR, _OTHER],
+    [dict(prompt="p", chosen="yes", rejected="no", p_chosen=0.8), dict(prompt="é", chosen="x", rejected="y")],
     [{"chosen": "It is a good film", "rejected": "It is a bad one"}, {"chosen": "one two", "rejected": "one three"}],
-    [{"prompt": _MESSAGES, "chosen": _answer("Hi"), "rejected": _answer("No")}],
-    [{"chosen": [*_MESSAGES, *_answer("Hi")], "rejected": [*_MESSAGES, *_answer("No")], "source": "human"}],
+    [{"prompt": _MESSAGES, "chosen": _CHOSEN, "rejected": _REJECTED}],
+    [{"chosen": [*_MESSAGES, *_CHOSEN], "rejected": [*_MESSAGES, *_REJECTED], "source": "human"}],
 )
 
 
-def _task_toml(folder: Path) -> Read:
-    from rlaif_env.data.tasks import Task, load_task
-
+def _task_toml(folder: Path, data: bytes) -> None:
     file = folder / "task.toml"
-
-    def read(data: bytes) -> None:
-        file.write_bytes(data)
-        task = load_task(file)
-        again = Task.from_json(json.loads(json.dumps(task.to_json(), allow_nan=False)))
-        same(task, again, "a task as JSON")
-        same("xy", again.judged("x", "y").replace("x", "", 0) if task.kind == "continuation" else "xy", "a judged text")
+    file.write_bytes(data)
+    task = load_task(file)
+    again = Task.from_json(json.loads(json.dumps(task.to_json(), allow_nan=False)))
+    same(task, again, "a task as JSON")
+    if task.kind == "continuation":
+        same("xy", again.judged("x", "y"), "a judged text")
+    if task.source.prompts is not None or folder.name in str(task.source.jsonl):
         with suppress(RLAIFError):
-            if task.source.prompts is not None:
-                again.prompts("train")
-            elif task.source.jsonl is not None and folder.name in str(task.source.jsonl):
-                again.prompts("train")
-
-    return read
+            again.prompts("train")
 
 
-def _stored(folder: Path, data: bytes, stem: str, *, text: bool = False) -> Path:
+def _stored(folder: Path, data: bytes, *, text: bool = False) -> Path:
     """The input as a file, by its checksum a plain one, a packed one, or one whose packing is damaged."""
     kind = zlib.crc32(data)
-    suffix = ".txt" if text and kind % 5 == 0 else ".jsonl"
     packing = kind // 8 % 8
-    if packing < 5:
-        file = folder / f"{stem}{suffix}"
-    else:
-        file = folder / f"{stem}{suffix}.gz"
-        packed = gzip.compress(data, compresslevel=1, mtime=0) if packing < 7 else data
-        data = damaged(random.Random(kind), packed) if packing == 6 else packed
+    if packing in (5, 6):
+        data = gzip.compress(data, compresslevel=1, mtime=0)
+    if packing == 6:
+        data = damaged(random.Random(kind), data)
+    file = folder / ("in" + (".txt" if text and kind % 5 == 0 else ".jsonl") + (".gz" if packing >= 5 else ""))
     file.write_bytes(data)
     return file
 
 
-def _prompt_file(folder: Path) -> Read:
-    from rlaif_env.data.jsonl import write_jsonl
-    from rlaif_env.data.preferences import read_prompts
-
-    def read(data: bytes) -> None:
-        found = list(read_prompts(_stored(folder, data, "in", text=True), ("prompt", "text", "context")))
-        write_jsonl(folder / "out.jsonl", [{"prompt": prompt} for prompt in found])
-        same(found, list(read_prompts(folder / "out.jsonl")), "prompts written and read")
-
-    return read
+def _prompt_file(folder: Path, data: bytes) -> None:
+    prompts = list(preferences.read_prompts(_stored(folder, data, text=True), ("prompt", "text", "context")))
+    write_jsonl(folder / "out.jsonl", [{"prompt": prompt} for prompt in prompts])
+    same(prompts, list(preferences.read_prompts(folder / "out.jsonl")), "prompts written and read")
 
 
-def _preference_file(folder: Path) -> Read:
+def _preference_file(folder: Path, data: bytes) -> None:
     from rewards.labeling.pair_source import read_pairs
-    from rlaif_env.data.preferences import export_trl, read_preferences, write_preferences
 
-    def read(data: bytes) -> None:
-        file = _stored(folder, data, "in")
-        allowed = {"allow_identical": zlib.crc32(data) % 2 == 0, "allow_empty": True}
-        try:
-            found = list(read_preferences(file, **allowed))
-        finally:
-            with suppress(RLAIFError):
-                for pair in read_pairs(file):
-                    json.dumps(pair.meta, allow_nan=False)
-        out = folder / "out.jsonl.gz"
-        write_preferences(out, found)
-        same(found, list(read_preferences(out, **allowed)), "preferences written and read")
-        for conversational in (False, True):
-            with suppress(RLAIFError):
-                export_trl(found, folder / "trl.jsonl", conversational, skip_ties=True)
-
-    return read
+    file, out = _stored(folder, data), folder / "out.jsonl.gz"
+    allowed = {"allow_identical": zlib.crc32(data) % 2 == 0, "allow_empty": True}
+    try:
+        records = list(preferences.read_preferences(file, **allowed))
+    finally:
+        with suppress(RLAIFError):
+            for pair in read_pairs(file):
+                json.dumps(pair.meta, allow_nan=False)
+    preferences.write_preferences(out, records)
+    same(records, list(preferences.read_preferences(out, **allowed)), "preferences written and read")
+    for conversational in (False, True):
+        with suppress(RLAIFError):
+            preferences.export_trl(records, folder / "trl.jsonl", conversational, skip_ties=True)
 
 
-def _demonstrations(folder: Path) -> Read:
+def _demonstrations(folder: Path, data: bytes) -> None:
     from agents.sft import demonstrations
 
-    def read(data: bytes) -> None:
-        for row in demonstrations(_stored(folder, data, "in")):
-            json.dumps(str(row)).encode()
-
-    return read
+    for row in demonstrations(_stored(folder, data)):
+        json.dumps(str(row)).encode()
 
 
 # --- settings ---------------------------------------------------------------------------------------------------------
 
 _PARTS = {"direct-llm": 0.5, "human": {"weight": 1.0, "reward": "human-rm", "model": "rm"}}
-_KWARGS: tuple[Any, ...] = (
-    {
-        "reward": "direct-llm",
-        "kwargs": {"scale": [1, 9], "shots": 2, "minimum_mass": 0.01, "template": "Rate {text}: "},
-    },
-    {"reward": "direct-llm", "kwargs": {"template": "{prompt} and {response}", "chat": False, "dtype": "float32"}},
-    {"reward": "compose", "kwargs": {"parts": _PARTS}},
-    {"reward": "human-rm", "kwargs": {"model": "rm", "base": "base", "standalone": False, "dtype": None}},
-    {"reward": "endpoint", "kwargs": {"limits": {"timeout": 5, "retries": 2, "price_in": 0.1}, "extra": {"a": 1}}},
-    {"reward": "endpoint", "kwargs": {"route": "chat", "revision": "1", "boundaries": "all", "progress": False}},
+_SETTINGS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("direct-llm", {"scale": [1, 9], "shots": 2, "minimum_mass": 0.01, "template": "Rate {text}: "}),
+    ("direct-llm", {"template": "{prompt} and {response}", "chat": False, "dtype": "float32"}),
+    ("compose", {"parts": _PARTS}),
+    ("human-rm", {"model": "rm", "base": "base", "standalone": False, "dtype": None}),
+    ("endpoint", {"limits": {"timeout": 5, "retries": 2, "price_in": 0.1}, "extra": {"a": 1}}),
+    ("endpoint", {"route": "chat", "revision": "1", "boundaries": "all", "progress": False}),
 )
+_KWARGS = tuple({"reward": reward, "kwargs": kwargs} for reward, kwargs in _SETTINGS)
 
 
 class Fair:
@@ -208,8 +180,6 @@ class Fair:
 
     def label_logprobs(self, prompts: Sequence[str], labels: Sequence[str]) -> Any:
         """The same for every label, (n, k)."""
-        import numpy as np
-
         return np.full((len(prompts), len(labels)), -math.log(len(labels)))
 
     def generate(self, prompts: Sequence[str], **settings: Any) -> list[str]:
@@ -218,45 +188,38 @@ class Fair:
 
 
 def _reward_kwargs(folder: Path) -> Read:
-    import numpy as np
+    os.chdir(folder)  # names of files in an input stay here
+    return _made_reward
 
+
+def _made_reward(data: bytes) -> None:
     from rewards import make_reward
     from rewards.endpoint.model import EndpointLM
-    from rlaif_env.api import checked_scores
-    from rlaif_env.data.jsonl import json_object
 
-    os.chdir(folder)  # names of files in an input stay here
-
-    def read(data: bytes) -> None:
+    try:
+        row = json_object(data.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise RLAIFError(str(error)) from error
+    reward, kwargs = row.get("reward"), row.get("kwargs")
+    if not isinstance(reward, str) or not isinstance(kwargs, dict):
+        raise RLAIFError("no settings")
+    if {"cache", "url"} & set(kwargs):
+        raise RLAIFError("not to be tried")
+    if reward == "endpoint":
         try:
-            row = json_object(data.decode("utf-8"))
-        except UnicodeDecodeError as error:
+            server = EndpointLM("http://127.0.0.1:9/v1", "m", cache=None, **kwargs)
+        except TypeError as error:  # what `language_model_from` makes of it
             raise RLAIFError(str(error)) from error
-        reward, kwargs = row.get("reward"), row.get("kwargs")
-        if not isinstance(reward, str) or not isinstance(kwargs, dict):
-            raise RLAIFError("no settings")
-        if reward == "endpoint":
-            if "cache" in kwargs or "url" in kwargs:
-                raise RLAIFError("not to be tried")
-            try:
-                server = EndpointLM("http://127.0.0.1:9/v1", "m", cache=None, **kwargs)
-            except TypeError as error:  # the model or the config twice
-                raise RLAIFError(str(error)) from error
-            server.close()
-            return
-        if "url" in kwargs:
-            raise RLAIFError("not to be tried")
-        if reward == "direct-llm":
-            kwargs["model"] = Fair()
-        if reward == "compose" and isinstance(kwargs.get("parts"), dict):
-            parts = kwargs["parts"]
-            if "direct-llm" in parts and not isinstance(parts["direct-llm"], dict):
-                parts["direct-llm"] = [parts["direct-llm"], lambda prompts, responses: [1.0] * len(prompts)]
-        made = make_reward(reward, **kwargs)
-        values = checked_scores(made, ["p", "q"], ["r", "s"]).values
-        same(True, bool(np.isfinite(values).all()), "finite rewards")
-
-    return read
+        server.close()
+        return
+    if reward == "direct-llm":
+        kwargs["model"] = Fair()
+    if reward == "compose" and isinstance(kwargs.get("parts"), dict):
+        parts = kwargs["parts"]
+        if "direct-llm" in parts and not isinstance(parts["direct-llm"], dict):
+            parts["direct-llm"] = [parts["direct-llm"], lambda prompts, responses: [1.0] * len(prompts)]
+    values = checked_scores(make_reward(reward, **kwargs), ["p", "q"], ["r", "s"]).values
+    same(True, bool(np.isfinite(values).all()), "finite rewards")
 
 
 # --- files that a run leaves ------------------------------------------------------------------------------------------
@@ -273,7 +236,6 @@ _METRICS: tuple[list[Any], ...] = (
 
 def _journal(folder: Path) -> Read:
     from rewards.labeling.job import LabelConfig, LabelJob
-    from rlaif_env.data.journal import Journal
 
     file = folder / "journal.jsonl"
     job = LabelJob(LabelConfig(), Fair())
@@ -290,88 +252,64 @@ def _journal(folder: Path) -> Read:
     return read
 
 
-def _metrics(folder: Path) -> Read:
-    from rlaif_env.runs import read_metrics
-
+def _metrics(folder: Path, data: bytes) -> None:
     file = folder / "metrics.jsonl"
-
-    def read(data: bytes) -> None:
-        file.write_bytes(data)
-        rows = read_metrics(folder)
-        file.write_text("".join(json.dumps(row, allow_nan=False) + "\n" for row in rows), encoding="utf-8")
-        same(rows, read_metrics(file), "metrics written and read")
-        for row in rows:
-            same(True, all(math.isfinite(float(value)) for value in row.values()), "figures that can be drawn")
-
-    return read
+    file.write_bytes(data)
+    rows = read_metrics(folder)
+    file.write_text("".join(json.dumps(row, allow_nan=False) + "\n" for row in rows), encoding="utf-8")
+    same(rows, read_metrics(file), "metrics written and read")
+    same(True, all(math.isfinite(float(v)) for row in rows for v in row.values()), "figures that can be drawn")
 
 
-def _run_folder(folder: Path) -> Read:
-    from rlaif_env.runs import RunFolder
-
-    def read(data: bytes) -> None:
-        run = folder / "run"
-        run.mkdir(exist_ok=True)
-        (run / "config.json").write_bytes(data)
-        for name in ("metrics.jsonl", "samples.jsonl"):
-            (run / name).write_bytes(data)
-        with RunFolder.create(run, {"seed": 1, "task": "t"}, command="train", exist=True):
-            kept = (run / "metrics.jsonl").read_bytes()
-            same(data[: data.rfind(b"\n") + 1], kept, "whole lines")
-
-    return read
+def _run_folder(folder: Path, data: bytes) -> None:
+    run = folder / "run"
+    run.mkdir(exist_ok=True)
+    for name in ("config.json", "metrics.jsonl", "samples.jsonl"):
+        (run / name).write_bytes(data)
+    with RunFolder.create(run, {"seed": 1, "task": "t"}, command="train", exist=True):
+        same(data[: data.rfind(b"\n") + 1], (run / "metrics.jsonl").read_bytes(), "whole lines")
 
 
 _RUN = {"command": "train", "config": {"seed": 1, "task": "t"}, "started": "2025-01-01", "versions": {"python": "3.11"}}
 
 
-def _archive(folder: Path) -> Read:
-    from rlaif_env.models.assets import _copy_member
-
+def _archive(folder: Path, data: bytes) -> None:
     archive, out = folder / "in.tar.gz", folder / "out"
-    out.mkdir()
-
-    def read(data: bytes) -> None:
-        archive.write_bytes(data)
-        target = out / "member.txt"
-        target.unlink(missing_ok=True)
-        try:
-            _copy_member(archive, "thing-1.0/data.txt", target)
-            same(True, target.is_file() and not target.is_symlink(), "a plain file")
-        finally:
-            same([], [p.name for p in out.iterdir() if p != target], "nothing beside the file asked for")
-            same({"in.tar.gz", "out"}, {p.name for p in folder.iterdir()}, "nothing outside the folder")
-
-    return read
+    out.mkdir(exist_ok=True)
+    archive.write_bytes(data)
+    target = out / "member.txt"
+    target.unlink(missing_ok=True)
+    try:
+        assets._copy_member(archive, "thing-1.0/data.txt", target)
+        same(True, target.is_file() and not target.is_symlink(), "a plain file")
+    finally:
+        same([], [p.name for p in out.iterdir() if p != target], "nothing beside the file asked for")
+        same({"in.tar.gz", "out"}, {p.name for p in folder.iterdir()}, "nothing outside the folder")
 
 
 _MANIFEST = {"original": "o.whl", "sha256": "0" * 64, "files": {"a.txt": {"bytes": 1, "sha256": "ca978112"}}}
 
 
-def _manifest(folder: Path) -> Read:
-    from rlaif_env.models import assets
-
+def _manifest(folder: Path, data: bytes) -> None:
     asset = assets._Asset("f", "r==1", "-", "o.whl", "0" * 64, 1, 1, lambda *paths: None)
     (folder / "a.txt").write_bytes(b"a")
-
-    def read(data: bytes) -> None:
-        (folder / "manifest.json").write_bytes(data)
-        if damage := assets._damage(folder, asset):
-            raise RLAIFError(damage)
-
-    return read
+    (folder / "manifest.json").write_bytes(data)
+    if damage := assets._damage(folder, asset):
+        raise RLAIFError(damage)
 
 
 FILE_READERS: dict[str, Reader] = {
-    "task-toml": Reader(lambda rng: toml_input(rng, _TASKS), _task_toml),
-    "prompts": Reader(lambda rng: lines_input(rng, _PROMPTS), _prompt_file),
-    "preferences": Reader(lambda rng: lines_input(rng, _PREFERENCES), _preference_file),
-    "demonstrations": Reader(lambda rng: lines_input(rng, ([{"prompt": "p", "response": "r"}],)), _demonstrations),
+    "task-toml": Reader(lambda rng: toml_input(rng, _TASKS), at_once(_task_toml)),
+    "prompts": Reader(lambda rng: lines_input(rng, _PROMPTS), at_once(_prompt_file)),
+    "preferences": Reader(lambda rng: lines_input(rng, _PREFERENCES), at_once(_preference_file)),
+    "demonstrations": Reader(
+        lambda rng: lines_input(rng, ([{"prompt": "p", "response": "r"}],)), at_once(_demonstrations)
+    ),
     "reward-kwargs": Reader(lambda rng: json_input(rng, _KWARGS), _reward_kwargs),
     "journal": Reader(lambda rng: lines_input(rng, _JOURNAL), _journal),
-    "metrics": Reader(lambda rng: lines_input(rng, _METRICS), _metrics),
-    "run-folder": Reader(lambda rng: json_input(rng, (_RUN,)), _run_folder),
-    "archive": Reader(lambda rng: tar_input(rng, "thing-1.0/data.txt", b"some data\n" * 20), _archive),
-    "manifest": Reader(lambda rng: json_input(rng, (_MANIFEST,)), _manifest),
+    "metrics": Reader(lambda rng: lines_input(rng, _METRICS), at_once(_metrics)),
+    "run-folder": Reader(lambda rng: json_input(rng, (_RUN,)), at_once(_run_folder)),
+    "archive": Reader(lambda rng: tar_input(rng, "thing-1.0/data.txt", b"some data\n" * 20), at_once(_archive)),
+    "manifest": Reader(lambda rng: json_input(rng, (_MANIFEST,)), at_once(_manifest)),
 }
 """Readers of files and settings, by name."""

@@ -8,13 +8,20 @@ import random
 import sqlite3
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, cast
 
+import httpx
+
+from rewards.endpoint.cache import AnswerCache, cache_key
+from rewards.endpoint.client import EndpointClient, RequestFailed
+from rewards.endpoint.limits import Limits, retry_after
+from rewards.endpoint.probe import probe
+from rewards.endpoint.replies import MalformedReply, Reply, error_message, parse_reply
 from rlaif_env.api import RLAIFError
 from tests.stress.fuzz_inputs import damaged, json_input
-from tests.stress.fuzz_readers import Read, Reader, same
+from tests.stress.fuzz_readers import Read, Reader, at_once, same
 
 __all__ = ["SERVER_READERS"]
 
@@ -24,54 +31,34 @@ _TOP = [
     {"token": "x", "logprob": -9999},
 ]
 _USAGE = {"prompt_tokens": 12, "completion_tokens": 1, "total_tokens": 13}
-_CHAT: dict[str, Any] = {
-    "id": "c-1",
-    "object": "chat.completion",
-    "model": "m",
-    "choices": [
-        {
-            "index": 0,
-            "message": {"role": "assistant", "content": "8", "reasoning_content": None},
-            "logprobs": {"content": [{"token": "8", "logprob": -0.3, "top_logprobs": _TOP}]},
-            "finish_reason": "length",
-        }
-    ],
-    "usage": _USAGE,
+_CHOICE: dict[str, Any] = {
+    "index": 0,
+    "message": {"role": "assistant", "content": "8", "reasoning_content": None},
+    "logprobs": {"content": [{"token": "8", "logprob": -0.3, "top_logprobs": _TOP}]},
+    "finish_reason": "length",
 }
-_COMPLETION: dict[str, Any] = {
-    "model": "m",
-    "choices": [
-        {
-            "index": 0,
-            "text": " 10, 11",
-            "logprobs": {
-                "tokens": [" 10", ","],
-                "token_logprobs": [-0.2, None],
-                "top_logprobs": [{" 10": -0.2, " 9": -2.0}, {",": -0.01}],
-                "text_offset": [0, 3],
-            },
-        }
-    ],
-    "usage": _USAGE,
+_CHAT = {"id": "c-1", "object": "chat.completion", "model": "m", "choices": [_CHOICE], "usage": _USAGE}
+_LOGPROBS = {
+    "tokens": [" 10", ","],
+    "token_logprobs": [-0.2, None],
+    "top_logprobs": [{" 10": -0.2, " 9": -2.0}, {",": -0.01}],
+    "text_offset": [0, 3],
 }
-_LLAMA_CPP = {**_COMPLETION, "choices": [{**_CHAT["choices"][0], "message": None, "text": "8"}]}
-_OLLAMA = {**_CHAT, "choices": [{**_CHAT["choices"][0], "message": {"role": "assistant", "content": "is Paris"}}]}
+_TEXT = {"index": 0, "text": " 10, 11", "logprobs": _LOGPROBS}
+_COMPLETION = {"model": "m", "choices": [_TEXT], "usage": _USAGE}
+_LLAMA_CPP = {**_COMPLETION, "choices": [{**_CHOICE, "message": None, "text": "8"}]}
+_OLLAMA = {**_CHAT, "choices": [{**_CHOICE, "message": {"role": "assistant", "content": "is Paris"}}]}
 _ERRORS = ({"error": {"message": "no", "type": "t", "code": 400}}, {"detail": [{"msg": "bad", "loc": ["body"]}]})
 _ANSWERS = (_CHAT, _COMPLETION, _LLAMA_CPP, _OLLAMA, *_ERRORS)
 
 
-def _server_answer(folder: Path) -> Read:
-    from rewards.endpoint.replies import Reply, error_message, parse_reply
-
-    def read(data: bytes) -> None:
-        body = data.decode("utf-8", "replace")
-        error_message(body).encode("utf-8", "backslashreplace")
-        reply = parse_reply(body, logprobs=zlib.crc32(data) % 2 == 0)
-        same(reply, Reply.from_json(reply.to_json()), "an answer stored and read")
-        for position in reply.positions:
-            same(True, all(-9001 < value <= 0 for _, value in position.top), "log-probabilities of at most 0")
-
-    return read
+def _server_answer(folder: Path, data: bytes) -> None:
+    body = data.decode("utf-8", "replace")
+    error_message(body).encode("utf-8", "backslashreplace")
+    reply = parse_reply(body, logprobs=zlib.crc32(data) % 2 == 0)
+    same(reply, Reply.from_json(reply.to_json()), "an answer stored and read")
+    for position in reply.positions:
+        same(True, all(-9001 < value <= 0 for _, value in position.top), "log-probabilities of at most 0")
 
 
 class _Replayed:
@@ -87,9 +74,6 @@ class _Replayed:
         return math.inf
 
     async def ask(self, route: str, payload: Mapping[str, Any], *, logprobs: bool, until: float, stored: bool) -> Any:
-        from rewards.endpoint.client import RequestFailed
-        from rewards.endpoint.replies import MalformedReply, parse_reply
-
         try:
             return parse_reply(next(self.bodies, ""), logprobs=logprobs)
         except MalformedReply as error:
@@ -99,29 +83,18 @@ class _Replayed:
         return [self.model]
 
 
-def _probe(folder: Path) -> Read:
-    from rewards.endpoint.probe import probe
-
-    def read(data: bytes) -> None:
-        bodies = iter(data.decode("utf-8", "replace").split("\n"))
-        work = probe(cast(Any, _Replayed(bodies)), "auto", {})
-        try:
-            work.send(None)
-        except StopIteration as finished:
-            able = finished.value
-            same(True, able.route in ("completion", "chat") and 2 <= able.top <= 20, "abilities that make sense")
-
-    return read
+def _probe(folder: Path, data: bytes) -> None:
+    bodies = iter(data.decode("utf-8", "replace").split("\n"))
+    try:
+        probe(cast(Any, _Replayed(bodies)), "auto", {}).send(None)
+    except StopIteration as finished:
+        capabilities = finished.value
+        sensible = capabilities.route in ("completion", "chat") and 2 <= capabilities.top <= 20
+        same(True, sensible, "capabilities that make sense")
 
 
 def _transport(folder: Path) -> Read:
     """The whole client over a transport that answers with the input: status, headers, an empty line, body."""
-    import httpx
-
-    from rewards.endpoint.cache import AnswerCache
-    from rewards.endpoint.client import EndpointClient
-    from rewards.endpoint.limits import Limits
-
     now = b""
 
     def answer(request: httpx.Request) -> httpx.Response:
@@ -156,16 +129,9 @@ def _transport(folder: Path) -> Read:
 
 def _transport_input(rng: random.Random) -> bytes:
     status = rng.choice((b"200", b"200", b"200", b"400", b"401", b"404", b"429", b"500", b"503", b"302", b"204"))
-    heads: tuple[bytes, ...] = (
-        b"retry-after: %s" % _retry_input(rng),
-        b"content-type: application/json",
-        b"content-encoding: gzip",
-    )
-    heads += (
-        b"content-type: text/html; charset=utf-16",
-        b"content-type: text/plain; charset=zzz",
-        b"content-encoding: br",
-    )
+    heads = [b"retry-after: %s" % _retry_input(rng), b"content-type: application/json", b"content-encoding: gzip"]
+    heads += [b"content-type: text/html; charset=utf-16", b"content-type: text/plain; charset=zzz"]
+    heads += [b"content-encoding: br"]
     chosen = b"\n".join(rng.sample(heads, rng.randrange(3)))
     head = damaged(rng, chosen).replace(b"\n\n", b"\n") if rng.random() < 0.2 else chosen
     return status + b"\n" + head + b"\n\n" + json_input(rng, (*_ANSWERS, {"data": [{"id": "m"}]}))
@@ -180,22 +146,14 @@ def _retry_input(rng: random.Random) -> bytes:
     return (damaged(rng, value) if rng.random() < 0.8 else value).replace(b"\n", b"")
 
 
-def _retry_after(folder: Path) -> Read:
-    from rewards.endpoint.limits import retry_after
-
-    def read(data: bytes) -> None:
-        seconds = retry_after(data.decode("latin-1"))
-        if seconds is None:
-            raise RLAIFError("neither a number nor a date")
-        same(True, 0 <= seconds < math.inf, "seconds that can be waited")
-
-    return read
+def _retry_after(folder: Path, data: bytes) -> None:
+    seconds = retry_after(data.decode("latin-1"))
+    if seconds is None:
+        raise RLAIFError("neither a number nor a date")
+    same(True, 0 <= seconds < math.inf, "seconds that can be waited")
 
 
 def _answer_cache(folder: Path) -> Read:
-    from rewards.endpoint.cache import AnswerCache, cache_key
-    from rewards.endpoint.replies import Reply
-
     whole = _cache_bytes(folder)
     file = folder / "answers.sqlite"
 
@@ -205,11 +163,10 @@ def _answer_cache(folder: Path) -> Read:
         file.write_bytes(whole)
         rng = random.Random(zlib.crc32(data))
         if rng.random() < 0.4:  # a good file with bad answers in it
-            with sqlite3.connect(file) as raw:
+            with closing(sqlite3.connect(file)) as raw, raw:
                 name = rng.choice(("model", "used", "hits", "body", "stored", "endpoint"))
                 value = rng.choice((data.decode("utf-8", "replace"), data, 2**62, -1.5, 0))
                 raw.execute(f"UPDATE answers SET {name} = ?", (value,))
-            raw.close()
         else:
             file.write_bytes(damaged(rng, damaged(rng, whole)) if rng.random() < 0.9 else data)
         with AnswerCache(file) as cache:
@@ -228,32 +185,26 @@ def _answer_cache(folder: Path) -> Read:
 
 
 def _cache_bytes(folder: Path) -> bytes:
-    from rewards.endpoint.cache import AnswerCache, cache_key
-    from rewards.endpoint.replies import parse_reply
-
     body = parse_reply(json.dumps(_CHAT), logprobs=True).to_json()
     file = folder / "seed.sqlite"
-    raw = sqlite3.connect(file)
-    raw.execute("PRAGMA page_size=512")
-    raw.close()
+    with closing(sqlite3.connect(file)) as raw:
+        raw.execute("PRAGMA page_size=512")
     with AnswerCache(file) as cache:
         cache.put([(cache_key(n=n), body) for n in range(8)], model="m", endpoint="e")
-    data = file.read_bytes()
-    with sqlite3.connect(file) as raw:
-        raw.execute("PRAGMA journal_mode=DELETE")
-        raw.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    raw.close()
-    return file.read_bytes() or data
+    with closing(sqlite3.connect(file)) as raw:
+        raw.execute("PRAGMA journal_mode=DELETE")  # all in one file
+    return file.read_bytes()
+
+
+def _bodies_input(rng: random.Random) -> bytes:
+    return b"\n".join(json_input(rng, _ANSWERS).replace(b"\n", b" ") for _ in range(rng.randrange(1, 5)))
 
 
 SERVER_READERS: dict[str, Reader] = {
-    "server-answer": Reader(lambda rng: json_input(rng, _ANSWERS), _server_answer),
-    "probe": Reader(
-        lambda rng: b"\n".join(json_input(rng, _ANSWERS).replace(b"\n", b" ") for _ in range(rng.randrange(1, 5))),
-        _probe,
-    ),
+    "server-answer": Reader(lambda rng: json_input(rng, _ANSWERS), at_once(_server_answer)),
+    "probe": Reader(_bodies_input, at_once(_probe)),
     "transport": Reader(_transport_input, _transport),
-    "retry-after": Reader(_retry_input, _retry_after),
+    "retry-after": Reader(_retry_input, at_once(_retry_after)),
     "answer-cache": Reader(lambda rng: json_input(rng, ({"text": "8", "positions": []},)), _answer_cache),
 }
 """Readers of what servers answer, by name."""

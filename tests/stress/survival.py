@@ -10,6 +10,7 @@ one, which has the libraries loaded and has computed nothing.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import mmap
 import os
@@ -19,7 +20,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from typing import Any
 import numpy as np
 
 from rlaif_env.api import RLAIFError
+from rlaif_env.runs import read_metrics
 
 __all__ = ["differences", "main", "prepared", "started", "survival"]
 
@@ -49,33 +51,10 @@ gold = ["none"]
 
 
 def prepared(folder: Path) -> Path:
-    """Make a tiny model (two layers, one token a character, random weights) and a task file in a folder."""
-    import torch
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    """Make a tiny model and a task file in a folder."""
+    from tests.tiny import save_tiny
 
-    signs = [" ", "\n", *map(chr, range(ord("!"), ord("~") + 1))]
-    vocabulary = {token: number for number, token in enumerate(["<pad>", "<eos>", "<unk>", *signs])}
-    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
-    words.decoder = decoders.Fuse()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=1024,
-        initializer_range=0.3,
-        eos_token_id=1,
-        pad_token_id=0,
-        bos_token_id=None,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
+    save_tiny(folder / "model", max_position_embeddings=1024)
     (folder / "task.toml").write_text(_TASK, encoding="utf-8")
     return folder
 
@@ -104,12 +83,9 @@ def settings(folder: Path, out: Path, updates: int, checkpoint_every: int) -> An
 
 
 def started(config: Any, phase: mmap.mmap | None = None, prepare: Callable[[], object] | None = None) -> int:
-    """Fork a process that trains; its id. It exits with 0, with a command's code, or with 1 after an error.
+    """Fork a process that trains as a `TrainConfig` says; its id. It exits with 0, a command's code, or 1 after errors.
 
-    Args:
-        config: The `TrainConfig`.
-        phase: Shared byte that tells where it is.
-        prepare: Called in the new process first.
+    The process notes where it is in the shared byte ``phase``, and calls ``prepare`` first.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -141,7 +117,7 @@ def _mark(phase: mmap.mmap) -> None:
     from agents.training import checkpoints, command, safety
     from rlaif_env.envs.core import Core
 
-    def marked(owner: Any, name: str, number: int) -> None:
+    def mark(owner: Any, name: str, number: int) -> None:
         inner = getattr(owner, name)
 
         def call(*arguments: Any, **named: Any) -> Any:
@@ -162,7 +138,7 @@ def _mark(phase: mmap.mmap) -> None:
         (command, "evaluate_policy", "evaluation"),
         (safety, "evaluate_policy", "evaluation"),
     ):
-        marked(owner, name, PHASES.index(what))
+        mark(owner, name, PHASES.index(what))
 
 
 def ended(child: int) -> tuple[int, float]:
@@ -185,50 +161,39 @@ def kill_after(child: int, seconds: float) -> None:
 
 def differences(one: Path, other: Path) -> list[str]:
     """What differs between two finished runs: names of files, each where it is not bit by bit the same."""
-    odd = []
+    last = max(p.name for p in (one / "checkpoints").glob("[0-9]*"))
     names = ["samples.jsonl", "validation.jsonl", "warnings.jsonl", "evaluation.json", "evaluation.jsonl"]
-    names += ["policy/model.safetensors", "checkpoints/best.json"]
-    names.append(f"checkpoints/{max(p.name for p in (one / 'checkpoints').glob('[0-9]*'))}/agent.safetensors")
-    for name in names:
-        a, b = one / name, other / name
-        if a.exists() != b.exists() or (a.exists() and a.read_bytes() != b.read_bytes()):
-            odd.append(name)
-    rows = []
-    for run in (one, other):
-        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-        rows.append([{k: v for k, v in line.items() if not k.startswith("time/")} for line in lines])
-    if rows[0] != rows[1]:
-        odd.append("metrics.jsonl")
-    if _scalars(one) != _scalars(other):
-        odd.append("tensorboard")
-    return odd
+    names += ["policy/model.safetensors", "checkpoints/best.json", f"checkpoints/{last}/agent.safetensors"]
+
+    def content(run: Path, name: str) -> bytes | None:
+        return (run / name).read_bytes() if (run / name).exists() else None
+
+    odd = [name for name in names if content(one, name) != content(other, name)]
+    odd += ["metrics.jsonl"] * (_metrics(one) != _metrics(other))
+    return odd + ["tensorboard"] * (_scalars(one) != _scalars(other))
+
+
+def _metrics(run: Path) -> list[dict[str, float]]:
+    return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in read_metrics(run)]
 
 
 def _scalars(run: Path) -> dict[str, list[tuple[int, float]]]:
     """Every scalar that TensorBoard's files hold, by name, as it stands there: a step twice would be seen twice."""
     from tensorboard.backend.event_processing.event_file_loader import EventFileLoader  # type: ignore[import-untyped]
 
-    found: dict[str, list[tuple[int, float]]] = {}
+    scalars = defaultdict(list)
     for file in sorted((run / "tensorboard").iterdir()):
         for event in EventFileLoader(str(file)).Load():
             for value in event.summary.value:
                 if not value.tag.startswith("time/") and value.tensor.float_val:
-                    found.setdefault(value.tag, []).append((event.step, value.tensor.float_val[0]))
-    return found
+                    scalars[value.tag].append((event.step, value.tensor.float_val[0]))
+    return scalars
 
 
 def survival(kills: int, seed: int, updates: int, checkpoint_every: int, folder: Path) -> dict[str, Any]:
-    """Kill so many runs at random moments, resume each, and compare.
+    """Kill so many runs at random moments, uniform over the time an uninterrupted run takes, resume each, and compare.
 
-    Args:
-        kills: How many.
-        seed: Of the moments, uniform over the time an uninterrupted run takes.
-        updates: Of each run.
-        checkpoint_every: Updates between checkpoints.
-        folder: An empty one to work in.
-
-    Returns:
-        The figures, JSON-able.
+    It works in an empty folder and returns the figures, JSON-able.
 
     Raises:
         RLAIFError: If a run that is not killed fails.
@@ -253,13 +218,7 @@ def survival(kills: int, seed: int, updates: int, checkpoint_every: int, folder:
         return seconds, code, PHASES[-1] if code == 0 else PHASES[phase[0]]
 
     whole = (run("whole")[0] + run("again")[0]) / 2
-    found: dict[str, Any] = {
-        "updates": updates,
-        "checkpoint_every": checkpoint_every,
-        "seed": seed,
-        "cpu_seconds_uninterrupted": round(whole, 2),
-        "two_uninterrupted_runs_differ_in": differences(folder / "whole", folder / "again"),
-    }
+    unequal = differences(folder / "whole", folder / "again")
     lost: list[float] = []
     hits: Counter[str] = Counter()
     odd = []
@@ -277,7 +236,12 @@ def survival(kills: int, seed: int, updates: int, checkpoint_every: int, folder:
             odd.append({"run": name, "cpu_seconds": moment, "where": where, "differs": different})
         else:
             shutil.rmtree(folder / name)
-    return found | {
+    return {
+        "updates": updates,
+        "checkpoint_every": checkpoint_every,
+        "seed": seed,
+        "cpu_seconds_uninterrupted": round(whole, 2),
+        "two_uninterrupted_runs_differ_in": unequal,
         "kills": kills,
         "identical": kills - len(odd),
         "different": odd,
@@ -288,16 +252,9 @@ def survival(kills: int, seed: int, updates: int, checkpoint_every: int, folder:
 
 def _load_libraries() -> None:
     """Import what the forked processes need, once."""
-    import matplotlib.figure
-    import peft
-    import torch.utils.tensorboard
-    import vaderSentiment.vaderSentiment  # noqa: F401
-    from transformers import LlamaForCausalLM
-
-    import agents.training.command
-    import rewards  # noqa: F401
-
-    del matplotlib, peft, torch, LlamaForCausalLM, agents
+    libraries = ("matplotlib.figure", "peft", "torch.utils.tensorboard", "vaderSentiment.vaderSentiment")
+    for name in (*libraries, "transformers.models.llama.modeling_llama", "agents.training.command", "rewards"):
+        importlib.import_module(name)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -310,9 +267,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     os.environ["RLAIF_DEVICE"] = "cpu"
     with tempfile.TemporaryDirectory() as folder:
-        found = survival(options.kills, options.seed, options.updates, options.checkpoint_every, Path(folder))
-    print(json.dumps(found, indent=2))
-    return int(bool(found["different"]) or bool(found["two_uninterrupted_runs_differ_in"]))
+        figures = survival(folder=Path(folder), **vars(options))
+    print(json.dumps(figures, indent=2))
+    return int(bool(figures["different"] or figures["two_uninterrupted_runs_differ_in"]))
 
 
 if __name__ == "__main__":

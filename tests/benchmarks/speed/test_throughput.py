@@ -13,7 +13,7 @@ import torch
 from benchmarks.speed import model_speed, one_update, throughput, timing, versus_trl
 from rlaif_env.api import RLAIFError
 from rlaif_env.models import encode, load_tokenizer
-from tests.tiny import tiny_backbone, tiny_model
+from tests.tiny import save_tiny, tiny_backbone
 
 
 def test_contenders_are_compared_with_the_first() -> None:
@@ -167,8 +167,7 @@ def test_both_sides_find_the_same_advantages_and_do_the_same_work(
 ) -> None:
     pytest.importorskip("trl", reason="the extra 'integrations' is needed")
     tokenizer = load_tokenizer()
-    tiny_model(len(tokenizer)).save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
+    save_tiny(tmp_path, tokenizer)
     setting = one_update.Setting(0.05, 8, 4, rows=4, group=2, trainable=trainable, rank=2)
     found = versus_trl.measure(setting, str(tmp_path), repetitions=1, warmup=1, device="cpu")
     assert found["advantages_apart"] < 1e-3 and found["ratio"] > 0

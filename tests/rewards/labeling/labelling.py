@@ -1,4 +1,4 @@
-"""What the tests of the labelling command share: a judge, pairs, a small real model, a run in a folder."""
+"""What the tests of the labelling command share: a judge, pairs, a run in a folder."""
 
 from __future__ import annotations
 
@@ -60,16 +60,3 @@ def quiet() -> Console:
 def run(tmp_path: Path, judge: Judge | None = None, console: Console | None = None, **options: Any) -> dict[str, Any]:
     config = LabelConfig(**{"task": "helpful", "out": tmp_path / "out", "batch": 4, **options})
     return label(config, console or quiet(), Judge() if judge is None else judge)
-
-
-def save_tiny_model(folder: Path, tokenizer: Any) -> Path:
-    """Put a real model of random weights, and its tokenizer over bytes, in a folder."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = LlamaConfig(vocab_size=258, max_position_embeddings=4096, initializer_range=0.3, **shape)
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder

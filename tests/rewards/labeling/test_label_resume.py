@@ -21,7 +21,8 @@ from rlaif_env.api import DataError
 from rlaif_env.data.journal import Journal
 from rlaif_env.data.preferences import read_preferences
 from tests import ROOT
-from tests.rewards.labeling.labelling import Judge, pair_rows, run, save_tiny_model, write_rows
+from tests.rewards.labeling.labelling import Judge, pair_rows, run, write_rows
+from tests.tiny import save_tiny
 
 SCRIPT = """
 import os, signal, sys
@@ -135,7 +136,7 @@ def test_a_killed_run_goes_on_without_asking_twice_or_losing_a_pair(tmp_path: Pa
 
 @pytest.mark.slow
 def test_a_killed_run_of_a_real_model_goes_on(tmp_path: Path, byte_tokenizer: PreTrainedTokenizerFast) -> None:
-    model = save_tiny_model(tmp_path / "model", byte_tokenizer)
+    model = save_tiny(tmp_path / "model", byte_tokenizer, max_position_embeddings=4096)
     kill_and_resume(tmp_path, str(model), [("asking", 1), ("writing", 1)], 10)
 
 

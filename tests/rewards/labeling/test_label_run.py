@@ -26,7 +26,8 @@ from rlaif_env.data.journal import Journal
 from rlaif_env.data.preferences import read_preferences
 from rlaif_env.data.tasks import load_task
 from rlaif_env.runs import RunError
-from tests.rewards.labeling.labelling import Judge, pair_rows, quiet, run, save_tiny_model, write_rows
+from tests.rewards.labeling.labelling import Judge, pair_rows, quiet, run, write_rows
+from tests.tiny import save_tiny
 
 LIMITS = "--labeler.server.limits."
 
@@ -34,7 +35,7 @@ LIMITS = "--labeler.server.limits."
 @pytest.fixture(scope="module")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory, byte_tokenizer: PreTrainedTokenizerFast) -> Path:
     """A folder with a small real model."""
-    return save_tiny_model(tmp_path_factory.mktemp("tiny"), byte_tokenizer)
+    return save_tiny(tmp_path_factory.mktemp("tiny"), byte_tokenizer, max_position_embeddings=4096)
 
 
 def test_labels_come_in_the_order_of_the_input_with_everything_recorded(tmp_path: Path) -> None:

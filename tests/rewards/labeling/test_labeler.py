@@ -23,6 +23,7 @@ from rewards.labeling.pairwise_prompts import pair_wording, pairwise_prompt
 from rewards.language_model.local import LocalLM
 from rlaif_env.api import BackendError, RLAIFError
 from rlaif_env.data.tasks import Task, list_tasks, load_task
+from tests.tiny import tiny_model
 
 OWN = Task("poems", "continuation", "how well {it} rhymes", 32, 32)
 
@@ -91,13 +92,7 @@ def test_exchanging_the_inputs_gives_exactly_the_rest_of_one(
 @pytest.fixture(scope="module")
 def tiny(byte_tokenizer: PreTrainedTokenizerFast) -> LocalLM:
     """A real model of random weights over bytes."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = LlamaConfig(vocab_size=258, max_position_embeddings=8192, initializer_range=0.3, **shape)
-    return LocalLM(LlamaForCausalLM(config), byte_tokenizer)
+    return LocalLM(tiny_model(258, max_position_embeddings=8192), byte_tokenizer)
 
 
 @pytest.mark.parametrize(
