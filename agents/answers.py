@@ -15,8 +15,6 @@ from agents.functional import response_mask
 from agents.policy import Policy
 from rlaif_env.models import Samples
 
-__all__ = ["answer", "response_kl"]
-
 _ROWS = 16  # in one forward pass
 
 

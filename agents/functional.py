@@ -11,19 +11,6 @@ from torch import Tensor
 
 from rlaif_env.api import RLAIFError
 
-__all__ = [
-    "advantages",
-    "kl_per_token",
-    "leave_one_out_advantages",
-    "moving_average",
-    "policy_gradient_loss",
-    "response_mask",
-    "returns_to_go",
-    "running_moments",
-    "token_logprobs",
-    "value_loss",
-]
-
 
 def response_mask(lengths: Tensor, width: int) -> Tensor:
     """Mask of the first ``lengths`` positions: (n,) -> (n, T) float32."""

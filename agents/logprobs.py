@@ -14,8 +14,6 @@ from torch.utils.checkpoint import checkpoint
 
 from agents.functional import token_logprobs
 
-__all__ = ["chunked_logprobs", "response_states"]
-
 
 def response_states(model: Any, ids: Tensor, mask: Tensor, responses: Tensor, response_mask: Tensor) -> Tensor:
     """Last hidden states at the positions that predict each response token: (n, T, H).

@@ -21,8 +21,6 @@ from agents.policy import Policy
 from rlaif_env.api import RLAIFError
 from rlaif_env.models import Samples
 
-__all__ = ["NonFiniteError", "Passes", "Reference", "Rollout", "by_length", "is_out_of_memory", "plain"]
-
 _Result = TypeVar("_Result")
 
 

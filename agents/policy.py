@@ -26,8 +26,6 @@ from agents.logprobs import chunked_logprobs, response_states
 from rlaif_env.api import RLAIFError
 from rlaif_env.models import Backbone, LoraConfig, Samples, backbone, head_logits, plain_head, sample
 
-__all__ = ["Evaluation", "Policy"]
-
 _LOGITS_HELD = 1 << 23
 """Logits in memory at one time."""
 

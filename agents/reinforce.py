@@ -32,8 +32,6 @@ from agents.policy import Policy
 from rlaif_env.api import RLAIFError
 from rlaif_env.models import BUILTIN_MODEL, Backbone, LoraConfig, OptimizerConfig, linear_schedule, make_optimizer
 
-__all__ = ["Environments", "ReinforceAgent", "ReinforceConfig"]
-
 
 @dataclass(frozen=True)
 class ReinforceConfig:

@@ -39,8 +39,6 @@ from rlaif_env.models import (
 )
 from rlaif_env.runs import RunFolder, write_json
 
-__all__ = ["Demonstration", "Example", "SFTConfig", "demonstrations", "main", "response_loss", "sft", "tokenize"]
-
 _SIDES = {"train": 0.95, "validation": 0.05}
 _DIVISION = 1  # not the tasks' own, of which the built-in demonstrations are one split
 _WARMUP = 0.05  # of all steps

@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 
 from rlaif_env.api import BackendError, RLAIFError, checked_scores
 
-__all__ = ["check_backend"]
-
 _PROMPTS = ("The film was", "A good story", "Bad actors in a", "Le café à", "映画は", "ok")
 _RESPONSES = (
     " a joy from start to end.",

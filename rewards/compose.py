@@ -17,8 +17,6 @@ from rlaif_env.data.forms import dialogue, prompt_of
 from rlaif_env.data.tasks import Task, load_task
 from rlaif_env.keywords import CallableReward, resolve_reward, unshare
 
-__all__ = ["Composite", "as_trl_reward", "compose", "from_kwargs"]
-
 _ASSISTANT = "\n\nAssistant: "
 
 

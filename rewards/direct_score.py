@@ -32,8 +32,6 @@ from rlaif_env.tables import is_number
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["DirectLLMScore", "ScoreConfig", "expected_scores", "from_kwargs", "rescaled", "score_distribution"]
-
 
 def score_distribution(logprobs: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Normalise log-likelihoods of k answers, (n, k), over them: probabilities (n, k) and the label mass (n,)."""

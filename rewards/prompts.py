@@ -13,8 +13,6 @@ from string import Formatter
 from rlaif_env.api import RLAIFError
 from rlaif_env.data.tasks import Task
 
-__all__ = ["ScoreWording", "before_stop", "check_answers", "fill", "leads_after", "score_prompt"]
-
 
 @dataclass(frozen=True)
 class ScoreWording:

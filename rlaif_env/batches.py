@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-__all__ = ["isolate_failures", "length_buckets"]
-
 Result = TypeVar("Result")
 
 

@@ -17,8 +17,6 @@ from collections.abc import Mapping, Sequence
 from rlaif_env.api import RLAIFError
 from rlaif_env.tables import printable
 
-__all__ = ["COMMANDS", "main"]
-
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "sft": ("agents.sft:main", "fine-tune a language model on a task's demonstrations"),
     "label": ("rewards.labeling.command:main", "have a language model label which of two responses is better"),

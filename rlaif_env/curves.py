@@ -10,8 +10,6 @@ import numpy as np
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["PANELS", "draw"]
-
 PANELS: Mapping[str, str] = {
     "reward": "reward (mean of the update)",
     "kl": "KL to the reference (nats per response)",

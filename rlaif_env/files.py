@@ -9,8 +9,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["replacing", "sync"]
-
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:

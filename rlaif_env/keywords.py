@@ -19,16 +19,6 @@ from numpy.typing import NDArray
 from rlaif_env.api import BackendError, RewardBackend, RLAIFError, Scores
 from rlaif_env.data.tasks import Task
 
-__all__ = [
-    "CallableReward",
-    "RewardFunction",
-    "Shared",
-    "resolve_reward",
-    "reward_factory",
-    "share",
-    "unshare",
-]
-
 RewardFunction = Callable[[Sequence[str], Sequence[str]], "Sequence[float] | Scores"]
 
 REWARD_GROUP = "rlaif_env.rewards"

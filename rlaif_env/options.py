@@ -22,8 +22,6 @@ from rlaif_env.api import RLAIFError
 from rlaif_env.data.jsonl import json_object
 from rlaif_env.keywords import reward_factory
 
-__all__ = ["JSON_MAPPING", "as_options", "option_values", "reward_options"]
-
 JSON_MAPPING = PrimitiveConstructorSpec[Mapping[str, Any]](
     nargs=1,
     metavar="JSON",

@@ -42,8 +42,6 @@ from rlaif_env.curves import draw
 from rlaif_env.files import replacing, sync
 from rlaif_env.tables import is_number
 
-__all__ = ["RunError", "RunFolder", "read_metrics", "write_json", "writing"]
-
 
 class RunError(RLAIFError):
     """A run folder cannot be made, written or read."""

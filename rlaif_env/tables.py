@@ -12,8 +12,6 @@ from rlaif_env.api import DataError
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
-__all__ = ["Cell", "Table", "is_number", "printable"]
-
 Cell = str | int | float | None
 """What a table holds; None is shown as a dash and sorted last."""
 

@@ -15,8 +15,6 @@ from rlaif_env.api import RLAIFError
 from rlaif_env.models import LoraConfig, OptimizerConfig
 from rlaif_env.options import as_options, option_values, reward_options
 
-__all__ = ["parsed", "resumed"]
-
 _PREFIX = "--reward."
 
 

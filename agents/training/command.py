@@ -33,8 +33,6 @@ from rlaif_env.api import RLAIFError
 from rlaif_env.data.tasks import Task, load_task
 from rlaif_env.runs import RunError, RunFolder, write_json
 
-__all__ = ["TrainResult", "main", "train"]
-
 _FREE = ("out", "resume", "checkpoint_every", "keep_checkpoints", "agent.micro_batch")
 """Settings that may be others when a run is gone on with: they do not change what is learned."""
 

@@ -11,8 +11,6 @@ from agents.reinforce import ReinforceConfig
 from rlaif_env.api import RLAIFError
 from rlaif_env.models import BUILTIN_MODEL
 
-__all__ = ["TrainConfig", "TrainingConfig"]
-
 
 @dataclass(frozen=True)
 class TrainingConfig:

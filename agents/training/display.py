@@ -18,8 +18,6 @@ from rlaif_env.data.tasks import Task
 from rlaif_env.runs import RunFolder, write_json
 from rlaif_env.tables import Table, printable
 
-__all__ = ["Show", "display", "report"]
-
 Show = Callable[[int, Mapping[str, float], Mapping[str, float], str], None]
 """Called with the update, its metrics, the seconds spent, and its best response."""
 

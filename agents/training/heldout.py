@@ -23,8 +23,6 @@ from rlaif_env.data.tasks import Task, gold_scores
 from rlaif_env.runs import RunError
 from rlaif_env.statistics import Interval, bootstrap_mean, paired_bootstrap
 
-__all__ = ["HeldOut", "changes", "distinct_shares", "evaluate_policy", "read_json"]
-
 
 @dataclass(frozen=True)
 class HeldOut:

@@ -13,8 +13,6 @@ from contextlib import contextmanager
 
 from rich.console import Console
 
-__all__ = ["TERMINATED", "Interrupts"]
-
 TERMINATED = 128 + signal.SIGTERM
 """The exit code after SIGTERM: 143."""
 

@@ -16,8 +16,6 @@ from agents.training.watch import Alarm, Watch
 from rlaif_env.data.tasks import Task, gold_scores
 from rlaif_env.runs import RunFolder
 
-__all__ = ["Log"]
-
 
 class Log:
     """The record of a training: in the run folder, as warnings in the console, and as ``show`` shows an update."""

@@ -13,8 +13,6 @@ from agents.reinforce import ReinforceAgent
 from agents.training.log import Log
 from agents.training.safety import Observations, Safety
 
-__all__ = ["learn"]
-
 
 def learn(
     agent: ReinforceAgent, envs: VectorEnv[Any, Any, Any], prompts: Observations, safety: Safety, log: Log

@@ -31,8 +31,6 @@ from rlaif_env.api import BackendError, RLAIFError
 from rlaif_env.data.tasks import Task
 from rlaif_env.runs import RunFolder, write_json
 
-__all__ = ["Attempt", "Observations", "Parts", "Safety", "check_start"]
-
 Observations = Mapping[str, NDArray[Any]]
 
 

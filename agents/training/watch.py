@@ -14,8 +14,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-__all__ = ["Alarm", "Block", "Watch", "clearly_above"]
-
 UPDATES_A_BLOCK = 10
 FALSE_ALARMS = 0.01
 """Share of runs in which nothing changes that get an alarm of a kind all the same, at most."""

@@ -34,8 +34,6 @@ from rlaif_env.data.jsonl import write_jsonl
 from rlaif_env.data.tasks import Task, load_task
 from rlaif_env.runs import RunFolder, write_json
 
-__all__ = ["AnnotateConfig", "annotate", "main"]
-
 _DATABASE = "annotations.sqlite"
 _CORPUS_PAIRS = 200
 

@@ -22,8 +22,6 @@ from rlaif_env.api import DataError
 from rlaif_env.data.jsonl import check_text, checked, json_object, lines_of
 from rlaif_env.data.tasks import Task
 
-__all__ = ["CHOICES", "Form", "Item", "checks_among", "corpus_items", "fingerprint", "read_items"]
-
 Form = Literal["preference", "harmless", "score"]
 
 CHOICES: Mapping[str, tuple[str, ...]] = {

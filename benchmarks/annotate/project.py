@@ -15,8 +15,6 @@ import numpy as np
 from benchmarks.annotate.items import Form
 from rlaif_env.api import RLAIFError
 
-__all__ = ["MAX_COMMENT", "STRENGTHS", "Annotator", "Answer", "Judgement", "Plan", "StoreError", "due", "order", "unit"]
-
 STRENGTHS = ("", "slightly", "clearly", "strongly")
 MAX_COMMENT = 2_000
 

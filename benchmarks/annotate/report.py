@@ -28,8 +28,6 @@ from rlaif_env.api import RLAIFError
 from rlaif_env.statistics import Interval, bootstrap_mean, cohens_kappa, position_bias, rate, wilson
 from rlaif_env.tables import Cell, Table
 
-__all__ = ["report", "show"]
-
 
 def report(store: Store, people: People, labelers: Mapping[str, Labels]) -> dict[str, Any]:
     """Everything measured, JSON-able: every figure with its 95 % interval and n, None where it is not defined.

@@ -24,8 +24,6 @@ from rlaif_env.data.jsonl import write_jsonl
 from rlaif_env.data.preferences import read_preferences, write_preferences
 from rlaif_env.statistics import Clusters
 
-__all__ = ["Labels", "People", "export", "people_of", "read_labels"]
-
 
 @dataclass(frozen=True)
 class Labels:

@@ -41,8 +41,6 @@ from benchmarks.annotate.store import Store
 from rlaif_env.api import DataError, RLAIFError
 from rlaif_env.data.jsonl import json_object
 
-__all__ = ["MAX_BODY", "application", "is_loopback", "listen", "serve"]
-
 MAX_BODY = 32_768
 """Longest body of a request in bytes: a comment of `MAX_COMMENT` characters in its longest JSON form fits."""
 

@@ -17,8 +17,6 @@ from typing import Any
 from benchmarks.annotate.items import Item
 from benchmarks.annotate.project import Annotator, Plan, due, order, unit
 
-__all__ = ["Showings"]
-
 _REPEAT_GAP = 10  # showings between an item and its repeat, so that it is judged anew and not remembered
 _LEASE = 1800.0  # seconds for which an item that was shown but not answered counts as judged
 _PACE = 20  # the pace is that of the last so many answers

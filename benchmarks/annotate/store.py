@@ -29,8 +29,6 @@ from benchmarks.annotate.showings import Showings
 from rlaif_env.api import DataError, RLAIFError
 from rlaif_env.data.jsonl import check_text
 
-__all__ = ["Store"]
-
 T = TypeVar("T")
 
 _MAX_NAME = 60

@@ -17,8 +17,6 @@ from rlaif_env.api import RLAIFError
 from rlaif_env.statistics import Floats, spearman
 from rlaif_env.tables import Cell, Table
 
-__all__ = ["ablations"]
-
 _WINDOWS = ("first third", "middle third", "last third")
 
 

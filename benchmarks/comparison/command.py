@@ -28,8 +28,6 @@ from rlaif_env.data.tasks import load_task
 from rlaif_env.models import load_tokenizer
 from rlaif_env.runs import RunFolder
 
-__all__ = ["compare", "main"]
-
 
 def compare(config: CompareConfig, console: Console | None = None) -> Path:
     """Run a comparison to its end, or go on with it.

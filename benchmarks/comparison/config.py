@@ -15,8 +15,6 @@ from rewards.reward_model.training import RewardModelConfig
 from rlaif_env.api import RLAIFError
 from rlaif_env.models import BUILTIN_MODEL
 
-__all__ = ["ARMS", "AblationConfig", "CompareConfig"]
-
 
 @dataclass(frozen=True)
 class Arm:

@@ -13,8 +13,6 @@ from rlaif_env.statistics import Floats
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["FIGURES"]
-
 _COLOURS = ("#3b6fb6", "#c8553d", "#3f8f5f", "#8a5fb0", "#b58a2b", "#4aa3a2")
 _REWARD = "own reward, change in sd of the start"
 _PANELS = {"reward": _REWARD, "gold": "gold measure", "kl": "KL to SFT, nats", "length": "length, tokens"}

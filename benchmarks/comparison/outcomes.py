@@ -16,8 +16,6 @@ from rlaif_env.data.tasks import Task
 from rlaif_env.runs import read_metrics
 from rlaif_env.statistics import Floats
 
-__all__ = ["WINDOW", "History", "Outcome", "arms_of", "over_optimised_from"]
-
 WINDOW = 5
 """Updates that curves are smoothed over."""
 

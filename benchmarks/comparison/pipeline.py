@@ -38,8 +38,6 @@ from rlaif_env.data.tasks import load_task
 from rlaif_env.runs import write_json
 from rlaif_env.statistics import Floats
 
-__all__ = ["Pipeline"]
-
 _OPERATIONAL_MODEL = ("device", "server.api_key_env", "server.cache", "server.limits", "server.progress")
 _OPERATIONAL_TRAINING = ("agent.micro_batch", "eval_prompts", "eval_split")  # the answers are a stage of their own
 

@@ -28,8 +28,6 @@ from rich.console import Console
 from rlaif_env.api import RLAIFError
 from rlaif_env.runs import write_json
 
-__all__ = ["Stage", "Stages", "content_of", "settings_of"]
-
 _RECORD = "stage.json"
 
 

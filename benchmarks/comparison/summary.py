@@ -18,8 +18,6 @@ from rlaif_env.runs import write_json
 from rlaif_env.statistics import paired_bootstrap
 from rlaif_env.tables import Table
 
-__all__ = ["warnings_of", "write_comparison"]
-
 
 def write_comparison(pipeline: Pipeline, outcomes: Sequence[Outcome], extra: Sequence[Table]) -> None:
     """Write comparison.json, responses.jsonl, table.md and the figures; print the main table and the warnings."""

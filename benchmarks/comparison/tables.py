@@ -21,8 +21,6 @@ from rlaif_env.data.tasks import Task
 from rlaif_env.statistics import Floats, Interval, bootstrap_mean
 from rlaif_env.tables import Cell, Table
 
-__all__ = ["comparison_tables", "judges_of", "percent", "terminal_table", "with_interval"]
-
 PAPER: Sequence[tuple[str, str, str, str, str]] = (
     ("distilled-rm", "sft", "RLAIF vs SFT", "71; 63", "59; 61"),
     ("human-rm", "sft", "RLHF vs SFT", "73; 64", "61; 61"),

@@ -15,8 +15,6 @@ from numpy.typing import ArrayLike
 from rlaif_env.api import RLAIFError
 from rlaif_env.statistics import Floats, Interval, StudentisedBootstrap, normal_quantile
 
-__all__ = ["fleiss_kappa", "iqm_over_seeds", "krippendorff_alpha"]
-
 
 def _table(values: ArrayLike, expected: str) -> Floats:
     try:

@@ -49,8 +49,6 @@ from rlaif_env.options import JSON_MAPPING
 from rlaif_env.runs import RunFolder
 from rlaif_env.tables import Table
 
-__all__ = ["EvaluateConfig", "evaluate", "main"]
-
 _SAMPLES = 4  # prompts shown on the terminal
 
 

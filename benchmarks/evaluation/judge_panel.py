@@ -18,8 +18,6 @@ from rewards.language_model.config import LanguageModelConfig
 from rlaif_env.api import RewardBackend, RLAIFError
 from rlaif_env.data.tasks import Task
 
-__all__ = ["JudgePanel"]
-
 _SCORE = tuple(entry.name for entry in fields(ScoreConfig))  # what "direct-llm" has of the labelling's settings
 
 

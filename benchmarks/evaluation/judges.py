@@ -24,8 +24,6 @@ from rlaif_env.data.journal import Journal
 from rlaif_env.data.tasks import Task, gold_scores
 from rlaif_env.statistics import Floats, Interval, bootstrap_mean, position_bias
 
-__all__ = ["check_scored", "judged", "pairwise_wins", "score_rows", "win_rates", "with_gold"]
-
 Progress = Callable[[int, int], None]
 
 _HOPELESS = 3  # batches in a row without one answer: the judge is gone, it is not the rows

@@ -39,8 +39,6 @@ from rlaif_env.statistics import (
     resampled_counts,
 )
 
-__all__ = ["RIDGE", "LengthControl", "length_control"]
-
 RIDGE = 0.01
 _STEP_LIMITS = tuple(4 * 0.93**k for k in range(80))
 

@@ -15,8 +15,6 @@ from numpy.typing import ArrayLike
 from rlaif_env.api import RLAIFError
 from rlaif_env.statistics import Clusters, Floats, Interval, checked_array, group_codes, rate, studentised_bootstrap
 
-__all__ = ["Rate", "harmless_rate", "holm", "paired_bootstrap_test", "sign_test", "win_rate"]
-
 
 @dataclass(frozen=True)
 class Rate:

@@ -36,19 +36,6 @@ from rlaif_env.models import (
 from rlaif_env.runs import write_json
 from rlaif_env.statistics import new_names, new_numbers, repeated_ngrams, word_counts
 
-__all__ = [
-    "Source",
-    "System",
-    "answer",
-    "find_source",
-    "folder_state",
-    "held_out_prompts",
-    "read_responses",
-    "read_system",
-    "reference_of",
-    "write_system",
-]
-
 TEMPERATURE = 0.9
 """Sampling temperature of a policy that no run says another one of (section A.3)."""
 

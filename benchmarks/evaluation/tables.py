@@ -21,8 +21,6 @@ from rlaif_env.runs import write_json
 from rlaif_env.statistics import Floats, bootstrap_mean, paired_bootstrap
 from rlaif_env.tables import Table
 
-__all__ = ["evaluation", "write_evaluation"]
-
 Row = Mapping[str, Any]
 
 _RESAMPLES = 2_000

@@ -8,8 +8,6 @@ from typing import Any
 
 from rlaif_env.tables import Cell, Table
 
-__all__ = ["Figure", "Report", "SampleSet"]
-
 
 @dataclass(frozen=True)
 class Figure:

@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 from benchmarks.report.contents import Figure
 from rlaif_env.curves import PANELS
 
-__all__ = ["curve", "curves"]
-
 _WIDTH, _HEIGHT = 440, 236
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 10, 12, 34
 _POINTS = 400

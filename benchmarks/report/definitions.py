@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-__all__ = ["DEFINITIONS", "definitions_of"]
-
 DEFINITIONS = {
     "reward": "what the environment paid for a response; each backend has its own scale",
     "raw score": "what the reward model says before any normalisation",

@@ -8,8 +8,6 @@ from typing import Any, cast
 from rlaif_env.api import DataError
 from rlaif_env.tables import Cell, Table, is_number
 
-__all__ = ["as_tables", "before_after_table", "verdict"]
-
 _INTERVAL = {"estimate", "low", "high"}
 _HEADLINES = ("gold", "reward", "score", "kl", "length", "distinct-2")
 

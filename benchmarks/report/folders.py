@@ -18,8 +18,6 @@ from rlaif_env.data.jsonl import json_object
 from rlaif_env.runs import read_metrics
 from rlaif_env.tables import Cell, Table, is_number
 
-__all__ = ["ROOM", "read_folder"]
-
 ROOM = 12_000_000
 """Bytes of samples in a page."""
 

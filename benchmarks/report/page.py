@@ -23,8 +23,6 @@ from markupsafe import Markup
 from benchmarks.report.contents import Report
 from rlaif_env.tables import Cell, Table, printable
 
-__all__ = ["pieces"]
-
 _NUMBER = re.compile(r"\s*([+\-−]?(?:\d[\d,]*\.?\d*|\.\d+)(?:[eE][+\-]?\d+)?)(?![\w-])")
 
 

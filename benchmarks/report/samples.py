@@ -22,9 +22,6 @@ from rlaif_env.api import DataError
 from rlaif_env.data.jsonl import checked, json_object, lines_of
 from rlaif_env.tables import is_number
 
-__all__ = ["MAX_TEXT", "Answer", "Line", "Parser", "Samples", "Summary"]
-__all__ += ["before_after", "preference", "read_samples", "response", "sample"]
-
 MAX_TEXT = 200_000
 """Characters of a text that a page holds; of a longer one the beginning, with its length."""
 

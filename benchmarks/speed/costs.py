@@ -15,8 +15,6 @@ from typing import Any
 
 from benchmarks.speed.timing import Machine
 
-__all__ = ["Cost", "Sizes", "gradient", "reference", "sampling", "scoring"]
-
 
 @dataclass(frozen=True)
 class Sizes:

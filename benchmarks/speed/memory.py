@@ -23,8 +23,6 @@ from typing import Any
 from rlaif_env.api import RLAIFError
 from rlaif_env.models import BUILTIN_MODEL
 
-__all__ = ["main", "measure"]
-
 _MEGABYTE = 1 << 20
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_ARENA_MAX": "1"}
 """Makes glibc give freed memory back at once; else the peak holds what happened not to be given back, +-350 MB."""
@@ -156,6 +154,7 @@ def peak() -> int:
 
 
 def reset_peak() -> None:
+    """Let the peak of this process count from here."""
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 

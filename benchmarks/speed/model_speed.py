@@ -26,8 +26,6 @@ from rlaif_env.models import BUILTIN_MODEL, Backbone, backbone, default_device, 
 from rlaif_env.models.sampling import sample
 from rlaif_env.runs import RunFolder
 
-__all__ = ["floors", "overhead", "sampling", "scoring"]
-
 
 class PlainLM(LocalLM):
     """The same model without this project's savings: whole prompts, padded, so many at a time in the caller's order."""

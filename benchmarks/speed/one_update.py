@@ -16,8 +16,6 @@ from typing import Any
 from rlaif_env.api import RLAIFError
 from rlaif_env.models import LoraConfig, encode, load_tokenizer, logit_width, resolve
 
-__all__ = ["SETTINGS", "Ours", "Setting", "model_folder", "prompts_of", "reward"]
-
 _WORDS = (
     "the film was a story of people who never knew what they had until it was gone and then one day all of this came "
     "back to them as if it were new in the town by the sea where every house had an old door"

@@ -28,8 +28,6 @@ import rlaif_env
 from benchmarks.speed import model_speed
 from rlaif_env.runs import write_json
 
-__all__ = ["Figure", "environments", "main"]
-
 WORDS = "a the film story was is good bad long short and not".split()
 
 

@@ -14,8 +14,6 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Machine", "Times", "alternate", "machine", "stopwatch"]
-
 
 @dataclass
 class Times:

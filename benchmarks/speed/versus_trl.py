@@ -35,8 +35,6 @@ from rlaif_env.api import RLAIFError
 from rlaif_env.models import BUILTIN_MODEL
 from rlaif_env.runs import write_json
 
-__all__ = ["equal_work", "main", "measure", "memory", "trl_trainer"]
-
 _SIDES = ("ours", "trl")
 _BARS = {"median": 1.5, "each": 1.2, "memory": 0.7}
 

@@ -22,8 +22,6 @@ from rlaif_env.api import RLAIFError
 from rlaif_env.models.assets import cache_folder
 from rlaif_env.tables import Table
 
-__all__ = ["AnswerCache", "cache_key", "cache_main", "default_cache"]
-
 _BUSY_SECONDS = 60.0
 _VERSION = 2
 _SUMMARY = {"model": str, "endpoint": str, "answers": int, "hits": int, "bytes": int, "used": float}

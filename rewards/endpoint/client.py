@@ -28,8 +28,6 @@ from rewards.endpoint.limits import Limits, Usage, checked_url, is_loopback, ret
 from rewards.endpoint.replies import MalformedReply, Reply, error_message, parse_reply
 from rlaif_env.api import RLAIFError
 
-__all__ = ["EndpointClient", "RequestFailed"]
-
 T = TypeVar("T")
 R = TypeVar("R")
 

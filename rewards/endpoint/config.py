@@ -11,8 +11,6 @@ from rewards.endpoint.limits import Limits
 from rlaif_env.api import RLAIFError
 from rlaif_env.options import JSON_MAPPING
 
-__all__ = ["ServerConfig"]
-
 _GRAMMARS = {"response_format", "grammar", "json_schema", "structured_outputs", "structural_tag"}
 _GRAMMARS |= {"guided_json", "guided_regex", "guided_choice", "guided_grammar"}
 _OWN = {"model", "prompt", "messages", "logprobs", "top_logprobs", "max_tokens", "stream", "n", "echo"}

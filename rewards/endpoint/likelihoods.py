@@ -23,8 +23,6 @@ from dataclasses import dataclass
 from rewards.endpoint.client import RequestFailed
 from rewards.endpoint.replies import Position
 
-__all__ = ["AnswerLikelihoods", "answer_likelihoods"]
-
 _NEGLIGIBLE = 1e-5
 _WORTH_ASKING = 0.005  # a less likely label is too rare for its longer words to be seen in a score
 _FLOOR = 1e-12

@@ -11,8 +11,6 @@ from urllib.parse import urlsplit
 
 from rlaif_env.api import RLAIFError
 
-__all__ = ["Limits", "Usage", "checked_url", "is_loopback", "retry_after"]
-
 
 @dataclass(frozen=True)
 class Limits:

@@ -29,8 +29,6 @@ from rewards.endpoint.replies import Position, Reply
 from rewards.prompts import before_stop, check_answers, leads_after
 from rlaif_env.api import BackendError
 
-__all__ = ["EndpointLM"]
-
 _CHAT_LEADS = ("", " ")
 
 

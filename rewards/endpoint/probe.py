@@ -14,8 +14,6 @@ from typing import Any
 from rewards.endpoint.client import EndpointClient, RequestFailed
 from rewards.endpoint.replies import Reply
 
-__all__ = ["Capabilities", "probe"]
-
 _TOP = (20, 5)  # most servers show 20 tokens, the older completion routes 5
 _CONTINUE = {"continue_final_message": True, "add_generation_prompt": False}
 _COUNT = "7, 8, 9, 10, 11\n7, 8, 9, 10, 11\n7, 8, 9,"

@@ -19,8 +19,6 @@ from typing import Any
 
 from rlaif_env.api import RLAIFError
 
-__all__ = ["MalformedReply", "Position", "Reply", "parse_reply"]
-
 _NO_NUMBER = -9000.0
 _TOLERANCE = 1e-3
 _MOST_TOKENS = 10**12

@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 
 from rlaif_env.api import DataError
 
-__all__ = ["Answer", "Label", "Labels", "Status"]
-
 Status = Literal["ok", "low mass", "too long", "failed"]
 
 

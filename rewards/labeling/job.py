@@ -21,8 +21,6 @@ from rlaif_env.data.journal import Journal
 from rlaif_env.data.tasks import load_task
 from rlaif_env.models import encode, load_tokenizer
 
-__all__ = ["OPERATIONAL", "LabelConfig", "LabelJob"]
-
 OPERATIONAL = (
     *("out", "batch", "dry_run", "labeler.device"),
     *(f"labeler.server.{name}" for name in ("api_key_env", "cache", "progress")),

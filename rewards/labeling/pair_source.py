@@ -18,17 +18,6 @@ from rlaif_env.data.jsonl import check_text, json_object, lines_of, read_jsonl
 from rlaif_env.data.preferences import human_preferences, read_prompts
 from rlaif_env.data.tasks import Task
 
-__all__ = [
-    "Pair",
-    "SampledPairs",
-    "builtin_pairs",
-    "first_fields",
-    "holds_prompts",
-    "prompts_of_file",
-    "read_pairs",
-    "respond",
-]
-
 _DRAWS = 8  # attempts at two different responses that are not empty
 _RESPONSES = {"response_1", "response_2", "chosen", "rejected"}
 

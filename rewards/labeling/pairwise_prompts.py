@@ -24,8 +24,6 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["PairExemplar", "PairWording", "label_prompt", "pair_wording", "pairwise_prompt"]
-
 
 @dataclass(frozen=True)
 class PairExemplar:

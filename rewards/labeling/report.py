@@ -29,8 +29,6 @@ from rlaif_env.statistics import (
 )
 from rlaif_env.tables import Table
 
-__all__ = ["Alignment", "Tally", "alignment", "as_markdown", "interval_text", "prompt_clusters"]
-
 
 @dataclass(frozen=True)
 class Alignment:

@@ -26,9 +26,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-__all__ = ["AnswerTree", "answer_logprobs", "answer_tree", "word_start_mask"]
-
-
 @dataclass(frozen=True)
 class AnswerTree:
     """The token sequences of k answers, as a tree of N nodes below the prompt.

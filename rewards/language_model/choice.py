@@ -9,8 +9,6 @@ from rewards.endpoint.model import EndpointLM
 from rewards.language_model.config import LanguageModelConfig
 from rewards.language_model.local import LocalLM
 
-__all__ = ["language_model_from"]
-
 
 def language_model_from(config: LanguageModelConfig) -> LanguageModel:
     """The language model that the settings name, loaded or connected to; a server is probed.

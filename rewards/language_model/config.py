@@ -11,8 +11,6 @@ from rewards.endpoint.limits import checked_url
 from rlaif_env.api import RLAIFError
 from rlaif_env.models import BUILTIN_MODEL
 
-__all__ = ["LanguageModelConfig"]
-
 
 @dataclass(frozen=True)
 class LanguageModelConfig:

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["LocalLM"]
-
 _SHARED_MINIMUM = 8  # a shorter common beginning is not worth a cache
 _KEPT_PREFIXES = 4
 

@@ -14,8 +14,6 @@ from rlaif_env.data.tasks import load_task
 from rlaif_env.models import BUILTIN_MODEL, backbone
 from rlaif_env.runs import RunFolder, write_json
 
-__all__ = ["TrainRMConfig", "describe", "main", "train_and_save"]
-
 
 @dataclass(frozen=True)
 class TrainRMConfig(RewardModelConfig):

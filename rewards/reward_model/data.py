@@ -26,8 +26,6 @@ from rlaif_env.data.tasks import Task
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Judged", "LabelledData", "load_labels", "side_of"]
-
 _SIDES = {"train": 0.8, "validation": 0.1, "test": 0.1}
 _DIVISION = 1  # not the tasks' own, which a file made from one of their splits would be on one side of
 _VALIDATION_PAIRS, _VALIDATION_TEXTS = 4000, 500

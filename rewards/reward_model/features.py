@@ -27,8 +27,6 @@ from rlaif_env.models import Backbone, encode, pad_rows
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["depth_of", "encode_for_reward", "extract", "last_states", "lora_targets", "reward_text"]
-
 _TURN = "\n\nAssistant:"
 _SUMMARY = "\n\nSummary: "
 

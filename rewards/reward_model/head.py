@@ -11,8 +11,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["PENALTIES", "HeadFit", "Pairs", "centred", "fit_head", "preference_loss"]
-
 PENALTIES: Sequence[float] = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 """Weights of the L2 penalty that `fit_head` tries, the strongest first."""
 

@@ -39,8 +39,6 @@ from rlaif_env.api import BackendError, RLAIFError, Scores
 from rlaif_env.data.tasks import Task, load_task
 from rlaif_env.models import BUILTIN_MODEL, Backbone, tokenizer_fingerprint
 
-__all__ = ["RewardModel", "any_rm", "distilled_rm", "human_rm"]
-
 DEFAULT_MAX_TOKENS = 1152
 """Longest text scored, EOS included (appendix A)."""
 

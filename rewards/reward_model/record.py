@@ -17,8 +17,6 @@ from rlaif_env.models import refuse_pickled
 from rlaif_env.runs import write_json
 from rlaif_env.tables import is_number
 
-__all__ = ["BACKENDS", "MADE_BY", "LabelRecord", "Normalization", "Provenance", "read_record", "write_record"]
-
 Provenance = Literal["human", "ai", "mixed"]
 """Who made a reward model's labels."""
 

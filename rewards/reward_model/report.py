@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["PairFigures", "curve_plot", "pair_accuracy", "pair_figures", "reliability_plot"]
-
 
 @dataclass(frozen=True)
 class PairFigures:

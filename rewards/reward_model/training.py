@@ -30,8 +30,6 @@ from rlaif_env.api import RLAIFError
 from rlaif_env.data.tasks import Task
 from rlaif_env.models import Backbone
 
-__all__ = ["Progress", "RewardModelConfig", "Trained", "train_rm"]
-
 _PROBE_TEXTS = 1500  # enough to tell the layers apart
 _CURVE_START = 128
 

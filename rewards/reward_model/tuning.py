@@ -19,8 +19,6 @@ from rewards.reward_model.head import preference_loss
 from rlaif_env.api import RLAIFError
 from rlaif_env.models import Backbone, LoraConfig, OptimizerConfig, backbone, linear_schedule, make_optimizer
 
-__all__ = ["Tuned", "TuningConfig", "tune"]
-
 _PATIENCE = 3
 _CHECKS_PER_EPOCH = 2
 _WARMUP = 0.05  # of all steps

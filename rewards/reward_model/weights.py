@@ -22,8 +22,6 @@ from rlaif_env.models import Backbone, backbone, default_device, encode, load_to
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["attach_adapter", "open_base", "open_merged", "read_head", "save_head", "save_merged"]
-
 _HEAD = "head.safetensors"
 _SCORE = "score.weight"
 

@@ -23,8 +23,6 @@ import numpy as np
 from rlaif_env.api import DataError, Preference
 from rlaif_env.models import assets
 
-__all__ = ["SPLITS", "SPLIT_FRACTIONS", "Snippet", "check_split", "human_preferences", "movie_snippets", "split_of"]
-
 SPLITS = ("train", "validation", "test", "gold")
 SPLIT_FRACTIONS: Mapping[str, float] = {"train": 0.60, "validation": 0.05, "test": 0.15, "gold": 0.20}
 

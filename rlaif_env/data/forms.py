@@ -21,8 +21,6 @@ from typing import Any
 from rlaif_env.api import DataError, Preference
 from rlaif_env.data.jsonl import MAX_CHARACTERS, check_text, listing
 
-__all__ = ["PreferenceForms", "dialogue", "messages_of", "own_row", "prompt_of", "trl_row"]
-
 _SPEAKERS = {"user": "Human", "assistant": "Assistant", "system": "System"}
 _TURN = "\n\nAssistant:"
 _OWN = ("prompt", "response_1", "response_2", "p_first", "source", "meta")

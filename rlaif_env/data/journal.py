@@ -17,8 +17,6 @@ from typing import IO, Any, cast
 from rlaif_env.api import DataError
 from rlaif_env.data.jsonl import json_object
 
-__all__ = ["Journal"]
-
 
 class Journal:
     """The finished rows of a job, by key.

@@ -24,9 +24,6 @@ from typing import IO, Any, TypeVar, cast
 from rlaif_env.api import DataError
 from rlaif_env.files import replacing
 
-__all__ = ["MAX_CHARACTERS", "check_text", "checked", "json_object", "lines_of", "listing", "read_jsonl", "write_jsonl"]
-
-
 T = TypeVar("T")
 R = TypeVar("R")
 

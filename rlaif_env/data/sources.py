@@ -10,8 +10,6 @@ from rlaif_env.api import Preference, RLAIFError
 from rlaif_env.data.corpus import SPLITS, check_split, human_preferences, movie_snippets, split_of
 from rlaif_env.data.preferences import Rows, dataset_rows, read_preferences, read_prompts
 
-__all__ = ["PromptSource", "each_split"]
-
 _CORPORA = ("movie-review",)
 _OPENING_WORDS = 6
 _LEAST_WORDS = 12

@@ -22,8 +22,6 @@ from rlaif_env.data.tasks import Task, load_task
 from rlaif_env.keywords import RewardFunction, Shared, resolve_reward, unshare
 from rlaif_env.models import BUILTIN_MODEL, encode, load_tokenizer, logit_width
 
-__all__ = ["RESERVED_INFO", "Core", "PromptOrder", "Response"]
-
 RESERVED_INFO = frozenset(
     "prompt prompt_index response response_length finish_reason action_mask active episode final_obs final_info".split()
 )

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
     from rlaif_env.envs.rendering import Scene
 
-__all__ = ["Episodes", "Observation", "PromptEnv"]
-
 Observation = dict[str, NDArray[Any]]
 
 

@@ -32,8 +32,6 @@ from rlaif_env.api import BackendError, RLAIFError
 from rlaif_env.envs.core import Core
 from rlaif_env.keywords import unshare
 
-__all__ = ["Case", "ConformanceError", "check_environment", "same", "untouched_generators"]
-
 
 class ConformanceError(AssertionError):
     """An environment broke its contract; the message begins with the name of the check."""

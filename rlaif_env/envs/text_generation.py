@@ -19,8 +19,6 @@ from numpy.typing import NDArray
 from rlaif_env.envs.episodes import Episodes, Observation, PromptEnv
 from rlaif_env.envs.vector_episodes import PromptVectorEnv
 
-__all__ = ["TextGeneration", "TextGenerationVector"]
-
 
 class _WholeResponses(Episodes):
     """An action is T token ids. Its ``action_mask`` is a tuple of T arrays (V,) int8."""

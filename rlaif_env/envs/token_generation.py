@@ -19,8 +19,6 @@ from numpy.typing import NDArray
 from rlaif_env.envs.episodes import Episodes, Observation, PromptEnv
 from rlaif_env.envs.vector_episodes import PromptVectorEnv
 
-__all__ = ["TokenGeneration", "TokenGenerationVector"]
-
 
 class _SingleTokens(Episodes):
     """An action is one token id. Its ``action_mask`` is an array (V,) int8."""

@@ -27,8 +27,6 @@ from rlaif_env.envs.episodes import Episodes, Observation
 if TYPE_CHECKING:
     from rlaif_env.envs.rendering import Scene
 
-__all__ = ["PromptVectorEnv"]
-
 Bools = NDArray[np.bool_]
 
 UNSTARTED, RUNNING, WAITING, DONE = range(4)

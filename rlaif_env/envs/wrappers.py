@@ -22,8 +22,6 @@ from rlaif_env.api import RLAIFError
 from rlaif_env.envs.episodes import Observation
 from rlaif_env.keywords import Shared, unshare
 
-__all__ = ["KLShaping", "VectorKLShaping"]
-
 LogRatio = Callable[[Observation, Any], Any]
 
 

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["Backbone", "head_logits", "plain_head", "quiet"]
-
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:

@@ -40,8 +40,6 @@ from typing import IO, Any, cast
 
 from rlaif_env.api import AssetError
 
-__all__ = ["cache_folder", "corpus_folder", "model_folder", "verify"]
-
 _log = logging.getLogger(__name__)
 
 _MANIFEST = "manifest.json"

@@ -15,8 +15,6 @@ from rlaif_env.api import RLAIFError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["encode", "pad_rows", "tokenizer_fingerprint"]
-
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """SHA-256 of what a tokenizer does to text: its vocabulary and special tokens."""

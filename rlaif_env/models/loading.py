@@ -18,18 +18,6 @@ from rlaif_env.models.adapters import Backbone, quiet
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = [
-    "BUILTIN_MODEL",
-    "backbone",
-    "default_device",
-    "default_dtype",
-    "load_tokenizer",
-    "load_weights",
-    "logit_width",
-    "refuse_pickled",
-    "resolve",
-]
-
 BUILTIN_MODEL = "smollm2-135m-instruct"
 """Name of the model that needs no hub: see `rlaif_env.models.assets`."""
 

@@ -11,8 +11,6 @@ from rlaif_env.api import RLAIFError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["LoraConfig", "OptimizerConfig", "linear_schedule", "make_optimizer"]
-
 
 @dataclass(frozen=True)
 class LoraConfig:

@@ -19,8 +19,6 @@ from rlaif_env.models.encoding import pad_rows
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Samples", "sample"]
-
 
 @dataclass(frozen=True)
 class Samples:
