@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from rlaif_env.api import RLAIFError
-from rlaif_env.statistics import Floats, Interval, StudentisedBootstrap, normal_quantile
+from rlaif_env.statistics import RESAMPLES, Floats, Interval, StudentisedBootstrap, normal_quantile
 
 
 def _table(values: ArrayLike, expected: str) -> Floats:
@@ -44,7 +44,7 @@ def _iqm(scores: Floats) -> tuple[Floats, Floats, Floats]:
 
 
 def iqm_over_seeds(
-    scores: ArrayLike, *, resamples: int = 10_000, seed: int | np.random.Generator = 0, level: float = 0.95
+    scores: ArrayLike, *, resamples: int = RESAMPLES, seed: int | np.random.Generator = 0, level: float = 0.95
 ) -> Interval:
     """Interquartile mean over seeds (and tasks), with a stratified bootstrap interval: seeds drawn within each task.
 

@@ -27,7 +27,11 @@ from rich.console import Console
 
 from benchmarks.evaluation.judge_panel import JudgePanel
 from benchmarks.evaluation.judges import check_scored, pairwise_wins, score_rows, win_rates, with_gold
+from benchmarks.evaluation.length_control import RESAMPLES
 from benchmarks.evaluation.systems import (
+    BATCH,
+    PROMPTS,
+    SPLIT,
     Source,
     System,
     answer,
@@ -86,13 +90,13 @@ class EvaluateConfig:
     label: LabelingConfig = field(default_factory=LabelingConfig)
     judge_settings: Annotated[Mapping[str, Mapping[str, Any]], JSON_MAPPING] = field(default_factory=dict)
     reference: str = BUILTIN_MODEL
-    split: str = "test"
-    prompts: int = 128
+    split: str = SPLIT
+    prompts: int = PROMPTS
     max_new_tokens: int | None = None
     temperature: float | None = None
     seed: int = 0
-    resamples: int = 2000
-    batch: int = 64
+    resamples: int = RESAMPLES
+    batch: int = BATCH
     out: Path | None = None
 
 

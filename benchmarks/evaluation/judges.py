@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.evaluation.length_control import length_control
+from benchmarks.evaluation.length_control import RESAMPLES, length_control
 from benchmarks.evaluation.metrics import holm, paired_bootstrap_test, sign_test, win_rate
 from benchmarks.evaluation.systems import System
 from rewards.labeling.labeler import Answer, Label, PreferenceLabeler
@@ -92,7 +92,9 @@ def with_gold(system: System, task: Task) -> System:
     return replace(system, measures={**system.measures, "gold": gold_scores(task, texts)})
 
 
-def win_rates(systems: Sequence[System], measure: str, *, seed: int = 0, resamples: int = 2000) -> list[dict[str, Any]]:
+def win_rates(
+    systems: Sequence[System], measure: str, *, seed: int = 0, resamples: int = RESAMPLES
+) -> list[dict[str, Any]]:
     """How often each system's response has more of a measure than another's to the same prompt; exact ties count 1/2.
 
     Args:
@@ -131,7 +133,7 @@ def pairwise_wins(
     labeler: PreferenceLabeler,
     *,
     seed: int = 0,
-    resamples: int = 2000,
+    resamples: int = RESAMPLES,
     batch: int = 32,
     journal: Journal | None = None,
     progress: Progress = lambda done, total: None,

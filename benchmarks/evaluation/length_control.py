@@ -39,6 +39,9 @@ from rlaif_env.statistics import (
     resampled_counts,
 )
 
+RESAMPLES = 2_000
+"""Of a bootstrap in which every resample has a fit of its own."""
+
 RIDGE = 0.01
 _STEP_LIMITS = tuple(4 * 0.93**k for k in range(80))
 

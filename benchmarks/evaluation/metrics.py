@@ -13,7 +13,16 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from rlaif_env.api import RLAIFError
-from rlaif_env.statistics import Clusters, Floats, Interval, checked_array, group_codes, rate, studentised_bootstrap
+from rlaif_env.statistics import (
+    RESAMPLES,
+    Clusters,
+    Floats,
+    Interval,
+    checked_array,
+    group_codes,
+    rate,
+    studentised_bootstrap,
+)
 
 
 @dataclass(frozen=True)
@@ -116,7 +125,7 @@ def paired_bootstrap_test(
     after: ArrayLike,
     *,
     clusters: Clusters | None = None,
-    resamples: int = 10_000,
+    resamples: int = RESAMPLES,
     seed: int | np.random.Generator = 0,
 ) -> float:
     """Two-sided p-value of no mean difference, from the distribution behind `paired_bootstrap`.

@@ -24,6 +24,7 @@ from rlaif_env.data.jsonl import check_text, read_jsonl
 from rlaif_env.data.tasks import Task
 from rlaif_env.models import (
     BUILTIN_MODEL,
+    TEMPERATURE,
     Backbone,
     LoraConfig,
     backbone,
@@ -36,7 +37,9 @@ from rlaif_env.models import (
 from rlaif_env.runs import write_json
 from rlaif_env.statistics import new_names, new_numbers, repeated_ngrams, word_counts
 
-TEMPERATURE = 0.9
+SPLIT, PROMPTS, BATCH = "test", 128, 64
+"""What `rlaif evaluate` asks for: a split, so many of its prompts, so many at once."""
+
 """Sampling temperature of a policy that no run says another one of (section A.3)."""
 
 _CHECKPOINT = "agent.safetensors"
@@ -187,7 +190,7 @@ def held_out_prompts(task: Task, split: str, count: int) -> list[str]:
     return known[:count]
 
 
-def read_responses(path: str | Path, task: Task, *, split: str = "test", prompts: int = 128) -> list[str]:
+def read_responses(path: str | Path, task: Task, *, split: str = SPLIT, prompts: int = PROMPTS) -> list[str]:
     """The responses of a JSON lines file (``prompt``, ``response``), in the order of the split's first prompts.
 
     Rows for the split's other prompts are not needed and not used.
@@ -221,10 +224,10 @@ def answer(
     source: str | Path,
     task: Task,
     *,
-    split: str = "test",
-    prompts: int = 128,
+    split: str = SPLIT,
+    prompts: int = PROMPTS,
     seed: int = 0,
-    batch: int = 64,
+    batch: int = BATCH,
     reference: str | Path = BUILTIN_MODEL,
     max_new_tokens: int | None = None,
     temperature: float | None = None,

@@ -14,10 +14,11 @@ from rlaif_env.models.loading import (
     resolve,
 )
 from rlaif_env.models.optimisation import LoraConfig, OptimizerConfig, linear_schedule, make_optimizer
-from rlaif_env.models.sampling import Samples, sample
+from rlaif_env.models.sampling import TEMPERATURE, Samples, sample
 
 __all__ = [
     "BUILTIN_MODEL",
+    "TEMPERATURE",
     "Backbone",
     "LoraConfig",
     "OptimizerConfig",

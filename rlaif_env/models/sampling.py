@@ -19,6 +19,9 @@ from rlaif_env.models.encoding import pad_rows
 if TYPE_CHECKING:
     import torch
 
+TEMPERATURE = 0.9
+"""Of a policy that is asked for none (section A.3)."""
+
 
 @dataclass(frozen=True)
 class Samples:

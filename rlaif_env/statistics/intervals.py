@@ -41,6 +41,9 @@ from rlaif_env.api import RLAIFError
 Floats = NDArray[np.float64]
 Clusters = Sequence[Hashable] | NDArray[np.generic]
 
+RESAMPLES = 10_000
+"""Of every bootstrap, where nothing else is asked for."""
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -270,7 +273,11 @@ class StudentisedBootstrap:
 
 
 def studentised_bootstrap(
-    values: ArrayLike, *, clusters: Clusters | None = None, resamples: int = 10_000, seed: int | np.random.Generator = 0
+    values: ArrayLike,
+    *,
+    clusters: Clusters | None = None,
+    resamples: int = RESAMPLES,
+    seed: int | np.random.Generator = 0,
 ) -> StudentisedBootstrap:
     """Resample the mean of n finite values in m clusters, clusters drawn whole (so their sizes may differ).
 
@@ -297,7 +304,7 @@ def bootstrap_mean(
     values: ArrayLike,
     *,
     clusters: Clusters | None = None,
-    resamples: int = 10_000,
+    resamples: int = RESAMPLES,
     seed: int | np.random.Generator = 0,
     level: float = 0.95,
 ) -> Interval:
@@ -317,7 +324,7 @@ def paired_bootstrap(
     after: ArrayLike,
     *,
     clusters: Clusters | None = None,
-    resamples: int = 10_000,
+    resamples: int = RESAMPLES,
     seed: int | np.random.Generator = 0,
     level: float = 0.95,
 ) -> Interval:
