@@ -134,7 +134,7 @@ def length_control(
     *,
     clusters: Clusters | None = None,
     scale: Literal["ratio", "log"] = "ratio",
-    resamples: int = 2_000,
+    resamples: int = RESAMPLES,
     seed: int | np.random.Generator = 0,
     level: float = 0.95,
 ) -> LengthControl:

@@ -40,8 +40,6 @@ from rlaif_env.statistics import new_names, new_numbers, repeated_ngrams, word_c
 SPLIT, PROMPTS, BATCH = "test", 128, 64
 """What `rlaif evaluate` asks for: a split, so many of its prompts, so many at once."""
 
-"""Sampling temperature of a policy that no run says another one of (section A.3)."""
-
 _CHECKPOINT = "agent.safetensors"
 _TOKENS_PER_PASS = 512  # response tokens whose logits are in memory at once
 
