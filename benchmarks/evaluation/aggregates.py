@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from rlaif_env.api import RLAIFError
-from rlaif_env.statistics import RESAMPLES, Floats, Interval, StudentisedBootstrap, normal_quantile
+from rlaif_env.statistics import Floats, Interval, StudentisedBootstrap, normal_quantile
+from rlaif_env.statistics.intervals import RESAMPLES
 
 
 def _table(values: ArrayLike, expected: str) -> Floats:

@@ -14,7 +14,6 @@ from numpy.typing import ArrayLike
 
 from rlaif_env.api import RLAIFError
 from rlaif_env.statistics import (
-    RESAMPLES,
     Clusters,
     Floats,
     Interval,
@@ -23,6 +22,7 @@ from rlaif_env.statistics import (
     rate,
     studentised_bootstrap,
 )
+from rlaif_env.statistics.intervals import RESAMPLES
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from rlaif_env.statistics.agreement import (
     spearman,
 )
 from rlaif_env.statistics.intervals import (
-    RESAMPLES,
     Clusters,
     Floats,
     Interval,
@@ -32,7 +31,6 @@ from rlaif_env.statistics.intervals import (
 from rlaif_env.statistics.text_measures import new_names, new_numbers, repeated_ngrams, word_counts
 
 __all__ = [
-    "RESAMPLES",
     "Clusters",
     "Floats",
     "Interval",
