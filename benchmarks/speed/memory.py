@@ -19,16 +19,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.speed.one_update import WORDS
 from rlaif_env.api import RLAIFError
 from rlaif_env.models import BUILTIN_MODEL
+from rlaif_env.tables import Cell, Table
 
-__all__ = ["main", "measure"]
+__all__ = ["in_a_process", "main", "measure", "peak"]
 
-_MEGABYTE = 1 << 20
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_ARENA_MAX": "1"}
 """Makes glibc give freed memory back at once; else the peak holds what happened not to be given back, +-350 MB."""
 
-_WORDS = "the film was a story of people who never knew what they had until it was gone and then".split()
+_PHASES = ("sample", "score", "update")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,42 +44,40 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.child:
         print(json.dumps(measure(options.model, options.responses, options.tokens, everything=options.child == "all")))
         return 0
-    found = {what: _in_a_process(what, options) for what in ("alone", "all")}
-    alone, all_ = found["alone"], found["all"]
-    held, peak = all_["held"] / all_["weights"], all_["peak"] / alone["peak"]
-    print(f"model {options.model}, {options.responses} responses of {options.tokens} tokens; MB above the libraries")
-    print(f"base weights                                      {all_['weights'] / _MEGABYTE:8.0f}")
-    print(f"held: policy alone                                {alone['held'] / _MEGABYTE:8.0f}")
-    print(f"held: policy, reference, reward model, scorer     {all_['held'] / _MEGABYTE:8.0f}   {held:.2f} x weights")
-    print(f"peak: policy alone (weights and activations)      {alone['peak'] / _MEGABYTE:8.0f}")
-    print(
-        f"peak: policy, reference, reward model, scorer     {all_['peak'] / _MEGABYTE:8.0f}   {peak:.2f} x policy alone"
-    )
-    for phase in ("sample", "score", "update"):
-        print(f"  {phase:<8} alone {alone[phase] / _MEGABYTE:8.0f}   all {all_[phase] / _MEGABYTE:8.0f}")
+    arguments = ["--model", options.model, "--responses", str(options.responses), "--tokens", str(options.tokens)]
+    alone, everybody = (in_a_process("memory", what, arguments) for what in ("alone", "all"))
+    held, peak = everybody["held"] / everybody["weights"], everybody["peak"] / alone["peak"]
+    ratios = {"held": f"{held:.2f} x weights", "peak": f"{peak:.2f} x policy alone"}
+    rows: list[list[Cell]] = []
+    for name in ("weights", "held", "peak", *_PHASES):
+        rows.append([name, *(f"{side[name] / 2**20:.0f}" for side in (alone, everybody)), ratios.get(name)])
+    title = f"{options.model}, {options.responses} responses of {options.tokens} tokens: MB above the libraries"
+    columns = ["", "policy alone", "policy, reference, reward model, scorer", "ratio"]
+    print(Table(title, columns, rows, "Peaks of a cycle and of its phases.").markdown())
     return int(max(held, peak) > options.limit)
 
 
-def _in_a_process(what: str, options: argparse.Namespace) -> dict[str, float]:
-    arguments = ["--model", options.model, "--responses", str(options.responses), "--tokens", str(options.tokens)]
-    command = [sys.executable, "-m", "benchmarks.speed.memory", "--child", what, *arguments]
+def in_a_process(module: str, child: str, arguments: Sequence[str]) -> dict[str, float]:
+    """What a module of this room measures in a fresh process of its own, told what by ``--child``.
+
+    Raises:
+        RLAIFError: If the process fails.
+    """
+    command = [sys.executable, "-m", f"benchmarks.speed.{module}", "--child", child, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **ALLOCATOR})
     if done.returncode:
         raise RLAIFError(
-            f"expected the measuring process to end well, found code {done.returncode}: {done.stderr[-500:]}"
+            f"expected the measuring process of {child} to end well, found code {done.returncode}: {done.stderr[-800:]}"
         )
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return figures
 
 
 def measure(model: str, responses: int, tokens: int, *, everything: bool) -> dict[str, float]:
-    """One cycle in this process: bytes of the weights, held, at the peak, and at the peak of each phase.
+    """One cycle of so many responses in this process: bytes of the weights, held, at the peak, at that of each phase.
 
-    Args:
-        model: The base model.
-        responses: Rows of the batch.
-        tokens: Longest response.
-        everything: Reward model (with an adapter of its own on all layers) and LLM scorer too, on the same weights.
+    With ``everything`` there are a reward model (with an adapter of its own on all layers) and an LLM scorer on the same
+    weights.
     """
     import numpy as np
     import peft
@@ -98,11 +97,10 @@ def measure(model: str, responses: int, tokens: int, *, everything: bool) -> dic
     with torch.device("meta"):
         skeleton = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(resolve(model)))
         skeleton.add_adapter(peft.LoraConfig(r=1, target_modules="all-linear", task_type="CAUSAL_LM"))
-    libraries = _resident()
+    libraries = _status("VmRSS")
     base = backbone(model, device="cpu", dtype="float32")
-    weights = sum(
-        {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in base.model.parameters()}.values()
-    )
+    storages = (p.untyped_storage() for p in base.model.parameters())
+    weights = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
     agent = ReinforceAgent(base, ReinforceConfig(group_size=2, baseline="leave-one-out"), max_new_tokens=tokens)
     parts: dict[str, Any] = {"nothing": (1.0, lambda prompts, answers: [float(len(answer)) for answer in answers])}
     if everything:
@@ -111,13 +109,13 @@ def measure(model: str, responses: int, tokens: int, *, everything: bool) -> dic
         parts["people"] = (1.0, RewardModel(base, torch.ones(width) / width, adapter="reward"))
         parts["scorer"] = (1.0, DirectLLMScore(LocalLM(base), minimum_mass=0.0))
     reward = compose(parts)
-    prompts = [" ".join(_WORDS[i % 9 : i % 9 + 8]) for i in range(responses // 2) for _ in range(2)]
+    prompts = [" ".join(WORDS[i % 9 : i % 9 + 8]) for i in range(responses // 2) for _ in range(2)]
     ids, mask = pad_rows(encode(tokenizer, prompts), tokenizer.pad_token_id, side="left")
     gc.collect()
-    found: dict[str, float] = {"weights": weights, "held": _resident() - libraries}
+    sizes: dict[str, float] = {"weights": weights, "held": _status("VmRSS") - libraries}
 
     def peak_since(name: str) -> None:
-        found[name] = peak() - libraries
+        sizes[name] = peak() - libraries
         reset_peak()
 
     reset_peak()
@@ -128,8 +126,7 @@ def measure(model: str, responses: int, tokens: int, *, everything: bool) -> dic
     peak_since("score")
     agent.update(np.asarray(scores.values))
     peak_since("update")
-    found["peak"] = max(found[name] for name in ("sample", "score", "update"))
-    return found
+    return sizes | {"peak": max(sizes[name] for name in _PHASES)}
 
 
 def _status(name: str) -> int:
@@ -138,10 +135,6 @@ def _status(name: str) -> int:
         if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024
     raise RLAIFError(f"expected {name} in /proc/self/status, found none; this benchmark needs Linux")
-
-
-def _resident() -> int:
-    return _status("VmRSS")
 
 
 def peak() -> int:
@@ -153,6 +146,7 @@ def peak() -> int:
 
 
 def reset_peak() -> None:
+    """Let `peak` begin anew, on Linux."""
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 

@@ -16,9 +16,9 @@ from typing import Any
 from rlaif_env.api import RLAIFError
 from rlaif_env.models import encode, load_tokenizer, resolve
 
-__all__ = ["SETTINGS", "Ours", "Setting", "model_folder", "prompts_of", "reward"]
+__all__ = ["SETTINGS", "WORDS", "Ours", "Setting", "model_folder", "prompts_of", "reward"]
 
-_WORDS = (
+WORDS = (
     "the film was a story of people who never knew what they had until it was gone and then one day all of this came "
     "back to them as if it were new in the town by the sea where every house had an old door"
 ).split()
@@ -68,14 +68,14 @@ def prompts_of(tokenizer: Any, count: int, length: int) -> list[str]:
     Raises:
         RLAIFError: If the tokenizer does not split words as expected.
     """
-    single = [w for w in dict.fromkeys(_WORDS) if len(tokenizer.encode(" " + w, add_special_tokens=False)) == 1]
+    single = [w for w in dict.fromkeys(WORDS) if len(tokenizer.encode(" " + w, add_special_tokens=False)) == 1]
     extra = len(encode(tokenizer, [" " + single[0]])[0]) - 1  # a BOS token
     texts = [
         "".join(" " + single[(i * (3 + j) + 7 * j) % len(single)] for i in range(length - extra)) for j in range(count)
     ]
-    found = sorted({len(row) for row in encode(tokenizer, texts)})
-    if found != [length] or len(set(texts)) != count:
-        raise RLAIFError(f"expected {count} prompts of {length} tokens, found lengths {found}")
+    lengths = sorted({len(row) for row in encode(tokenizer, texts)})
+    if lengths != [length] or len(set(texts)) != count:
+        raise RLAIFError(f"expected {count} prompts of {length} tokens, found lengths {lengths}")
     return texts
 
 
@@ -94,9 +94,8 @@ def model_folder(name: str, folder: Path) -> Path:
     tokenizer = load_tokenizer(name)
     source = Path(resolve(name))
     end = _never_written(tokenizer)
-    for file in source.iterdir():
-        if file.is_file() and file.suffix == ".safetensors":
-            (folder / file.name).symlink_to(file)
+    for file in source.glob("*.safetensors"):
+        (folder / file.name).symlink_to(file)
     tokenizer.eos_token = end
     tokenizer.save_pretrained(folder)
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))

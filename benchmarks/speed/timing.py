@@ -1,4 +1,4 @@
-"""Times of contenders that take turns, and what the machine itself can do.
+"""The one way of timing: contenders that take turns; and what the machine itself can do.
 
 A shared machine is never twice the same, so contenders are run in turn in one process and only their ratio is a figure.
 Beside the time on the wall stands the processor time of all threads, which other people's work disturbs less.
@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 
-__all__ = ["Machine", "Times", "alternate", "machine", "stopwatch"]
+__all__ = ["Machine", "Times", "alternate", "beside", "machine", "stopwatch"]
 
 
 @dataclass
@@ -53,7 +54,7 @@ class Times:
 def stopwatch(times: Times) -> Iterator[None]:
     """Add the time of the block; a GPU's queue is awaited at both ends."""
     _finish()
-    wall, cpu = time.perf_counter(), time.process_time()
+    cpu, wall = time.process_time(), time.perf_counter()
     yield
     _finish()
     times.wall.append(time.perf_counter() - wall)
@@ -61,27 +62,37 @@ def stopwatch(times: Times) -> Iterator[None]:
 
 
 def _finish() -> None:
-    import torch
-
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():
         torch.cuda.synchronize()
 
 
-def alternate(contenders: Mapping[str, Callable[[], Any]], *, repetitions: int, warmup: int = 1) -> dict[str, Times]:
+def alternate(
+    contenders: Mapping[str, Callable[[], Any]], *, repetitions: int, warmup: int = 1, calls: int = 1
+) -> dict[str, Times]:
     """Time calls of several functions, taking turns, the order turned round each time.
 
     Args:
         contenders: What to call, by name.
-        repetitions: Timed calls of each.
-        warmup: Calls of each before that.
+        repetitions: Timed turns of each.
+        warmup: Turns of each before that.
+        calls: Calls in a turn, each timed.
     """
-    found = {name: Times() for name in contenders}
+    times = {name: Times() for name in contenders}
     for i in range(warmup + repetitions):
-        names = list(contenders)[:: 1 if i % 2 == 0 else -1]
-        for name in names:
-            with stopwatch(found[name] if i >= warmup else Times()):
-                contenders[name]()
-    return found
+        for name in list(contenders)[:: 1 if i % 2 == 0 else -1]:
+            for _ in range(calls):
+                with stopwatch(times[name] if i >= warmup else Times()):
+                    contenders[name]()
+    return times
+
+
+def beside(ours: Times, theirs: Times) -> dict[str, Any]:
+    """How many times ours the other side took, JSON-able: of the medians, its quartiles by turn, and by CPU time."""
+    return {
+        "ratio": theirs.median / ours.median,
+        "ratio_quartiles": [float(q) for q in np.percentile(np.array(theirs.wall) / np.array(ours.wall), [25, 75])],
+        "ratio_cpu": float(np.median(theirs.cpu) / np.median(ours.cpu)),
+    }
 
 
 @dataclass(frozen=True)
@@ -98,23 +109,19 @@ class Machine:
 
 
 def machine(
-    *, hidden: int = 576, inner: int = 1536, rows: int = 512, dtype: str = "float32", device: str = "cpu"
+    *, hidden: int = 576, inner: int = 1536, rows: int = 512, copied: int = 1 << 26, device: str = "cpu"
 ) -> Machine:
-    """Measure the machine: the median of several runs of each.
+    """Measure the machine in float32, the median of 15 runs of each.
 
     Args:
         hidden: Hidden size of the model in question.
         inner: Width of its feed-forward layers.
         rows: Tokens in a product.
-        dtype: Of the products.
+        copied: Numbers in a copy.
         device: Where.
     """
-    import torch
-
-    kind = getattr(torch, dtype)
-    a = torch.randn(rows, hidden, device=device, dtype=kind)
-    b = torch.randn(inner, hidden, device=device, dtype=kind)
-    large = torch.zeros(1 << 26, device=device)
+    a, b = torch.randn(rows, hidden, device=device), torch.randn(inner, hidden, device=device)
+    large = torch.zeros(copied, device=device)
     target = torch.empty_like(large)
     repeats = 8
 
