@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import os
 import resource
-import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,10 @@ from rlaif_env.api import RLAIFError
 from rlaif_env.models import BUILTIN_MODEL
 from rlaif_env.tables import Cell, Table
 
-__all__ = ["in_a_process", "main", "measure", "peak"]
+__all__ = ["apart", "main", "measure", "peak"]
+
+Sizes = dict[str, float]
+"""Bytes by name."""
 
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_ARENA_MAX": "1"}
 """Makes glibc give freed memory back at once; else the peak holds what happened not to be given back, +-350 MB."""
@@ -39,13 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--responses", type=int, default=24)
     parser.add_argument("--tokens", type=int, default=16, help="longest response")
     parser.add_argument("--limit", type=float, default=1.3)
-    parser.add_argument("--child", choices=["alone", "all"], help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
-    if options.child:
-        print(json.dumps(measure(options.model, options.responses, options.tokens, everything=options.child == "all")))
-        return 0
-    arguments = ["--model", options.model, "--responses", str(options.responses), "--tokens", str(options.tokens)]
-    alone, everybody = (in_a_process("memory", what, arguments) for what in ("alone", "all"))
+    what = (options.model, options.responses, options.tokens)
+    alone, everybody = (apart(measure, *what, everything) for everything in (False, True))
     held, peak = everybody["held"] / everybody["weights"], everybody["peak"] / alone["peak"]
     ratios = {"held": f"{held:.2f} x weights", "peak": f"{peak:.2f} x policy alone"}
     rows: list[list[Cell]] = []
@@ -57,27 +57,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     return int(max(held, peak) > options.limit)
 
 
-def in_a_process(module: str, child: str, arguments: Sequence[str]) -> dict[str, float]:
-    """What a module of this room measures in a fresh process of its own, told what by ``--child``.
+def apart(call: Callable[..., Sizes], *arguments: Any) -> Sizes:
+    """What a function measures in a fresh process of its own, whose allocator gives freed memory back at once.
 
     Raises:
-        RLAIFError: If the process fails.
+        RLAIFError: If the process ends before the function does.
     """
-    command = [sys.executable, "-m", f"benchmarks.speed.{module}", "--child", child, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **ALLOCATOR})
-    if done.returncode:
-        raise RLAIFError(
-            f"expected the measuring process of {child} to end well, found code {done.returncode}: {done.stderr[-800:]}"
-        )
-    figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return figures
+    os.environ.update(ALLOCATOR)  # read when a process starts
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        try:
+            return pool.submit(call, *arguments).result()
+        except BrokenProcessPool as error:
+            raise RLAIFError(f"expected the measuring process to end well, found: {error}") from error
 
 
-def measure(model: str, responses: int, tokens: int, *, everything: bool) -> dict[str, float]:
+def measure(model: str, responses: int, tokens: int, everything: bool) -> Sizes:
     """One cycle of so many responses in this process: bytes of the weights, held, at the peak, at that of each phase.
 
-    With ``everything`` there are a reward model (with an adapter of its own on all layers) and an LLM scorer on the same
-    weights.
+    With ``everything`` a reward model (with an adapter of its own on all layers) and an LLM scorer are on the same
+    weights too.
     """
     import numpy as np
     import peft
@@ -112,7 +110,7 @@ def measure(model: str, responses: int, tokens: int, *, everything: bool) -> dic
     prompts = [" ".join(WORDS[i % 9 : i % 9 + 8]) for i in range(responses // 2) for _ in range(2)]
     ids, mask = pad_rows(encode(tokenizer, prompts), tokenizer.pad_token_id, side="left")
     gc.collect()
-    sizes: dict[str, float] = {"weights": weights, "held": _status("VmRSS") - libraries}
+    sizes: Sizes = {"weights": weights, "held": _status("VmRSS") - libraries}
 
     def peak_since(name: str) -> None:
         sizes[name] = peak() - libraries

@@ -227,11 +227,7 @@ def _update_floor(ours: Ours, setting: Setting, repetitions: int) -> list[dict[s
     ours.step()
     for _ in range(repetitions):
         with _on_this_machine(reached), stopwatch(whole):
-            with stopwatch(act):
-                responses = agent.act(ours.observations)
-            ours.observations, rewards, *_ = ours.envs.step(responses)
-            with stopwatch(learn):
-                agent.update(rewards)
+            ours.step(act, None, learn)
     return [
         _over(f"sample, {setting.name}", act, [sample_cost], reached),
         _over(f"learn, {setting.name}", learn, learn_costs, reached),
@@ -249,15 +245,10 @@ def overhead(*, model: str = BUILTIN_MODEL, repetitions: int = 5) -> dict[str, A
         ours.step()
         run.log(0, ours.metrics)  # opens the writers
         for i in range(1, repetitions + 1):
-            with stopwatch(update):
-                responses = ours.agent.act(ours.observations)
+            ours.step(update, around, update)
             with stopwatch(around):
-                ours.observations, rewards, _, _, info = ours.envs.step(responses)
-            with stopwatch(update):
-                metrics = ours.agent.update(rewards)
-            with stopwatch(around):
-                run.log(i, metrics)
-                final = info["final_info"]
-                run.log_samples(i, list(final["prompt"]), list(final["response"]), rewards)
+                run.log(i, ours.metrics)
+                final = ours.info["final_info"]
+                run.log_samples(i, list(final["prompt"]), list(final["response"]), ours.rewards)
     share = sum(around.wall) / sum(update.wall)
     return {"updates": repetitions, "around_s": sum(around.wall), "update_s": sum(update.wall), "share": share}

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.speed.timing import Times, stopwatch
 from rlaif_env.api import RLAIFError
 from rlaif_env.models import encode, load_tokenizer, resolve
 
@@ -150,11 +151,14 @@ class Ours:
         self.observations, _ = self.envs.reset(seed=0)
         self.metrics: dict[str, float] = {}
 
-    def step(self) -> None:
-        """One update."""
-        responses = self.agent.act(self.observations)
-        self.observations, rewards, *_ = self.envs.step(responses)
-        self.metrics = self.agent.update(rewards)
+    def step(self, act: Times | None = None, around: Times | None = None, learn: Times | None = None) -> None:
+        """One update; sampling, the environment and what learns are timed if asked for."""
+        with stopwatch(act):
+            responses = self.agent.act(self.observations)
+        with stopwatch(around):
+            self.observations, self.rewards, _, _, self.info = self.envs.step(responses)
+        with stopwatch(learn):
+            self.metrics = self.agent.update(self.rewards)
 
     def tokens(self) -> tuple[int, int]:
         """Prompt and response tokens of the last update, all rows together."""

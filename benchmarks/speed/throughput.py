@@ -152,14 +152,14 @@ def _growth(step: Callable[[], Any], steps: int) -> int:
 def _environment_tables(figures: Mapping[str, Any]) -> list[Table]:
     tables = []
     grown = f"Memory grown over {figures['memory']['steps']} token steps: {figures['memory']['grown_bytes']} bytes."
-    widths = {"token": f"{figures['columns']} tokens", "text": "whole responses of 16 tokens"}
-    for part, width in widths.items():
+    parts = (("token", f"{figures['columns']} tokens", grown), ("text", "whole responses of 16 tokens", ""))
+    for part, width, caption in parts:
         title = f"RLAIF/{part.title()}Generation-v0, {figures['rows']} rows x {width}, reward call excluded"
         rows: list[list[Cell]] = []
         for row in figures[part]:
             low, high = row["quartiles_us"]
             rows.append([row["name"], f"{row['median_us']:.1f}", f"{low:.1f} to {high:.1f}", f"x {row['ratio']:.1f}"])
-        tables.append(Table(title, ["", "µs a step", "quartiles", "over the first"], rows, grown))
+        tables.append(Table(title, ["", "µs a step", "quartiles", "over the first"], rows, caption))
     return tables
 
 

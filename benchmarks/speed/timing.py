@@ -51,14 +51,15 @@ class Times:
 
 
 @contextmanager
-def stopwatch(times: Times) -> Iterator[None]:
-    """Add the time of the block; a GPU's queue is awaited at both ends."""
+def stopwatch(times: Times | None) -> Iterator[None]:
+    """Add the time of the block, if there is anything to add it to; a GPU's queue is awaited at both ends."""
     _finish()
     cpu, wall = time.process_time(), time.perf_counter()
     yield
     _finish()
-    times.wall.append(time.perf_counter() - wall)
-    times.cpu.append(time.process_time() - cpu)
+    if times is not None:
+        times.wall.append(time.perf_counter() - wall)
+        times.cpu.append(time.process_time() - cpu)
 
 
 def _finish() -> None:
@@ -81,7 +82,7 @@ def alternate(
     for i in range(warmup + repetitions):
         for name in list(contenders)[:: 1 if i % 2 == 0 else -1]:
             for _ in range(calls):
-                with stopwatch(times[name] if i >= warmup else Times()):
+                with stopwatch(times[name] if i >= warmup else None):
                     contenders[name]()
     return times
 

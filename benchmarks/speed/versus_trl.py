@@ -16,17 +16,16 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.speed.memory import in_a_process, peak
+from benchmarks.speed.memory import apart, peak
 from benchmarks.speed.one_update import SETTINGS, Ours, Setting, model_folder, prompts_of, reward
 from benchmarks.speed.timing import Times, beside, stopwatch
 from rlaif_env.api import RLAIFError
@@ -201,8 +200,7 @@ def _memory_here(side: str, setting: Setting, model: str, device: str) -> dict[s
 
 def memory(setting: Setting, model: str, device: str) -> dict[str, float]:
     """Peak bytes of each side, each in a process of its own, and their ratio."""
-    arguments = ["--model", model, "--setting", json.dumps(asdict(setting)), "--device", device]
-    peaks = {side: in_a_process("versus_trl", side, arguments)["peak"] for side in _SIDES}
+    peaks = {side: apart(_memory_here, side, setting, model, device)["peak"] for side in _SIDES}
     return {**peaks, "ratio": peaks["ours"] / peaks["trl"]}
 
 
@@ -255,18 +253,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--no-time", action="store_true", help="leave out the times")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, help="also write the figures to this JSON file")
-    parser.add_argument("--child", choices=_SIDES, help=argparse.SUPPRESS)
-    parser.add_argument("--setting", help=argparse.SUPPRESS)
     arguments = sys.argv[1:] if argv is None else list(argv)
     options = parser.parse_args(arguments)
-    if options.child:
-        setting = Setting(**json.loads(options.setting))
-        print(json.dumps(_memory_here(options.child, setting, options.model, options.device)))
-        return 0
     import trl
 
     settings = [
-        Setting(s.beta, s.prompt, s.response, trainable=options.trainable, passes=options.passes)
+        replace(s, trainable=options.trainable, passes=options.passes)
         for i, s in enumerate(SETTINGS)
         if not options.only or i in options.only
     ]
