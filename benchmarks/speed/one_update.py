@@ -15,9 +15,10 @@ from typing import Any
 
 from benchmarks.speed.timing import Times, stopwatch
 from rlaif_env.api import RLAIFError
+from rlaif_env.data.tasks import PromptSource, Task
 from rlaif_env.models import encode, load_tokenizer, resolve
 
-__all__ = ["SETTINGS", "WORDS", "Ours", "Setting", "model_folder", "prompts_of", "reward"]
+__all__ = ["SETTINGS", "WORDS", "Ours", "Setting", "bare_task", "model_folder", "prompts_of", "reward"]
 
 WORDS = (
     "the film was a story of people who never knew what they had until it was gone and then one day all of this came "
@@ -80,6 +81,14 @@ def prompts_of(tokenizer: Any, count: int, length: int) -> list[str]:
     return texts
 
 
+def bare_task(prompts: Sequence[str], prompt: int, response: int) -> Task:
+    """A task of these prompts of at most P tokens, with responses of at most T."""
+    source = PromptSource(prompts={"train": tuple(prompts)})
+    return Task(
+        "speed", "continuation", "nothing", max_prompt_tokens=prompt, max_response_tokens=response, source=source
+    )
+
+
 def _never_written(tokenizer: Any) -> str:
     """A special token that is neither the end of a text nor anything else a model of this tokenizer writes."""
     used = {tokenizer.eos_token, tokenizer.pad_token, tokenizer.bos_token, tokenizer.unk_token}
@@ -113,7 +122,6 @@ class Ours:
     def __init__(self, folder: Path, setting: Setting, device: str) -> None:
         import gymnasium as gym
 
-        import rlaif_env
         from agents import ReinforceAgent, ReinforceConfig
 
         s = setting
@@ -131,14 +139,7 @@ class Ours:
         self.agent = ReinforceAgent(folder, config, max_new_tokens=s.response, device=device, dtype="float32")
         tokenizer = self.agent.policy.tokenizer
         self.prompts = prompts_of(tokenizer, s.rows // s.group, s.prompt)
-        task = rlaif_env.Task(
-            name="versus",
-            kind="continuation",
-            criterion="nothing",
-            max_prompt_tokens=s.prompt,
-            max_response_tokens=s.response,
-            source=rlaif_env.PromptSource(prompts={"train": tuple(self.prompts)}),
-        )
+        task = bare_task(self.prompts, s.prompt, s.response)
         self.envs: Any = gym.make_vec(
             "RLAIF/TextGeneration-v0",
             num_envs=s.rows,

@@ -21,8 +21,8 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-import rlaif_env
 from benchmarks.speed import model_speed
+from benchmarks.speed.one_update import bare_task
 from benchmarks.speed.timing import alternate
 from rlaif_env.runs import write_json
 from rlaif_env.tables import Cell, Table
@@ -70,15 +70,7 @@ def microseconds(contenders: Mapping[str, Callable[[], Any]], *, steps: int, blo
 
 
 def _keywords(prompt_tokens: int, response_tokens: int) -> dict[str, Any]:
-    prompts = ("the film was", "a long story", "good and bad")
-    task = rlaif_env.Task(
-        name="throughput",
-        kind="continuation",
-        criterion="nothing",
-        max_prompt_tokens=prompt_tokens,
-        max_response_tokens=response_tokens,
-        source=rlaif_env.PromptSource(prompts={"train": prompts}),
-    )
+    task = bare_task(("the film was", "a long story", "good and bad"), prompt_tokens, response_tokens)
     return {"task": task, "reward": _free, "tokenizer": WordTable(), "vocab_size": 49_152}
 
 
