@@ -18,7 +18,6 @@ from importlib.resources import files
 from typing import Any, NamedTuple
 
 from jinja2 import Environment, StrictUndefined, Template
-from markupsafe import Markup
 
 from benchmarks.report.contents import Report
 from rlaif_env.tables import Cell, Table, printable
@@ -50,7 +49,7 @@ def _template() -> Template:
 
 def _visible(value: object) -> object:
     """What an expression of the template gives: markup as it is, all else as text to be escaped, its controls shown."""
-    return value if isinstance(value, Markup) else printable(str(value))
+    return value if hasattr(value, "__html__") else printable(str(value))
 
 
 class _Cell(NamedTuple):

@@ -10,24 +10,29 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import os
 import resource
-import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from benchmarks.speed.one_update import WORDS
 from rlaif_env.api import RLAIFError
 from rlaif_env.models import BUILTIN_MODEL
+from rlaif_env.tables import Cell, Table
 
-_MEGABYTE = 1 << 20
+Sizes = dict[str, float]
+"""Bytes by name."""
+
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_ARENA_MAX": "1"}
 """Makes glibc give freed memory back at once; else the peak holds what happened not to be given back, +-350 MB."""
 
-_WORDS = "the film was a story of people who never knew what they had until it was gone and then".split()
+_PHASES = ("sample", "score", "update")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,47 +42,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--responses", type=int, default=24)
     parser.add_argument("--tokens", type=int, default=16, help="longest response")
     parser.add_argument("--limit", type=float, default=1.3)
-    parser.add_argument("--child", choices=["alone", "all"], help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
-    if options.child:
-        print(json.dumps(measure(options.model, options.responses, options.tokens, everything=options.child == "all")))
-        return 0
-    found = {what: _in_a_process(what, options) for what in ("alone", "all")}
-    alone, all_ = found["alone"], found["all"]
-    held, peak = all_["held"] / all_["weights"], all_["peak"] / alone["peak"]
-    print(f"model {options.model}, {options.responses} responses of {options.tokens} tokens; MB above the libraries")
-    print(f"base weights                                      {all_['weights'] / _MEGABYTE:8.0f}")
-    print(f"held: policy alone                                {alone['held'] / _MEGABYTE:8.0f}")
-    print(f"held: policy, reference, reward model, scorer     {all_['held'] / _MEGABYTE:8.0f}   {held:.2f} x weights")
-    print(f"peak: policy alone (weights and activations)      {alone['peak'] / _MEGABYTE:8.0f}")
-    print(
-        f"peak: policy, reference, reward model, scorer     {all_['peak'] / _MEGABYTE:8.0f}   {peak:.2f} x policy alone"
-    )
-    for phase in ("sample", "score", "update"):
-        print(f"  {phase:<8} alone {alone[phase] / _MEGABYTE:8.0f}   all {all_[phase] / _MEGABYTE:8.0f}")
+    what = (options.model, options.responses, options.tokens)
+    alone, everybody = (apart(measure, *what, everything) for everything in (False, True))
+    held, peak = everybody["held"] / everybody["weights"], everybody["peak"] / alone["peak"]
+    ratios = {"held": f"{held:.2f} x weights", "peak": f"{peak:.2f} x policy alone"}
+    rows: list[list[Cell]] = []
+    for name in ("weights", "held", "peak", *_PHASES):
+        rows.append([name, *(f"{side[name] / 2**20:.0f}" for side in (alone, everybody)), ratios.get(name)])
+    title = f"{options.model}, {options.responses} responses of {options.tokens} tokens: MB above the libraries"
+    columns = ["", "policy alone", "policy, reference, reward model, scorer", "ratio"]
+    print(Table(title, columns, rows, "Peaks of a cycle and of its phases.").markdown())
     return int(max(held, peak) > options.limit)
 
 
-def _in_a_process(what: str, options: argparse.Namespace) -> dict[str, float]:
-    arguments = ["--model", options.model, "--responses", str(options.responses), "--tokens", str(options.tokens)]
-    command = [sys.executable, "-m", "benchmarks.speed.memory", "--child", what, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **ALLOCATOR})
-    if done.returncode:
-        raise RLAIFError(
-            f"expected the measuring process to end well, found code {done.returncode}: {done.stderr[-500:]}"
-        )
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
+def apart(call: Callable[..., Sizes], *arguments: Any) -> Sizes:
+    """What a function measures in a fresh process of its own, whose allocator gives freed memory back at once.
+
+    Raises:
+        RLAIFError: If the process ends before the function does.
+    """
+    os.environ.update(ALLOCATOR)  # read when a process starts
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        try:
+            return pool.submit(call, *arguments).result()
+        except BrokenProcessPool as error:
+            raise RLAIFError(f"expected the measuring process to end well, found: {error}") from error
 
 
-def measure(model: str, responses: int, tokens: int, *, everything: bool) -> dict[str, float]:
-    """One cycle in this process: bytes of the weights, held, at the peak, and at the peak of each phase.
+def measure(model: str, responses: int, tokens: int, everything: bool) -> Sizes:
+    """One cycle of so many responses in this process: bytes of the weights, held, at the peak, at that of each phase.
 
-    Args:
-        model: The base model.
-        responses: Rows of the batch.
-        tokens: Longest response.
-        everything: Reward model (with an adapter of its own on all layers) and LLM scorer too, on the same weights.
+    With ``everything`` a reward model (with an adapter of its own on all layers) and an LLM scorer are on the same
+    weights too.
     """
     import numpy as np
     import peft
@@ -98,11 +95,10 @@ def measure(model: str, responses: int, tokens: int, *, everything: bool) -> dic
     with torch.device("meta"):
         skeleton = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(resolve(model)))
         skeleton.add_adapter(peft.LoraConfig(r=1, target_modules="all-linear", task_type="CAUSAL_LM"))
-    libraries = _resident()
+    libraries = _status("VmRSS")
     base = backbone(model, device="cpu", dtype="float32")
-    weights = sum(
-        {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in base.model.parameters()}.values()
-    )
+    storages = (p.untyped_storage() for p in base.model.parameters())
+    weights = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
     envs = SimpleNamespace(group_size=2, single_action_space=MultiDiscrete([base.logit_width] * tokens))
     agent = ReinforceAgent(base, envs=envs)
     parts: dict[str, Any] = {"nothing": (1.0, lambda prompts, answers: [float(len(answer)) for answer in answers])}
@@ -112,13 +108,13 @@ def measure(model: str, responses: int, tokens: int, *, everything: bool) -> dic
         parts["people"] = (1.0, RewardModel(base, torch.ones(width) / width, adapter="reward"))
         parts["scorer"] = (1.0, DirectLLMScore(LocalLM(base), minimum_mass=0.0))
     reward = compose(parts)
-    prompts = [" ".join(_WORDS[i % 9 : i % 9 + 8]) for i in range(responses // 2) for _ in range(2)]
+    prompts = [" ".join(WORDS[i % 9 : i % 9 + 8]) for i in range(responses // 2) for _ in range(2)]
     ids, mask = pad_rows(encode(tokenizer, prompts), tokenizer.pad_token_id, side="left")
     gc.collect()
-    found: dict[str, float] = {"weights": weights, "held": _resident() - libraries}
+    sizes: Sizes = {"weights": weights, "held": _status("VmRSS") - libraries}
 
     def peak_since(name: str) -> None:
-        found[name] = peak() - libraries
+        sizes[name] = peak() - libraries
         reset_peak()
 
     reset_peak()
@@ -129,8 +125,7 @@ def measure(model: str, responses: int, tokens: int, *, everything: bool) -> dic
     peak_since("score")
     agent.update(np.asarray(scores.values))
     peak_since("update")
-    found["peak"] = max(found[name] for name in ("sample", "score", "update"))
-    return found
+    return sizes | {"peak": max(sizes[name] for name in _PHASES)}
 
 
 def _status(name: str) -> int:
@@ -139,10 +134,6 @@ def _status(name: str) -> int:
         if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024
     raise RLAIFError(f"expected {name} in /proc/self/status, found none; this benchmark needs Linux")
-
-
-def _resident() -> int:
-    return _status("VmRSS")
 
 
 def peak() -> int:
@@ -154,7 +145,7 @@ def peak() -> int:
 
 
 def reset_peak() -> None:
-    """Let the peak of this process count from here."""
+    """Let `peak` begin anew, on Linux."""
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 

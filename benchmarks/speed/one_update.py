@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.speed.timing import Times, stopwatch
 from rlaif_env.api import RLAIFError
+from rlaif_env.data.tasks import PromptSource, Task
 from rlaif_env.models import LoraConfig, encode, load_tokenizer, logit_width, resolve
 
-_WORDS = (
+WORDS = (
     "the film was a story of people who never knew what they had until it was gone and then one day all of this came "
     "back to them as if it were new in the town by the sea where every house had an old door"
 ).split()
@@ -66,15 +68,23 @@ def prompts_of(tokenizer: Any, count: int, length: int) -> list[str]:
     Raises:
         RLAIFError: If the tokenizer does not split words as expected.
     """
-    single = [w for w in dict.fromkeys(_WORDS) if len(tokenizer.encode(" " + w, add_special_tokens=False)) == 1]
+    single = [w for w in dict.fromkeys(WORDS) if len(tokenizer.encode(" " + w, add_special_tokens=False)) == 1]
     extra = len(encode(tokenizer, [" " + single[0]])[0]) - 1  # a BOS token
     texts = [
         "".join(" " + single[(i * (3 + j) + 7 * j) % len(single)] for i in range(length - extra)) for j in range(count)
     ]
-    found = sorted({len(row) for row in encode(tokenizer, texts)})
-    if found != [length] or len(set(texts)) != count:
-        raise RLAIFError(f"expected {count} prompts of {length} tokens, found lengths {found}")
+    lengths = sorted({len(row) for row in encode(tokenizer, texts)})
+    if lengths != [length] or len(set(texts)) != count:
+        raise RLAIFError(f"expected {count} prompts of {length} tokens, found lengths {lengths}")
     return texts
+
+
+def bare_task(prompts: Sequence[str], prompt: int, response: int) -> Task:
+    """A task of these prompts of at most P tokens, with responses of at most T."""
+    source = PromptSource(prompts={"train": tuple(prompts)})
+    return Task(
+        "speed", "continuation", "nothing", max_prompt_tokens=prompt, max_response_tokens=response, source=source
+    )
 
 
 def _never_written(tokenizer: Any) -> str:
@@ -92,9 +102,8 @@ def model_folder(name: str, folder: Path) -> Path:
     tokenizer = load_tokenizer(name)
     source = Path(resolve(name))
     end = _never_written(tokenizer)
-    for file in source.iterdir():
-        if file.is_file() and file.suffix == ".safetensors":
-            (folder / file.name).symlink_to(file)
+    for file in source.glob("*.safetensors"):
+        (folder / file.name).symlink_to(file)
     tokenizer.eos_token = end
     tokenizer.save_pretrained(folder)
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
@@ -111,7 +120,6 @@ class Ours:
     def __init__(self, folder: Path, setting: Setting, device: str) -> None:
         import gymnasium as gym
 
-        import rlaif_env
         from agents import ReinforceAgent, ReinforceConfig
 
         s = setting
@@ -126,14 +134,7 @@ class Ours:
         )
         tokenizer = load_tokenizer(folder)
         self.prompts = prompts_of(tokenizer, s.rows // s.group, s.prompt)
-        task = rlaif_env.Task(
-            name="versus",
-            kind="continuation",
-            criterion="nothing",
-            max_prompt_tokens=s.prompt,
-            max_response_tokens=s.response,
-            source=rlaif_env.PromptSource(prompts={"train": tuple(self.prompts)}),
-        )
+        task = bare_task(self.prompts, s.prompt, s.response)
         self.envs: Any = gym.make_vec(
             "RLAIF/TextGeneration-v0",
             num_envs=s.rows,
@@ -147,11 +148,14 @@ class Ours:
         self.observations, _ = self.envs.reset(seed=0)
         self.metrics: dict[str, float] = {}
 
-    def step(self) -> None:
-        """One update."""
-        responses = self.agent.act(self.observations)
-        self.observations, rewards, *_ = self.envs.step(responses)
-        self.metrics = self.agent.update(rewards)
+    def step(self, act: Times | None = None, around: Times | None = None, learn: Times | None = None) -> None:
+        """One update; sampling, the environment and what learns are timed if asked for."""
+        with stopwatch(act):
+            responses = self.agent.act(self.observations)
+        with stopwatch(around):
+            self.observations, self.rewards, _, _, self.info = self.envs.step(responses)
+        with stopwatch(learn):
+            self.metrics = self.agent.update(self.rewards)
 
     def tokens(self) -> tuple[int, int]:
         """Prompt and response tokens of the last update, all rows together."""

@@ -13,10 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import resource
-import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +21,11 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-import rlaif_env
 from benchmarks.speed import model_speed
+from benchmarks.speed.one_update import bare_task
+from benchmarks.speed.timing import alternate
 from rlaif_env.runs import write_json
+from rlaif_env.tables import Cell, Table
 
 WORDS = "a the film story was is good bad long short and not".split()
 
@@ -48,57 +47,28 @@ class WordTable:
         return " ".join(WORDS[i - 2] for i in token_ids if i > 1)
 
 
-@dataclass(frozen=True)
-class Figure:
-    """One contender's time.
-
-    Attributes:
-        name: What was measured.
-        median_us: Median microseconds a step.
-        quartiles_us: The first and third quartile.
-        ratio: How many times the first contender's median.
-    """
-
-    name: str
-    median_us: float
-    quartiles_us: tuple[float, float]
-    ratio: float
-
-
 def _free(prompts: Sequence[str], responses: Sequence[str]) -> NDArray[np.float32]:
     return np.zeros(len(responses), dtype=np.float32)
 
 
-def side_by_side(contenders: Mapping[str, Callable[[], Any]], *, steps: int, blocks: int) -> list[Figure]:
-    """Time calls of several functions, taking turns.
+def microseconds(contenders: Mapping[str, Callable[[], Any]], *, steps: int, blocks: int) -> list[dict[str, Any]]:
+    """Time steps of several contenders in turn, so many blocks of so many steps.
 
-    Args:
-        contenders: What to call, by name; the first is what the others are compared with.
-        steps: Calls in a block.
-        blocks: Blocks of each.
+    Returns:
+        For each its name, median and quartiles in microseconds a step, and how many times the first one's median.
     """
-    times: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(blocks):
-        for name, call in contenders.items():
-            for _ in range(steps):
-                start = time.perf_counter()
-                call()
-                times[name].append(time.perf_counter() - start)
-    quartiles = {name: np.percentile(np.array(found) * 1e6, [25, 50, 75]) for name, found in times.items()}
-    base = next(iter(quartiles.values()))[1]
-    return [Figure(name, float(q[1]), (float(q[0]), float(q[2])), float(q[1] / base)) for name, q in quartiles.items()]
+    times = alternate(contenders, repetitions=blocks, warmup=0, calls=steps)
+    base = next(iter(times.values())).median
+    figures = []
+    for name, side in times.items():
+        low, high = (float(q) for q in np.percentile(np.array(side.wall) * 1e6, [25, 75]))
+        ratio = side.median / base
+        figures.append({"name": name, "median_us": side.median * 1e6, "quartiles_us": [low, high], "ratio": ratio})
+    return figures
 
 
 def _keywords(prompt_tokens: int, response_tokens: int) -> dict[str, Any]:
-    prompts = ("the film was", "a long story", "good and bad")
-    task = rlaif_env.Task(
-        name="throughput",
-        kind="continuation",
-        criterion="nothing",
-        max_prompt_tokens=prompt_tokens,
-        max_response_tokens=response_tokens,
-        source=rlaif_env.PromptSource(prompts={"train": prompts}),
-    )
+    task = bare_task(("the film was", "a long story", "good and bad"), prompt_tokens, response_tokens)
     return {"task": task, "reward": _free, "tokenizer": WordTable(), "vocab_size": 49_152}
 
 
@@ -125,15 +95,9 @@ def environments(
     blocks: int = 10,
     memory_steps: int = 100_000,
 ) -> dict[str, Any]:
-    """Time a step of the environments, and watch their memory.
+    """Time a step of the environments, in blocks of so many steps, and watch their memory over ``memory_steps``.
 
-    Args:
-        rows: n.
-        prompt_tokens: P.
-        response_tokens: T; observations of the token environment have P+T columns.
-        steps: Steps in a block.
-        blocks: Blocks of each contender.
-        memory_steps: Steps over which the process's size is watched.
+    Observations of the token environment have P+T columns.
 
     Returns:
         "token" and "text": figures of the vector environments beside `SyncVectorEnv`, those of "text" with responses of
@@ -148,25 +112,19 @@ def environments(
     def sync(id: str) -> Callable[[], Any]:
         return vector(id, vectorization_mode="sync", vector_kwargs={"autoreset_mode": "SameStep"})
 
-    tokens = side_by_side(
-        {
-            "vector, SAME_STEP": vector(token),
-            "vector, NEXT_STEP": vector(token, autoreset_mode="NextStep"),
-            "vector, DISABLED": vector(token, autoreset_mode="Disabled"),
-            "vector, SAME_STEP, action masks": vector(token, action_mask=True),
-            "SyncVectorEnv": sync(token),
-        },
-        steps=steps,
-        blocks=blocks,
-    )
-    texts = side_by_side(
-        {"vector": vector(text), "SyncVectorEnv": sync(text)}, steps=max(steps // 20, 1), blocks=blocks
-    )
+    by_token = {
+        "vector, SAME_STEP": vector(token),
+        "vector, NEXT_STEP": vector(token, autoreset_mode="NextStep"),
+        "vector, DISABLED": vector(token, autoreset_mode="Disabled"),
+        "vector, SAME_STEP, action masks": vector(token, action_mask=True),
+        "SyncVectorEnv": sync(token),
+    }
+    whole = {"vector": vector(text), "SyncVectorEnv": sync(text)}
     return {
         "rows": rows,
         "columns": prompt_tokens + response_tokens,
-        "token": [asdict(figure) for figure in tokens],
-        "text": [asdict(figure) for figure in texts],
+        "token": microseconds(by_token, steps=steps, blocks=blocks),
+        "text": microseconds(whole, steps=max(steps // 20, 1), blocks=blocks),
         "memory": {"steps": memory_steps, "grown_bytes": _growth(vector(token), memory_steps)},
     }
 
@@ -178,62 +136,64 @@ def _growth(step: Callable[[], Any], steps: int) -> int:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for _ in range(steps):
         step()
-    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    return kilobytes * 1024
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
 
 
-def _print_environments(found: Mapping[str, Any]) -> None:
-    for part in ("token", "text"):
-        width = f"{found['columns']} tokens" if part == "token" else "whole responses of 16 tokens"
-        print(f"RLAIF/{part.title()}Generation-v0, {found['rows']} rows x {width}, reward call excluded:")
-        for figure in found[part]:
-            low, high = figure["quartiles_us"]
-            print(
-                f"  {figure['name']:34s} {figure['median_us']:9.1f} µs a step  "
-                f"({low:.1f} to {high:.1f})  x {figure['ratio']:.1f}"
-            )
-    print(f"memory grown over {found['memory']['steps']} token steps: {found['memory']['grown_bytes']} bytes")
+def _environment_tables(figures: Mapping[str, Any]) -> list[Table]:
+    tables = []
+    grown = f"Memory grown over {figures['memory']['steps']} token steps: {figures['memory']['grown_bytes']} bytes."
+    parts = (("token", f"{figures['columns']} tokens", grown), ("text", "whole responses of 16 tokens", ""))
+    for part, width, caption in parts:
+        title = f"RLAIF/{part.title()}Generation-v0, {figures['rows']} rows x {width}, reward call excluded"
+        rows: list[list[Cell]] = []
+        for row in figures[part]:
+            low, high = row["quartiles_us"]
+            rows.append([row["name"], f"{row['median_us']:.1f}", f"{low:.1f} to {high:.1f}", f"x {row['ratio']:.1f}"])
+        tables.append(Table(title, ["", "µs a step", "quartiles", "over the first"], rows, caption))
+    return tables
 
 
-def _print_pairs(found: Mapping[str, Any]) -> None:
-    for part in found["parts"]:
-        other = "plain" if "plain" in part else "generate"
-        if other == "plain":
-            name = f"score {found['texts']} snippets, {part['exemplars']} exemplars"
+def _pair_table(figures: Mapping[str, Any]) -> list[Table]:
+    rows: list[list[Cell]] = []
+    for part in figures["parts"]:
+        if other := part.get("plain"):
+            name = f"score {figures['texts']} snippets, {part['exemplars']} exemplars"
         else:
-            name = f"sample {found['rows']} rows, {part['samples_per_prompt']} a prompt, " + (
-                f"ends at {found['shortest']} to {found['response']}" if part["early"] else f"all {found['response']}"
-            )
+            other, all_ = part["generate"], f"all {figures['response']}"
+            ends = f"ends at {figures['shortest']} to {figures['response']}" if part["early"] else all_
+            name = f"sample {figures['rows']} rows, {part['samples_per_prompt']} a prompt, {ends}"
         low, high = part["ratio_quartiles"]
-        print(
-            f"{name:48s} ours {part['ours']['median_s']:7.2f} s  {other} {part[other]['median_s']:7.2f} s  "
-            f"x {part['ratio']:.2f} ({low:.2f} to {high:.2f}; by CPU time {part['ratio_cpu']:.2f})"
-        )
+        ratio = f"x {part['ratio']:.2f} ({low:.2f} to {high:.2f})"
+        times = (f"{side['median_s']:.2f}" for side in (part["ours"], other))
+        rows.append([name, *times, ratio, f"x {part['ratio_cpu']:.2f}"])
+    columns = ["", "this project, s", "plain, or generate, s", "ratio (quartiles)", "by CPU time"]
+    return [Table("Side by side", columns, rows)]
 
 
-def _print_floors(found: Mapping[str, Any]) -> None:
-    for part in found["parts"]:
-        print(
-            f"{part['phase']:44s} {part['took']['median_s']:7.2f} s  floor {part['floor_s']:6.2f} s "
-            f"({part['gigaflop']:.0f} GFLOP at {part['gigaflops']:.0f} a second, copy {part['gigabytes']:.1f} GB/s)  "
-            f"x {part['over_floor']:.2f}"
-        )
+def _floor_table(figures: Mapping[str, Any]) -> list[Table]:
+    rows: list[list[Cell]] = []
+    for part in figures["parts"]:
+        times = (f"{seconds:.2f}" for seconds in (part["took"]["median_s"], part["floor_s"]))
+        rates = (f"{part['gigaflop']:.0f}", f"{part['gigaflops']:.0f}", f"{part['gigabytes']:.1f}")
+        rows.append([part["phase"], *times, *rates, f"x {part['over_floor']:.2f}"])
+    columns = ["phase", "took, s", "floor, s", "GFLOP", "GFLOP/s reached", "GB/s copied", "over the floor"]
+    return [Table("Over the least time that the machine allows", columns, rows)]
 
 
-def _print_overhead(found: Mapping[str, Any]) -> None:
-    print(
-        f"environment and logging: {found['around_s'] * 1e3:.1f} ms in {found['updates']} updates of "
-        f"{found['update_s']:.1f} s together: {found['share']:.3%}"
-    )
+def _overhead_table(figures: Mapping[str, Any]) -> list[Table]:
+    times = (f"{figures['around_s'] * 1e3:.1f}", f"{figures['update_s']:.1f}", f"{figures['share']:.3%}")
+    columns = ["updates", "environment and logging, ms", "updates, s", "share"]
+    return [Table("Around the update", columns, [[figures["updates"], *times]])]
 
 
-PARTS: dict[str, tuple[Callable[[], dict[str, Any]], Callable[[Mapping[str, Any]], None]]] = {
-    "env": (environments, _print_environments),
-    "floor": (model_speed.floors, _print_floors),
-    "overhead": (model_speed.overhead, _print_overhead),
-    "sample": (model_speed.sampling, _print_pairs),
-    "score": (model_speed.scoring, _print_pairs),
+PARTS: dict[str, tuple[Callable[[], dict[str, Any]], Callable[[Mapping[str, Any]], list[Table]]]] = {
+    "env": (environments, _environment_tables),
+    "floor": (model_speed.floors, _floor_table),
+    "overhead": (model_speed.overhead, _overhead_table),
+    "sample": (model_speed.sampling, _pair_table),
+    "score": (model_speed.scoring, _pair_table),
 }
+"""What is measured, and its figures as tables."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -242,15 +202,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("part", choices=sorted(PARTS))
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     parser.add_argument("--out", type=Path, help="also write the figures to this JSON file")
-    arguments = parser.parse_args(sys.argv[1:] if argv is None else list(argv))
-    measure, show = PARTS[arguments.part]
-    found = measure()
+    arguments = parser.parse_args(argv)
+    measure, tables = PARTS[arguments.part]
+    figures = measure()
     if arguments.out:
-        write_json(arguments.out, found)
-    if arguments.json:
-        print(json.dumps(found, indent=1))
-    else:
-        show(found)
+        write_json(arguments.out, figures)
+    shown = (table.markdown() for table in tables(figures))
+    print(json.dumps(figures, indent=1) if arguments.json else "\n\n".join(shown))
     return 0
 
 

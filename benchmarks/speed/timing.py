@@ -1,4 +1,4 @@
-"""Times of contenders that take turns, and what the machine itself can do.
+"""The one way of timing: contenders that take turns; and what the machine itself can do.
 
 A shared machine is never twice the same, so contenders are run in turn in one process and only their ratio is a figure.
 Beside the time on the wall stands the processor time of all threads, which other people's work disturbs less.
@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 
 
 @dataclass
@@ -48,38 +49,49 @@ class Times:
 
 
 @contextmanager
-def stopwatch(times: Times) -> Iterator[None]:
-    """Add the time of the block; a GPU's queue is awaited at both ends."""
+def stopwatch(times: Times | None) -> Iterator[None]:
+    """Add the time of the block, if there is anything to add it to; a GPU's queue is awaited at both ends."""
     _finish()
-    wall, cpu = time.perf_counter(), time.process_time()
+    cpu, wall = time.process_time(), time.perf_counter()
     yield
     _finish()
-    times.wall.append(time.perf_counter() - wall)
-    times.cpu.append(time.process_time() - cpu)
+    if times is not None:
+        times.wall.append(time.perf_counter() - wall)
+        times.cpu.append(time.process_time() - cpu)
 
 
 def _finish() -> None:
-    import torch
-
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():
         torch.cuda.synchronize()
 
 
-def alternate(contenders: Mapping[str, Callable[[], Any]], *, repetitions: int, warmup: int = 1) -> dict[str, Times]:
+def alternate(
+    contenders: Mapping[str, Callable[[], Any]], *, repetitions: int, warmup: int = 1, calls: int = 1
+) -> dict[str, Times]:
     """Time calls of several functions, taking turns, the order turned round each time.
 
     Args:
         contenders: What to call, by name.
-        repetitions: Timed calls of each.
-        warmup: Calls of each before that.
+        repetitions: Timed turns of each.
+        warmup: Turns of each before that.
+        calls: Calls in a turn, each timed.
     """
-    found = {name: Times() for name in contenders}
+    times = {name: Times() for name in contenders}
     for i in range(warmup + repetitions):
-        names = list(contenders)[:: 1 if i % 2 == 0 else -1]
-        for name in names:
-            with stopwatch(found[name] if i >= warmup else Times()):
-                contenders[name]()
-    return found
+        for name in list(contenders)[:: 1 if i % 2 == 0 else -1]:
+            for _ in range(calls):
+                with stopwatch(times[name] if i >= warmup else None):
+                    contenders[name]()
+    return times
+
+
+def beside(ours: Times, theirs: Times) -> dict[str, Any]:
+    """How many times ours the other side took, JSON-able: of the medians, its quartiles by turn, and by CPU time."""
+    return {
+        "ratio": theirs.median / ours.median,
+        "ratio_quartiles": [float(q) for q in np.percentile(np.array(theirs.wall) / np.array(ours.wall), [25, 75])],
+        "ratio_cpu": float(np.median(theirs.cpu) / np.median(ours.cpu)),
+    }
 
 
 @dataclass(frozen=True)
@@ -96,23 +108,19 @@ class Machine:
 
 
 def machine(
-    *, hidden: int = 576, inner: int = 1536, rows: int = 512, dtype: str = "float32", device: str = "cpu"
+    *, hidden: int = 576, inner: int = 1536, rows: int = 512, copied: int = 1 << 26, device: str = "cpu"
 ) -> Machine:
-    """Measure the machine: the median of several runs of each.
+    """Measure the machine in float32, the median of 15 runs of each.
 
     Args:
         hidden: Hidden size of the model in question.
         inner: Width of its feed-forward layers.
         rows: Tokens in a product.
-        dtype: Of the products.
+        copied: Numbers in a copy.
         device: Where.
     """
-    import torch
-
-    kind = getattr(torch, dtype)
-    a = torch.randn(rows, hidden, device=device, dtype=kind)
-    b = torch.randn(inner, hidden, device=device, dtype=kind)
-    large = torch.zeros(1 << 26, device=device)
+    a, b = torch.randn(rows, hidden, device=device), torch.randn(inner, hidden, device=device)
+    large = torch.zeros(copied, device=device)
     target = torch.empty_like(large)
     repeats = 8
 

@@ -16,24 +16,22 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
-import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.speed.memory import ALLOCATOR, peak
+from benchmarks.speed.memory import apart, peak
 from benchmarks.speed.one_update import SETTINGS, Ours, Setting, model_folder, prompts_of, reward
-from benchmarks.speed.timing import Times, stopwatch
+from benchmarks.speed.timing import Times, beside, stopwatch
 from rlaif_env.api import RLAIFError
 from rlaif_env.models import BUILTIN_MODEL
 from rlaif_env.runs import write_json
+from rlaif_env.tables import Cell, Table
 
 _SIDES = ("ours", "trl")
 _BARS = {"median": 1.5, "each": 1.2, "memory": 0.7}
@@ -116,15 +114,13 @@ def equal_work(trainer: Any, ours: Ours) -> float:
     theirs = {name: p for name, p in trainer.model.named_parameters() if p.requires_grad}
     if sum(p.numel() for p in theirs.values()) != sum(p.numel() for p in policy.parameters):
         raise RLAIFError("expected as many trained weights on both sides, found others; check the LoRA targets")
+    theirs = {name.removeprefix("base_model.model.").replace(".default.", "."): p for name, p in theirs.items()}
     saved = policy.state()
     generator = torch.Generator().manual_seed(0)
-    state = {}
     with torch.no_grad():  # adapters away from zero, so that there is a KL to compare
-        for name, p in theirs.items():
-            if s.trainable == "lora":
-                p.add_(torch.randn(p.shape, generator=generator).to(p) * 0.002)
-            state[name.removeprefix("base_model.model.").replace(".default.", ".")] = p.detach().cpu().clone()
-    policy.load_state(state)
+        for p in theirs.values() if s.trainable == "lora" else ():
+            p.add_(torch.randn(p.shape, generator=generator).to(p) * 0.002)
+    policy.load_state({name: p.detach().cpu().clone() for name, p in theirs.items()})
     rows = [{"prompt": prompt} for prompt in ours.prompts for _ in range(s.group)]
     made = trainer._generate_and_score_completions(rows)
     ids, mask, answers = made["prompt_ids"], made["prompt_mask"], made["completion_ids"]
@@ -142,14 +138,14 @@ def equal_work(trainer: Any, ours: Ours) -> float:
     kl = F.kl_per_token(own, reference, answer_mask)
     # TRL's objective is r - beta KL, this project's (1 - beta) r - beta KL
     returns = F.returns_to_go(rewards / (1 - s.beta), kl, answer_mask, s.beta)
-    found = F.leave_one_out_advantages(returns[:, 0], s.group)
-    apart = float((found - made["advantages"]).abs().max())
+    advantages = F.leave_one_out_advantages(returns[:, 0], s.group)
+    apart = float((advantages - made["advantages"]).abs().max())
     if apart > 1e-3 or (s.beta and s.trainable == "lora" and float(kl.abs().sum()) == 0):
         raise RLAIFError(f"expected equal leave-one-out advantages on the same completions, found {apart} between them")
     policy.load_state(saved)
     with torch.no_grad():
         for name, p in theirs.items():
-            p.copy_(saved[name.removeprefix("base_model.model.").replace(".default.", ".")].to(p))
+            p.copy_(saved[name].to(p))
     return apart
 
 
@@ -159,8 +155,7 @@ def measure(setting: Setting, model: str, *, repetitions: int, warmup: int, devi
 
     with tempfile.TemporaryDirectory() as name:
         folder = model_folder(model, Path(name))
-        ours, times = Ours(folder, setting, device), Times()
-        theirs = Times()
+        ours, times, theirs = Ours(folder, setting, device), Times(), Times()
         trainer = trl_trainer(folder, setting, warmup + repetitions, cpu=device == "cpu")
         apart = equal_work(trainer, ours)
 
@@ -170,12 +165,10 @@ def measure(setting: Setting, model: str, *, repetitions: int, warmup: int, devi
 
         _run_trl(trainer, theirs, between)
         lengths = trainer._metrics["train"]["completions/mean_length"]
-        if ours.tokens() != (setting.rows * setting.prompt, setting.rows * setting.response) or any(
-            length != setting.response for length in lengths
-        ):
+        whole = (setting.rows * setting.prompt, setting.rows * setting.response)
+        if ours.tokens() != whole or any(length != setting.response for length in lengths):
             raise RLAIFError(f"expected {setting.rows} full responses on both sides, found {ours.tokens()}, {lengths}")
     times, theirs = times.without(warmup), theirs.without(warmup)
-    ratios = np.array(theirs.wall) / np.array(times.wall)
     return {
         **asdict(setting),
         "name": setting.name,
@@ -183,9 +176,7 @@ def measure(setting: Setting, model: str, *, repetitions: int, warmup: int, devi
         "advantages_apart": apart,
         "ours": times.summary(),
         "trl": theirs.summary(),
-        "ratio": theirs.median / times.median,
-        "ratio_quartiles": [float(q) for q in np.percentile(ratios, [25, 75])],
-        "ratio_cpu": float(np.median(theirs.cpu) / np.median(times.cpu)),
+        **beside(times, theirs),
     }
 
 
@@ -207,61 +198,44 @@ def _memory_here(side: str, setting: Setting, model: str, device: str) -> dict[s
 
 def memory(setting: Setting, model: str, device: str) -> dict[str, float]:
     """Peak bytes of each side, each in a process of its own, and their ratio."""
-    found = {}
-    for side in _SIDES:
-        command = [sys.executable, "-m", "benchmarks.speed.versus_trl", "--child", side, "--model", model]
-        command += ["--setting", json.dumps(asdict(setting)), "--device", device]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **ALLOCATOR})
-        if done.returncode:
-            raise RLAIFError(
-                f"expected the measuring process of {side} to end well, found code {done.returncode}: "
-                f"{done.stderr[-800:]}"
-            )
-        found[side] = float(json.loads(done.stdout.splitlines()[-1])["peak"])
-    return {**found, "ratio": found["ours"] / found["trl"]}
+    peaks = {side: apart(_memory_here, side, setting, model, device)["peak"] for side in _SIDES}
+    return {**peaks, "ratio": peaks["ours"] / peaks["trl"]}
 
 
 def summarise(settings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The figures over all settings, and whether each bar is met."""
-    ratios = [float(row["ratio"]) for row in settings]
-    out: dict[str, Any] = {"median_ratio": float(np.median(ratios)), "least_ratio": min(ratios)}
-    met = {"median": out["median_ratio"] >= _BARS["median"], "each": out["least_ratio"] >= _BARS["each"]}
-    if all("memory" in row for row in settings):
-        out["largest_memory_ratio"] = max(row["memory"]["ratio"] for row in settings)
-        met["memory"] = out["largest_memory_ratio"] <= _BARS["memory"]
-    return {**out, "bars": _BARS, "met": met}
+    """The figures over all settings, of what was measured, and whether each bar is met."""
+    summary, met = dict[str, Any](), dict[str, bool]()
+    if ratios := [float(row["ratio"]) for row in settings if "ratio" in row]:
+        summary |= {"median_ratio": float(np.median(ratios)), "least_ratio": min(ratios)}
+        met |= {"median": summary["median_ratio"] >= _BARS["median"], "each": min(ratios) >= _BARS["each"]}
+    if sizes := [row["memory"]["ratio"] for row in settings if "memory" in row]:
+        summary["largest_memory_ratio"] = max(sizes)
+        met["memory"] = max(sizes) <= _BARS["memory"]
+    return {**summary, "bars": _BARS, "met": met}
 
 
-def show(found: Mapping[str, Any]) -> None:
-    """Print the table."""
-    from rich.console import Console
-    from rich.table import Table
+def table(figures: Mapping[str, Any]) -> Table:
+    """The figures as a table."""
+    rows: list[list[Cell]] = []
+    for row in figures["settings"]:
+        cells: list[Cell] = [row["name"], *[None] * 4]
+        if "ratio" in row:
+            cells[1:3] = (_with_quartiles(row[side]["median_s"], row[side]["quartiles_s"]) for side in _SIDES)
+            cells[3:] = _with_quartiles(row["ratio"], row["ratio_quartiles"]), f"{row['ratio_cpu']:.2f}"
+        sizes = row.get("memory")
+        megabytes = [f"{sizes[side] / 2**20:.0f}" for side in _SIDES] if sizes else [None, None]
+        rows.append([*cells, *megabytes, f"{sizes['ratio']:.2f}" if sizes else None])
+    names = {"median_ratio": "median of the settings", "least_ratio": "least", "largest_memory_ratio": "largest memory"}
+    bars = zip(names.items(), _BARS.values(), strict=True)
+    summary = figures["summary"]
+    caption = ", ".join(f"{words} {summary[name]:.2f} (bar {bar})" for (name, words), bar in bars if name in summary)
+    columns = ["setting", "this project", "TRL", "TRL / ours", "by CPU time", "peak MB", "TRL peak MB", "ratio"]
+    title = f"One update, this project beside TRL {figures['trl_version']} (seconds, median [quartiles])"
+    return Table(title, columns, rows, caption)
 
-    table = Table(title=f"One update, this project beside TRL {found['trl_version']} (seconds, median [quartiles])")
-    for column in ("setting", "this project", "TRL", "TRL / ours", "by CPU time", "peak MB", "TRL peak MB", "ratio"):
-        table.add_column(column, justify="left" if column == "setting" else "right")
-    for row in found["settings"]:
-        cells = [row["name"]]
-        for side in _SIDES:
-            low, high = row[side]["quartiles_s"]
-            cells.append(f"{row[side]['median_s']:.2f} [{low:.2f}, {high:.2f}]")
-        low, high = row["ratio_quartiles"]
-        cells += [f"{row['ratio']:.2f} [{low:.2f}, {high:.2f}]", f"{row['ratio_cpu']:.2f}"]
-        if sizes := row.get("memory"):
-            cells += [f"{sizes['ours'] / 2**20:.0f}", f"{sizes['trl'] / 2**20:.0f}", f"{sizes['ratio']:.2f}"]
-        table.add_row(*cells)
-    console = Console()
-    console.print(table)
-    summary = found["summary"]
-    console.print(
-        f"median of the settings {summary['median_ratio']:.2f} (bar {_BARS['median']}), least "
-        f"{summary['least_ratio']:.2f} (bar {_BARS['each']})"
-        + (
-            f", largest memory ratio {summary['largest_memory_ratio']:.2f} (bar {_BARS['memory']})"
-            if "largest_memory_ratio" in summary
-            else ""
-        )
-    )
+
+def _with_quartiles(middle: float, quartiles: Sequence[float]) -> str:
+    return f"{middle:.2f} [{quartiles[0]:.2f}, {quartiles[1]:.2f}]"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -277,17 +251,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--no-time", action="store_true", help="leave out the times")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, help="also write the figures to this JSON file")
-    parser.add_argument("--child", choices=_SIDES, help=argparse.SUPPRESS)
-    parser.add_argument("--setting", help=argparse.SUPPRESS)
-    options = parser.parse_args(sys.argv[1:] if argv is None else list(argv))
-    if options.child:
-        setting = Setting(**json.loads(options.setting))
-        print(json.dumps(_memory_here(options.child, setting, options.model, options.device)))
-        return 0
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    options = parser.parse_args(arguments)
     import trl
 
     settings = [
-        Setting(s.beta, s.prompt, s.response, trainable=options.trainable, passes=options.passes)
+        replace(s, trainable=options.trainable, passes=options.passes)
         for i, s in enumerate(SETTINGS)
         if not options.only or i in options.only
     ]
@@ -295,22 +264,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     for setting in settings:
         row: dict[str, Any] = {**asdict(setting), "name": setting.name}
         if not options.no_time:
-            row = measure(
-                setting, options.model, repetitions=options.repetitions, warmup=options.warmup, device=options.device
-            )
+            times = {"repetitions": options.repetitions, "warmup": options.warmup}
+            row = measure(setting, options.model, device=options.device, **times)
         if not options.no_memory:
             row["memory"] = memory(setting, options.model, options.device)
         rows.append(row)
-    found = {
-        "command": "python -m benchmarks.speed.versus_trl " + " ".join(sys.argv[1:] if argv is None else argv),
+    figures = {
+        "command": "python -m benchmarks.speed.versus_trl " + " ".join(arguments),
         "trl_version": trl.__version__,
         "device": options.device,
         "settings": rows,
         "summary": summarise(rows),
     }
     if options.out:
-        write_json(options.out, found)
-    show(found)
+        write_json(options.out, figures)
+    print(table(figures).markdown())
     return 0
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,13 +16,35 @@ from rlaif_env.models import encode, load_tokenizer
 from tests.tiny import save_tiny, tiny_backbone
 
 
-def test_contenders_are_compared_with_the_first() -> None:
-    slow, fast = throughput.side_by_side(
-        {"slow": lambda: time.sleep(0.004), "fast": lambda: time.sleep(0.001)}, steps=5, blocks=2
+class Clock:
+    """A clock that goes on when it is told to, and by ``tick`` seconds whenever it is read."""
+
+    def __init__(self, tick: float = 0.0) -> None:
+        self.now, self.tick = 0.0, tick
+
+    def read(self) -> float:
+        self.now += self.tick
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=clock.read, process_time=lambda: 0.0))
+    return clock
+
+
+def test_contenders_are_compared_with_the_first(clock: Clock) -> None:
+    naps = iter([0.004, 0.008, 0.016] * 2)
+    slow, fast = throughput.microseconds(
+        {"slow": lambda: clock.sleep(next(naps)), "fast": lambda: clock.sleep(0.002)}, steps=3, blocks=2
     )
-    assert (slow.name, slow.ratio, fast.name) == ("slow", 1.0, "fast")
-    assert slow.median_us >= 4000 > fast.median_us >= 1000 and fast.ratio == fast.median_us / slow.median_us
-    assert slow.quartiles_us[0] <= slow.median_us <= slow.quartiles_us[1]
+    assert (slow["name"], slow["ratio"], fast["name"], fast["ratio"]) == ("slow", 1.0, "fast", pytest.approx(0.25))
+    assert (slow["median_us"], fast["median_us"]) == (pytest.approx(8000), pytest.approx(2000))
+    assert slow["quartiles_us"] == pytest.approx([5000, 14000])
 
 
 def test_the_table_of_words_gives_back_what_it_took() -> None:
@@ -64,9 +86,16 @@ def test_summaries_by_hand() -> None:
     assert times.summary() == {"median_s": 3.0, "quartiles_s": [2.0, 4.0], "median_cpu_s": 1.0, "runs": 5}
 
 
-def test_the_machine_multiplies_and_copies() -> None:
-    found = timing.machine(hidden=64, inner=64, rows=64)
-    assert found.flops > 1e8 and found.bytes > 1e8
+def test_the_machines_rates_are_work_over_time(clock: Clock) -> None:
+    clock.tick = 0.5
+    found = timing.machine(hidden=8, inner=16, rows=4, copied=1000)
+    assert found.flops == pytest.approx(2 * 8 * 16 * 4 * 8 / 0.5), "two operations a product, eight products a run"
+    assert found.bytes == pytest.approx(2 * 4 * 1000 / 0.5), "float32, read and written"
+
+
+def test_two_sides_are_compared_turn_by_turn() -> None:
+    ours, theirs = timing.Times([1.0, 2.0, 4.0], [1.0] * 3), timing.Times([2.0, 6.0, 4.0], [3.0] * 3)
+    assert timing.beside(ours, theirs) == {"ratio": 2.0, "ratio_quartiles": [1.5, 2.5], "ratio_cpu": 3.0}
 
 
 PAIR = {"ours": {"median_s": 1.0}, "ratio": 2.5, "ratio_quartiles": [2.0, 3.0], "ratio_cpu": 2.4}
@@ -154,6 +183,14 @@ def test_the_six_settings_and_their_bars() -> None:
     found = versus_trl.summarise(rows)
     assert (found["median_ratio"], found["least_ratio"], found["largest_memory_ratio"]) == (2.0, 1.1, 0.5)
     assert found["met"] == {"median": True, "each": False, "memory": True}
+    assert versus_trl.summarise([{"memory": {"ratio": 0.8}}])["met"] == {"memory": False}
+    side = {"median_s": 1.0, "quartiles_s": [0.5, 2.0]}
+    row = {"name": "s", "ours": side, "trl": side, "ratio": 1.5, "ratio_quartiles": [1.25, 1.75], "ratio_cpu": 1.0}
+    sizes = {"ours": 2**20, "trl": 2**21, "ratio": 0.5}
+    shown = versus_trl.table({"trl_version": "1", "settings": [{**row, "memory": sizes}, row], "summary": found})
+    assert shown.rows[0] == ["s", *["1.00 [0.50, 2.00]"] * 2, "1.50 [1.25, 1.75]", "1.00", "1", "2", "0.50"]
+    assert shown.rows[1][5:] == [None] * 3
+    assert shown.caption == "median of the settings 2.00 (bar 1.5), least 1.10 (bar 1.2), largest memory 0.50 (bar 0.7)"
 
 
 def test_rewards_tell_texts_apart() -> None:
