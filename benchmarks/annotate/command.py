@@ -151,7 +151,12 @@ def _project(config: AnnotateConfig, console: Console) -> tuple[dict[str, Any], 
     project = {name: getattr(config, name) for name in _PROJECT}
     items: list[Item] = []
     if not config.policies:
-        items = _given(config, task, console)
+        if config.input is not None:
+            items, repeated = read_items(config.input, config.form, config.pairs, config.seed)
+        elif task is not None:
+            items, repeated = corpus_items(task, config.form, config.split, config.pairs or _CORPUS_PAIRS, config.seed)
+        if repeated:
+            console.print(f"{repeated} repeated items are asked once", highlight=False)
         project["items"] = fingerprint(items)
     elif task is None:
         raise RLAIFError("expected a task (--task) that says how long responses of the policies may be, found none")
@@ -186,17 +191,6 @@ def _earlier(config: AnnotateConfig) -> tuple[dict[str, Any], Callable[[Path], S
             "folder (--out) for that"
         )
     return begun, lambda folder: Store(folder / _DATABASE, write=True)
-
-
-def _given(config: AnnotateConfig, task: Task | None, console: Console) -> list[Item]:
-    """The items of the input, or of the task's own preferences."""
-    if config.input is not None:
-        items, repeated = read_items(config.input, config.form, config.pairs, config.seed)
-    elif task is not None:
-        items, repeated = corpus_items(task, config.form, config.split, config.pairs or _CORPUS_PAIRS, config.seed)
-    if repeated:
-        console.print(f"{repeated} repeated items are asked once", highlight=False)
-    return items
 
 
 def _sampled(config: AnnotateConfig, task: Task, folder: Path) -> list[Item]:
