@@ -120,7 +120,7 @@ def _serve(config: AnnotateConfig, console: Console) -> None:
         _invite(store, config.annotators)
         token = None if server.is_loopback(config.host) else store.token
         app = server.application(store, host=config.host, token=token, joining=not config.annotators)
-        _greet(config, run.path, store, _link(config.host, sock.getsockname()[1], token), console)
+        _greet(config, run.path, store, sock.getsockname()[1], token, console)
         with suppress(KeyboardInterrupt):  # the way to end it
             server.serve(app, sock)
         _part(store, run.path, console)
@@ -221,12 +221,9 @@ def _invite(store: Store, names: Sequence[str]) -> None:
             store.join(name)
 
 
-def _link(host: str, port: int, token: str | None) -> str:
-    host = socket.gethostname() if host in ("0.0.0.0", "::") else host
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}/" + (f"?token={token}" if token else "")
-
-
-def _greet(config: AnnotateConfig, folder: Path, store: Store, link: str, console: Console) -> None:
+def _greet(config: AnnotateConfig, folder: Path, store: Store, port: int, token: str | None, console: Console) -> None:
+    host = socket.gethostname() if config.host in ("0.0.0.0", "::") else config.host
+    link = f"http://{f'[{host}]' if ':' in host else host}:{port}/" + (f"?token={token}" if token else "")
     items = sum(item.kind == "item" for item in store.items().values())
     judges = f"{store.plan.overlap} annotators" if store.plan.overlap else "everybody"
     lines = [f"{items} items in {folder}, each for {judges} to judge"]

@@ -29,8 +29,6 @@ from rewards.endpoint.replies import Position, Reply
 from rewards.prompts import before_stop, check_answers, leads_after
 from rlaif_env.api import BackendError
 
-_CHAT_LEADS = ("", " ")
-
 
 def _end(client: EndpointClient) -> None:
     client.close()
@@ -157,7 +155,7 @@ class EndpointLM(Live, AbstractContextManager["EndpointLM"]):
             return await answer_likelihoods(
                 next_token,
                 labels,
-                _CHAT_LEADS if capabilities.route == "chat" else leads_after(prompt),
+                ("", " ") if capabilities.route == "chat" else leads_after(prompt),
                 more=capabilities.prefill,
                 every_boundary=self.config.boundaries == "all",
                 top=capabilities.top,
