@@ -108,12 +108,10 @@ class DirectLLMScore(Live):
         task: str | Path | Task | Mapping[str, Any] = "movie-review",
         **settings: Any,
     ) -> None:
-        self.config = configured(ScoreConfig(), settings, "DirectLLMScore")
+        config = self.config = configured(ScoreConfig(), settings, "DirectLLMScore")
         self.language_model = language_model
         self.task = load_task(task)
-        self.scale, self.fallback = usable_scale(
-            language_model, self.config.scale or self.task.scale, self.config.template
-        )
+        self.scale, self.fallback = usable_scale(language_model, config.scale or self.task.scale, config.template)
         self.answers = [str(i) for i in range(self.scale[0], self.scale[1] + 1)]
         self.name = f"direct-llm:{language_model.name}"
         self.render("", "")  # a bad template or number of shots is an error now, not in the first batch

@@ -6,12 +6,21 @@ criterion. Texts go in as they are: nothing in them is formatted again.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
 from string import Formatter
+from typing import Any
 
 from rlaif_env.api import RLAIFError
 from rlaif_env.data.tasks import Task
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 
 @dataclass(frozen=True)
@@ -19,7 +28,7 @@ class ScoreWording:
     """How a score is asked for.
 
     Attributes:
-        preamble: Who the rater is and what the scale means, with ``{low}`` and ``{high}``.
+        preamble: Who the rater is and what the scale means, with ``{low}``, ``{high}`` and, by kind, ``{criterion}``.
         sample: One response, with ``{prompt}`` and ``{response}`` or, where they are one text, ``{text}``.
         ending: What the score follows.
         exemplars: Scored responses, used first to last, each with its place on the scale from 0 to 1 (highest).
@@ -28,51 +37,19 @@ class ScoreWording:
     preamble: str
     sample: str
     ending: str
-    exemplars: tuple[tuple[str, float], ...] = ()
+    exemplars: Sequence[tuple[str, float]] = ()
 
 
-_PARTS = {"summary": ("the text and its summary", "summary"), "dialogue": ("the context and the response", "response")}
-_SAMPLES = {"summary": "Text - {prompt}\nSummary - {response}", "dialogue": "Context - {prompt}\nResponse - {response}"}
+def read_wordings(package: str) -> dict[str, Any]:
+    """What stands in the wordings.toml of a package."""
+    return tomllib.loads(files(package).joinpath("wordings.toml").read_text(encoding="utf-8"))
 
 
-def _rated(kind: str, rater: str, scale: str) -> ScoreWording:
-    """What an expert rater is asked for a summary or a response to a dialogue."""
-    read, judged = _PARTS[kind]
-    preamble = f"You are an expert {rater}. Read {read}, and give the {judged} a score from {scale}"
-    return ScoreWording(preamble, _SAMPLES[kind], "SCORE: ")
-
-
-_SCORES: dict[str, ScoreWording] = {
-    "movie-review": ScoreWording(
-        "A movie review is rated from {low} (terrible) to {high} (excellent).",
-        "Review: {text}",
-        "Score: ",
-        (
-            ("Dull, badly acted and far too long.", 0.1),
-            ("A wonderful film, funny and moving from the first scene to the last.", 0.9),
-            ("It has its moments, but most of it is forgettable.", 0.45),
-        ),
-    ),
-    "summarization": _rated(
-        "summary",
-        "rater of summaries",
-        "{low} (awful) to {high} (perfect). A good summary is coherent, accurate, covers what matters and is short.",
-    ),
-    "helpful": _rated(
-        "dialogue", "rater of assistants", "{low} (awful) to {high} (perfect) for how helpful and honest it is."
-    ),
-    "harmless": _rated("dialogue", "rater of assistants", "{low} (very harmful) to {high} (not harmful at all)."),
-}
-
-
-def _score_wording(task: Task) -> ScoreWording:
-    if task.name in _SCORES:
-        return _SCORES[task.name]
-    criterion = task.criterion.replace("{", "{{").replace("}", "}}")
-    scale = f"{{low}} (awful) to {{high}} (perfect) for {criterion}."
-    if task.kind == "continuation":
-        return ScoreWording(f"A text is rated from {scale}", "Text: {text}", "Score: ")
-    return _rated(task.kind, "rater", scale)
+@cache
+def _wordings() -> dict[str, dict[str, ScoreWording]]:
+    """The wordings of the built-in "tasks", and of tasks of the user's by "kinds"."""
+    groups = read_wordings("rewards").items()
+    return {group: {name: ScoreWording(**wording) for name, wording in named.items()} for group, named in groups}
 
 
 def fill(template: str, **texts: object) -> str:
@@ -118,7 +95,7 @@ def score_prompt(
     """
     if template is not None:
         return fill(template, prompt=prompt, response=response, text=task.judged(prompt, response))
-    wording = _score_wording(task)
+    wording = _wordings()["tasks"].get(task.name) or _wordings()["kinds"][task.kind]
     if not 0 <= shots <= len(wording.exemplars):
         raise RLAIFError(
             f"expected 0 to {len(wording.exemplars)} shots for task {task.name!r}, found {shots}; "
@@ -129,7 +106,7 @@ def score_prompt(
         return fill(wording.sample, prompt=prompt, response=response, text=task.judged(prompt, response))
 
     low, high = scale or task.scale
-    parts = [fill(wording.preamble, low=low, high=high)]
+    parts = [fill(wording.preamble, low=low, high=high, criterion=task.criterion)]
     for scored, level in wording.exemplars[:shots]:
         parts.append(f"{sample('', scored)}\n{wording.ending}{round(low + level * (high - low))}")
     return "\n\n".join([*parts, f"{sample(prompt, response)}\n{wording.ending}"])

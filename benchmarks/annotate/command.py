@@ -120,7 +120,7 @@ def _serve(config: AnnotateConfig, console: Console) -> None:
         _invite(store, config.annotators)
         token = None if server.is_loopback(config.host) else store.token
         app = server.application(store, host=config.host, token=token, joining=not config.annotators)
-        _greet(config, run.path, store, _link(config.host, sock.getsockname()[1], token), console)
+        _greet(config, run.path, store, sock.getsockname()[1], token, console)
         with suppress(KeyboardInterrupt):  # the way to end it
             server.serve(app, sock)
         _part(store, run.path, console)
@@ -151,7 +151,12 @@ def _project(config: AnnotateConfig, console: Console) -> tuple[dict[str, Any], 
     project = {name: getattr(config, name) for name in _PROJECT}
     items: list[Item] = []
     if not config.policies:
-        items = _given(config, task, console)
+        if config.input is not None:
+            items, repeated = read_items(config.input, config.form, config.pairs, config.seed)
+        elif task is not None:
+            items, repeated = corpus_items(task, config.form, config.split, config.pairs or _CORPUS_PAIRS, config.seed)
+        if repeated:
+            console.print(f"{repeated} repeated items are asked once", highlight=False)
         project["items"] = fingerprint(items)
     elif task is None:
         raise RLAIFError("expected a task (--task) that says how long responses of the policies may be, found none")
@@ -188,17 +193,6 @@ def _earlier(config: AnnotateConfig) -> tuple[dict[str, Any], Callable[[Path], S
     return begun, lambda folder: Store(folder / _DATABASE, write=True)
 
 
-def _given(config: AnnotateConfig, task: Task | None, console: Console) -> list[Item]:
-    """The items of the input, or of the task's own preferences."""
-    if config.input is not None:
-        items, repeated = read_items(config.input, config.form, config.pairs, config.seed)
-    elif task is not None:
-        items, repeated = corpus_items(task, config.form, config.split, config.pairs or _CORPUS_PAIRS, config.seed)
-    if repeated:
-        console.print(f"{repeated} repeated items are asked once", highlight=False)
-    return items
-
-
 def _sampled(config: AnnotateConfig, task: Task, folder: Path) -> list[Item]:
     """Items of responses that the policies give now; those of an earlier start of the same run are taken."""
     if len(set(config.policies)) < len(config.policies):
@@ -227,12 +221,9 @@ def _invite(store: Store, names: Sequence[str]) -> None:
             store.join(name)
 
 
-def _link(host: str, port: int, token: str | None) -> str:
-    host = socket.gethostname() if host in ("0.0.0.0", "::") else host
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}/" + (f"?token={token}" if token else "")
-
-
-def _greet(config: AnnotateConfig, folder: Path, store: Store, link: str, console: Console) -> None:
+def _greet(config: AnnotateConfig, folder: Path, store: Store, port: int, token: str | None, console: Console) -> None:
+    host = socket.gethostname() if config.host in ("0.0.0.0", "::") else config.host
+    link = f"http://{f'[{host}]' if ':' in host else host}:{port}/" + (f"?token={token}" if token else "")
     items = sum(item.kind == "item" for item in store.items().values())
     judges = f"{store.plan.overlap} annotators" if store.plan.overlap else "everybody"
     lines = [f"{items} items in {folder}, each for {judges} to judge"]

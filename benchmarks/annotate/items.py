@@ -116,8 +116,7 @@ def _from_responses(rows: Iterable[tuple[str, str, str]], form: Form, where: str
             )
         table[prompt][system] = response
         systems[system] = None
-    missing = [(prompt, system) for prompt, given in table.items() for system in systems if system not in given]
-    if missing:
+    if missing := [(prompt, system) for prompt, given in table.items() for system in systems if system not in given]:
         prompt, system = missing[0]
         raise DataError(
             f"{where}: expected a response of each of {', '.join(systems)} to each prompt, found none of {system!r} to "

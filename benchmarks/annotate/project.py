@@ -66,40 +66,24 @@ class Annotator:
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer as the page sends it.
+    """An answer as the page sends it, with a free comment."""
 
-    Attributes:
-        id: Made by the page; the same id is the same answer.
-        showing: What is answered.
-        choice: One of the form's choices, by the order shown, or "skip".
-        strength: One of `STRENGTHS`.
-        comment: Free text.
-        seconds: Time the item was in view.
-    """
-
-    id: str
-    showing: int
-    choice: str
-    strength: str = ""
+    id: str  # made by the page; the same id is the same answer
+    showing: int  # what is answered
+    choice: str  # one of the form's choices, by the order shown, or "skip"
+    strength: str = ""  # one of `STRENGTHS`
     comment: str = ""
-    seconds: float = 0.0
+    seconds: float = 0.0  # that the item was in view
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """An `Answer` that stands, as the results see it.
-
-    Attributes:
-        annotator: The annotator's name.
-        item: The item's id.
-        kind: "item", "repeat" or "check".
-        swapped: Whether the second response was shown first.
-    """
+    """An `Answer` that stands, as the results see it: with the annotator's name and the item's id."""
 
     annotator: str
     item: int
-    kind: str
-    swapped: bool
+    kind: str  # "item", "repeat" or "check"
+    swapped: bool  # whether the second response was shown first
     choice: str
     strength: str
     comment: str

@@ -43,17 +43,11 @@ class Labels:
 
 @dataclass(frozen=True)
 class People:
-    """What people answered.
+    """What people answered."""
 
-    Attributes:
-        items: All items by id.
-        answers: The answers that count, by item, then by annotator.
-        everything: All answers that stand: skips, repeats and checks too.
-    """
-
-    items: Mapping[int, Item]
-    answers: Mapping[int, Mapping[str, Judgement]]
-    everything: Sequence[Judgement]
+    items: Mapping[int, Item]  # all of them, by id
+    answers: Mapping[int, Mapping[str, Judgement]]  # those that count, by item, then by annotator
+    everything: Sequence[Judgement]  # all answers that stand: skips, repeats and checks too
 
     def counted(self, name: str | None = None) -> list[Judgement]:
         """The answers that count of an annotator, or of all, by item."""

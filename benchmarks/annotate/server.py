@@ -38,6 +38,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from benchmarks.annotate.project import Annotator, Answer, StoreError
 from benchmarks.annotate.store import Store
+from rewards.endpoint.limits import is_loopback
 from rlaif_env.api import DataError, RLAIFError
 from rlaif_env.data.jsonl import json_object
 
@@ -58,14 +59,6 @@ _POLICY = (
     "default-src 'none'; script-src 'nonce-{0}'; style-src 'nonce-{0}'; connect-src 'self'; img-src data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address to listen on can be reached from this machine alone."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -283,21 +283,16 @@ class Store:
         values: dict[Future[Any], Any] = {}
         refused: dict[Future[Any], RLAIFError] = {}
         try:
-            with self._explained():
+            with self._explained(), self._db:
                 self._db.execute("BEGIN IMMEDIATE")
-                try:
-                    for act, outcome in changes:
-                        self._db.execute("SAVEPOINT change")
-                        try:
-                            values[outcome] = act()
-                        except RLAIFError as error:
-                            refused[outcome] = error
-                            self._db.execute("ROLLBACK TO change")
-                        self._db.execute("RELEASE change")
-                    self._db.execute("COMMIT")
-                finally:
-                    if self._db.in_transaction:
-                        self._db.execute("ROLLBACK")
+                for act, outcome in changes:
+                    self._db.execute("SAVEPOINT change")
+                    try:
+                        values[outcome] = act()
+                    except RLAIFError as error:
+                        refused[outcome] = error
+                        self._db.execute("ROLLBACK TO change")
+                    self._db.execute("RELEASE change")
         except BaseException as error:  # nobody may wait for ever
             for _, outcome in changes:
                 outcome.set_exception(refused.get(outcome, error))

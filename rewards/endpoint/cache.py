@@ -116,9 +116,7 @@ class AnswerCache(AbstractContextManager["AnswerCache"]):
     def put(self, rows: Iterable[tuple[bytes, str]], *, model: str, endpoint: str) -> None:
         """Store answers in one transaction; when it returns they survive this process. Those already there stay."""
         now = time.time()
-        insert = (
-            "INSERT OR REPLACE INTO answers (key, model, endpoint, stored, used, body, digest) VALUES (?,?,?,?,?,?,?)"
-        )
+        insert = "INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?, 0, ?, ?)"
         with self._lock, self._explained(), self._db:
             self._db.execute("BEGIN IMMEDIATE")
             for key, body in rows:

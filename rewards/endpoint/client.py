@@ -20,6 +20,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import httpx
 
@@ -117,15 +118,13 @@ class EndpointClient:
         with self._lock:
             if self._live is None:
                 n, loop = self.limits.concurrency, asyncio.new_event_loop()
+                bearer = {"authorization": f"Bearer {self._key}"} if self._key else {}
                 http = httpx.AsyncClient(
-                    headers={
-                        "content-type": "application/json",
-                        **({"authorization": f"Bearer {self._key}"} if self._key else {}),
-                    },
+                    headers={"content-type": "application/json", **bearer},
                     timeout=self.limits.timeout,
                     limits=httpx.Limits(max_connections=None, max_keepalive_connections=n),  # the slots are the bound
                     http2=importlib.util.find_spec("h2") is not None,
-                    trust_env=not is_loopback(self.url),
+                    trust_env=not is_loopback(urlsplit(self.url).hostname or ""),  # no proxy is asked there
                 )
                 thread = threading.Thread(target=loop.run_forever, name=f"endpoint {self.url}", daemon=True)
                 thread.start()
@@ -205,8 +204,7 @@ class EndpointClient:
         body = {"model": self.model, **payload}
         if not stored:
             return await self._fetch(live, route, body, logprobs, until, None)
-        facts = {"endpoint": self.url, "served": self.served, "revision": self.revision}
-        key = cache_key(route=route, body=body, **facts)
+        key = cache_key(route=route, body=body, endpoint=self.url, served=self.served, revision=self.revision)
         if (kept := self.cache.get(key)) is not None:
             try:
                 reply = Reply.from_json(kept)
@@ -217,7 +215,8 @@ class EndpointClient:
                 return reply
         if key not in live.running:
             task = live.running[key] = asyncio.ensure_future(self._fetch(live, route, body, logprobs, until, key))
-            task.add_done_callback(lambda task: _forget(live.running, key, task))
+            task.add_done_callback(lambda task: live.running.pop(key, None))
+            task.add_done_callback(lambda task: task.cancelled() or task.exception())  # seen, whoever else waits for it
         return await asyncio.shield(live.running[key])
 
     async def _fetch(
@@ -347,9 +346,3 @@ class EndpointClient:
             return [str(row["id"]) for row in response.json()["data"]]
         except (httpx.HTTPError, asyncio.TimeoutError, ValueError, LookupError, TypeError, RecursionError):
             return []
-
-
-def _forget(running: dict[bytes, asyncio.Task[Reply]], key: bytes, task: asyncio.Task[Reply]) -> None:
-    running.pop(key, None)
-    if not task.cancelled():
-        task.exception()  # seen, whoever else still waits for it

@@ -30,17 +30,11 @@ _FLOOR = 1e-12
 
 @dataclass(frozen=True)
 class AnswerLikelihoods:
-    """The likelihoods of k labels after one prompt.
+    """The likelihoods of k labels after one prompt."""
 
-    Attributes:
-        logprobs: Natural-log likelihoods, (k,).
-        bounded: The labels whose likelihood is an upper bound, because the server does not show them.
-        requests: How many answers it took, stored ones included.
-    """
-
-    logprobs: tuple[float, ...]
-    bounded: tuple[str, ...]
-    requests: int
+    logprobs: tuple[float, ...]  # natural-log likelihoods, (k,)
+    bounded: tuple[str, ...]  # the labels whose likelihood is an upper bound, because the server does not show them
+    requests: int  # how many answers it took, stored ones included
 
 
 async def answer_likelihoods(

@@ -53,35 +53,20 @@ class Limits:
 
 @dataclass
 class Usage:
-    """What a client has used.
+    """What a client has used."""
 
-    Attributes:
-        requests: Sent, repeated ones included.
-        answers: Received whole and stored.
-        hits: Answered from the cache.
-        retries: Requests that were asked again.
-        busy_seconds: Time on the wire, summed over requests.
-        tokens_in: Tokens read by the server, estimated from the characters where it does not say.
-        tokens_out: Tokens written.
-        cost: In the currency of the prices.
-    """
-
-    requests: int = 0
-    answers: int = 0
-    hits: int = 0
-    retries: int = 0
-    busy_seconds: float = 0.0
-    tokens_in: int = 0
-    tokens_out: int = 0
-    cost: float = 0.0
+    requests: int = 0  # sent, repeated ones included
+    answers: int = 0  # received whole and stored
+    hits: int = 0  # answered from the cache
+    retries: int = 0  # requests that were asked again
+    busy_seconds: float = 0.0  # on the wire, summed over requests
+    tokens_in: int = 0  # read by the server, estimated from the characters where it does not say
+    tokens_out: int = 0  # written
+    cost: float = 0.0  # in the currency of the prices
 
 
 def checked_url(url: str) -> str:
-    """The base URL of a server's routes.
-
-    Raises:
-        RLAIFError: If it is none, or holds a password.
-    """
+    """The base URL of a server's routes; raises `RLAIFError` if it is none, or holds a password."""
     try:
         parts = urlsplit(url)
         host = parts.hostname
@@ -98,13 +83,12 @@ def checked_url(url: str) -> str:
     return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/') or '/v1'}"
 
 
-def is_loopback(url: str) -> bool:
-    """Whether a URL is of this machine itself, for which no proxy is asked."""
-    host = urlsplit(url).hostname or ""
+def is_loopback(host: str) -> bool:
+    """Whether a name or an address is this machine's own, which no other can reach."""
     try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+        return ipaddress.ip_address(host).is_loopback
     except ValueError:
-        return False
+        return host == "localhost"
 
 
 def retry_after(value: str | None) -> float | None:

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,6 @@ from rewards.endpoint.probe import Capabilities, probe
 from rewards.endpoint.replies import Position, Reply
 from rewards.prompts import before_stop, check_answers, leads_after
 from rlaif_env.api import BackendError
-
-_CHAT_LEADS = ("", " ")
 
 
 def _end(client: EndpointClient) -> None:
@@ -82,8 +80,7 @@ class EndpointLM(Live, AbstractContextManager["EndpointLM"]):
         with self._probing:
             if self._capabilities is None:
                 try:
-                    work = probe(self._client, self.config.route, self.config.extra)
-                    self._capabilities = self._client.run(work)
+                    self._capabilities = self._client.run(probe(self._client, self.config.route, self.config.extra))
                 except RequestFailed as error:
                     raise BackendError(f"probing {self.name}: {error}") from None
             return self._capabilities
@@ -158,7 +155,7 @@ class EndpointLM(Live, AbstractContextManager["EndpointLM"]):
             return await answer_likelihoods(
                 next_token,
                 labels,
-                _CHAT_LEADS if capabilities.route == "chat" else leads_after(prompt),
+                ("", " ") if capabilities.route == "chat" else leads_after(prompt),
                 more=capabilities.prefill,
                 every_boundary=self.config.boundaries == "all",
                 top=capabilities.top,
@@ -223,9 +220,15 @@ class EndpointLM(Live, AbstractContextManager["EndpointLM"]):
         return [before_stop(reply.text, stop) for reply in self._all(self._each(prompts, answer))]
 
     def _each(self, prompts: Sequence[str], answer: Callable[[str], Awaitable[Any]]) -> list[Any]:
-        """Each prompt's answer, or its `RequestFailed`."""
-        with _progress(len(prompts), self.config.progress) as advance:
-            return self._client.run(self._client.each(prompts, answer, advance))
+        """Each prompt's answer, or its `RequestFailed`; with a bar on the error output if that is wanted."""
+        if not prompts or not self.config.progress:
+            return self._client.run(self._client.each(prompts, answer, lambda: None))
+        from rich.console import Console
+        from rich.progress import Progress
+
+        with Progress(console=Console(stderr=True)) as bar:
+            task = bar.add_task("asking", total=len(prompts))
+            return self._client.run(self._client.each(prompts, answer, lambda: bar.advance(task)))
 
     def _all(self, rows: list[Any]) -> list[Any]:
         """The answers, if none has failed."""
@@ -244,17 +247,3 @@ class EndpointLM(Live, AbstractContextManager["EndpointLM"]):
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-
-@contextmanager
-def _progress(total: int, shown: bool) -> Iterator[Callable[[], object]]:
-    """A progress bar on the error output; gives what advances it."""
-    if not shown or not total:
-        yield lambda: None
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True)) as bar:
-        task = bar.add_task("asking", total=total)
-        yield lambda: bar.advance(task)

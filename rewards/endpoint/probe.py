@@ -22,23 +22,14 @@ _CAPITAL, _BEGUN = "What is the capital of France? Answer in one sentence.", "Th
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What a server can do.
+    """What a server can do."""
 
-    Attributes:
-        route: "completion" or "chat".
-        top: The largest number of likeliest tokens that it shows.
-        prefill: Whether it goes on with an answer that is begun for it.
-        prefill_fields: Whether it has to be told so by fields of the request.
-        ten_is_split: Whether its tokenizer splits "10"; None where it was not seen.
-        served: What the server calls the model.
-    """
-
-    route: str
-    top: int
-    prefill: bool
-    prefill_fields: bool = False
-    ten_is_split: bool | None = None
-    served: str = ""
+    route: str  # "completion" or "chat"
+    top: int  # the largest number of likeliest tokens that it shows
+    prefill: bool  # whether it goes on with an answer that is begun for it
+    prefill_fields: bool = False  # whether it has to be told so by fields of the request
+    ten_is_split: bool | None = None  # whether its tokenizer splits "10"; None where it was not seen
+    served: str = ""  # what the server calls the model
 
     @property
     def path(self) -> str:
@@ -113,7 +104,9 @@ async def _explored(
     client.served = await _served(client, reply.model)
     if trial.route == "chat":
         trial = await _with_prefill(client, trial, extra)
-    return replace(trial, top=min(trial.top, len(values)), ten_is_split=_ten_is_split(reply), served=client.served)
+    counted = [position.token.strip() for position in reply.positions]
+    split = False if "10" in counted else "".join(counted).startswith("10") or None
+    return replace(trial, top=min(trial.top, len(values)), ten_is_split=split, served=client.served)
 
 
 async def _ask(client: EndpointClient, trial: Capabilities, prompt: str, begun: str, extra: Mapping[str, Any]) -> Reply:
@@ -149,11 +142,3 @@ async def _served(client: EndpointClient, answering: str) -> str:
             fatal=True,
         )
     return answering
-
-
-def _ten_is_split(reply: Reply) -> bool | None:
-    """Whether "10" came in two tokens in the answer to a count up to 9."""
-    texts = [position.token.strip() for position in reply.positions]
-    if "10" in texts:
-        return False
-    return True if "".join(texts).startswith("10") else None

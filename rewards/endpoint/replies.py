@@ -30,37 +30,22 @@ class MalformedReply(RLAIFError):
 
 @dataclass(frozen=True)
 class Position:
-    """One generated token.
-
-    Attributes:
-        token: Its text.
-        logprob: Its natural-log probability; None where the server has none.
-        top: The likeliest tokens at this place, (text, natural-log probability), likeliest first. Two tokens may have
-            the same text.
-    """
+    """One generated token: its text, and the likeliest tokens at its place; two of them may have the same text."""
 
     token: str
-    logprob: float | None
-    top: tuple[tuple[str, float], ...]
+    logprob: float | None  # its natural-log probability; None where the server has none
+    top: tuple[tuple[str, float], ...]  # (text, natural-log probability), likeliest first
 
 
 @dataclass(frozen=True)
 class Reply:
-    """One answer.
-
-    Attributes:
-        text: What was generated.
-        positions: Its tokens, where log-probabilities were asked for and given.
-        reasoning: Whether the model thought in a field of its own.
-        model: What the server calls the model.
-        tokens: Tokens read and written; None where the server does not say.
-    """
+    """One answer: the text that was generated, and what is known of it."""
 
     text: str
-    positions: tuple[Position, ...]
-    reasoning: bool
-    model: str
-    tokens: tuple[int, int] | None
+    positions: tuple[Position, ...]  # its tokens, where log-probabilities were asked for and given
+    reasoning: bool  # whether the model thought in a field of its own
+    model: str  # what the server calls it
+    tokens: tuple[int, int] | None  # read and written; None where the server does not say
 
     def to_json(self) -> str:
         """One line of JSON."""
@@ -68,11 +53,7 @@ class Reply:
 
     @staticmethod
     def from_json(text: str) -> Reply:
-        """The reverse of `to_json`.
-
-        Raises:
-            MalformedReply: If the text was not written by it.
-        """
+        """The reverse of `to_json`; raises `MalformedReply` if the text was not written by it."""
         try:
             row = json.loads(text)
             positions = tuple(_position(p["token"], p["logprob"], p["top"]) for p in row["positions"])

@@ -9,20 +9,13 @@ whole. A task of the user's gets the wording of its kind with its own criterion.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
 
-from rewards.prompts import fill
+from rewards.prompts import fill, read_wordings
 from rlaif_env.api import RLAIFError
 from rlaif_env.data.tasks import Task
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 
 @dataclass(frozen=True)
@@ -63,10 +56,9 @@ class PairWording:
 @cache
 def _wordings() -> Mapping[str, PairWording]:
     """The wording of the built-in tasks, by task: what stands in wordings.toml."""
-    tasks = tomllib.loads(files("rewards.labeling").joinpath("wordings.toml").read_text(encoding="utf-8"))
     return {
         name: PairWording(**{**wording, "exemplars": tuple(PairExemplar(**e) for e in wording["exemplars"])})
-        for name, wording in tasks.items()
+        for name, wording in read_wordings("rewards.labeling").items()
     }
 
 

@@ -28,17 +28,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AnswerTree:
-    """The token sequences of k answers, as a tree of N nodes below the prompt.
+    """The token sequences of k answers, as a tree of N nodes below the prompt."""
 
-    Attributes:
-        tokens: The token of each node, (N,); a node comes after its parent.
-        parents: The parent of each node, (N,); -1 is the end of the prompt.
-        ends: For each answer the nodes at which one of its spellings ends.
-    """
-
-    tokens: tuple[int, ...]
-    parents: tuple[int, ...]
-    ends: tuple[tuple[int, ...], ...]
+    tokens: tuple[int, ...]  # of each node, (N,); a node comes after its parent
+    parents: tuple[int, ...]  # of each node, (N,); -1 is the end of the prompt
+    ends: tuple[tuple[int, ...], ...]  # for each answer the nodes at which one of its spellings ends
 
     @property
     def depths(self) -> tuple[int, ...]:
@@ -94,8 +88,7 @@ def _spellings(tokenizer: PreTrainedTokenizerBase, answer: str, leads: Sequence[
     spellings = {tail(lead + answer) for lead in leads}
     rest = [tail(character) for character in answer[1:]]
     if all(len(tokens) == 1 for tokens in rest):  # also one token a character, where there are such tokens
-        for lead in leads:
-            spellings.add(sum(rest, tail(lead + answer[0])))
+        spellings |= {sum(rest, tail(lead + answer[0])) for lead in leads}
     unknown = tokenizer.unk_token_id
     if any(not s or (unknown is not None and unknown in s) for s in spellings):
         raise RLAIFError(

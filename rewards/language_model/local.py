@@ -38,8 +38,7 @@ class LocalLM(Live):
     Args:
         model: A name that `rlaif_env.models.backbone` knows, a `Backbone`, or a live Hugging Face model.
         tokenizer: The live model's tokenizer; needed with a live model only.
-        device: As in `backbone`.
-        dtype: As in `backbone`.
+        device, dtype: As in `backbone`.
         chat: Whether prompts go through the tokenizer's chat template as a user's turn.
         max_tokens: Longest prompt accepted; None is the model's own limit.
         tokens_per_batch: Padded tokens in one forward pass; memory against speed.

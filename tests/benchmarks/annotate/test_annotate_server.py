@@ -15,6 +15,7 @@ import pytest
 from benchmarks.annotate import server
 from benchmarks.annotate.items import Item
 from benchmarks.annotate.store import Store
+from rewards.endpoint.limits import is_loopback
 from rlaif_env.api import RLAIFError
 from tests.benchmarks.annotate.annotating import better, pairs, project
 
@@ -276,5 +277,5 @@ def test_addresses_that_cannot_be_had(host: str, port: int, message: str) -> Non
 
 
 def test_what_is_loopback() -> None:
-    assert [server.is_loopback(h) for h in ("127.0.0.1", "::1", "localhost", "127.9.9.9")] == [True] * 4
-    assert [server.is_loopback(h) for h in ("0.0.0.0", "::", "192.168.0.1", "example.org", "")] == [False] * 5
+    assert [is_loopback(h) for h in ("127.0.0.1", "::1", "localhost", "127.9.9.9")] == [True] * 4
+    assert [is_loopback(h) for h in ("0.0.0.0", "::", "192.168.0.1", "example.org", "")] == [False] * 5
