@@ -77,6 +77,7 @@ class Policy:
         if not temperature > 0:
             raise RLAIFError(f"expected a sampling temperature above 0, found {temperature}")
         self.reference = model if isinstance(model, Backbone) else backbone(model, device=device, dtype=dtype)
+        self._training = False  # whether this is inside `training`
         self.temperature = temperature
         self.adapter: str | None = None
         self.backbone, self.parameters = self.reference, list[torch.nn.Parameter]()
@@ -129,8 +130,12 @@ class Policy:
         """The policy's weights act and take gradients: its forward and backward passes belong inside."""
         kind = self.backbone.device.type
         autocast = torch.autocast(kind, torch.bfloat16, enabled=self.adapter is None and kind == "cuda")
-        with self.backbone.using(self.adapter), autocast:
-            yield
+        outer, self._training = self._training, True
+        try:
+            with self.backbone.using(self.adapter), autocast:
+                yield
+        finally:
+            self._training = outer
 
     def evaluate(
         self,
@@ -147,7 +152,7 @@ class Policy:
         The policy's have a gradient within `training` and none outside it, where a backward pass would find the adapter
         off; the reference's never have one. ``features`` asks for the hidden states too.
         """
-        learns = not reference and torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters)
+        learns = self._training and not reference and torch.is_grad_enabled()
         source, adapter = (self.reference, None) if reference else (self.backbone, self.adapter)
         with source.using(adapter) as model, torch.set_grad_enabled(learns):
             hidden = response_states(model, ids, mask, responses, response_mask.long())

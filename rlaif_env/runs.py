@@ -73,7 +73,8 @@ class RunFolder:
             command: For the record and for the default name.
             exist: Go on with a folder that already holds a run of this same command and configuration; with "changed",
                 of this same command: the new configuration is then recorded in place of the old one.
-            free: Settings that may differ from those of the run that is there ("agent.micro_batch" where nested).
+            free: Settings that may differ from those of the run that is there ("agent.micro_batch" where nested), or
+                groups of them.
 
         Raises:
             RunError: If the folder cannot be written, is being written by another process, holds other files, or holds
@@ -320,7 +321,8 @@ def _refuse_another_run(
     if exist != "changed":
         before, now = before | settings, now | _flat(config)
     missing = object()
-    different = [k for k in {**before, **now} if before.get(k, missing) != now.get(k, missing) and k not in free]
+    settled = [k for k in {**before, **now} if not any(k == name or k.startswith(f"{name}.") for name in free)]
+    different = [k for k in settled if before.get(k, missing) != now.get(k, missing)]
     if different:
         shown = "; ".join(f"{k}: {before.get(k, 'nothing')!r} there, {now.get(k, 'nothing')!r} here" for k in different)
         raise RunError(f"expected {file.parent} to hold a run of this configuration, found another ({shown})")

@@ -31,9 +31,13 @@ from agents.training.loop import learn
 from agents.training.safety import Parts, Safety, check_start
 from rlaif_env.api import RLAIFError
 from rlaif_env.data.tasks import Task, load_task
+from rlaif_env.options import OPERATIONAL
 from rlaif_env.runs import RunError, RunFolder, write_json
 
-_FREE = ("out", "resume", "checkpoint_every", "keep_checkpoints", "agent.micro_batch")
+_FREE = (
+    *("out", "resume", "checkpoint_every", "keep_checkpoints", "agent.micro_batch"),
+    *(f"reward_options.{name}" for name in OPERATIONAL),
+)
 """Settings that may be others when a run is gone on with: they do not change what is learned."""
 
 

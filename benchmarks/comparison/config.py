@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -118,6 +118,5 @@ class CompareConfig:
 
     @property
     def score(self) -> ScoreConfig:
-        """How the direct score is asked for; shots and template of a pairwise prompt are no score's."""
-        asked = self.label if self.label.mode == "score" else replace(self.label, shots=0, template=None)
-        return ScoreConfig(**{entry.name: getattr(asked, entry.name) for entry in fields(ScoreConfig)})
+        """How the direct score is asked for."""
+        return self.label.score

@@ -35,10 +35,10 @@ from rewards.reward_model.command import TrainRMConfig, train_and_save
 from rlaif_env.api import DataError, Preference, RLAIFError
 from rlaif_env.data.preferences import read_preferences, write_preferences
 from rlaif_env.data.tasks import load_task
+from rlaif_env.options import OPERATIONAL
 from rlaif_env.runs import write_json
 from rlaif_env.statistics import Floats
 
-_OPERATIONAL_MODEL = ("device", "server.api_key_env", "server.cache", "server.limits", "server.progress")
 _OPERATIONAL_TRAINING = ("agent.micro_batch", "eval_prompts", "eval_split")  # the answers are a stage of their own
 
 
@@ -97,7 +97,7 @@ class Pipeline:
 
     def model_key(self, model: LanguageModelConfig) -> dict[str, Any]:
         """What stands for a language model in a stage's key."""
-        key = settings_of(model, *_OPERATIONAL_MODEL)
+        key = settings_of(model, *OPERATIONAL)
         return key if model.url is not None else {**key, "model": self.content(model.model), "server": None}
 
     def labels(self, who: str) -> Stage:
@@ -181,7 +181,7 @@ class Pipeline:
 
         def make(folder: Path) -> None:
             settings = TrainConfig(
-                **vars(replace(c.train, eval_prompts=0)),
+                **vars(replace(c.train, eval_prompts=0, eval_split=TrainConfig.eval_split)),
                 task=c.task,
                 reward=reward.name,
                 reward_options=reward.options,

@@ -49,7 +49,7 @@ from rlaif_env.api import RLAIFError
 from rlaif_env.data.journal import Journal
 from rlaif_env.data.tasks import Task, load_task
 from rlaif_env.models import BUILTIN_MODEL, backbone
-from rlaif_env.options import JSON_MAPPING
+from rlaif_env.options import JSON_MAPPING, OPERATIONAL
 from rlaif_env.runs import RunFolder
 from rlaif_env.tables import Table
 
@@ -161,7 +161,8 @@ def evaluate(config: EvaluateConfig, console: Console | None = None) -> dict[str
     if config.out is None or not (config.out / "config.json").exists():
         with _working(console, "loading the judges"):
             judges.build_all()
-    with RunFolder.create(config.out, kept, command="evaluate", exist=True) as run:
+    free = [f"judge.{name}" for name in OPERATIONAL]
+    with RunFolder.create(config.out, kept, command="evaluate", exist=True, free=free) as run:
         console.print(f"Writing to {run.path}; the same command with --out {run.path} goes on", soft_wrap=True)
         systems, failures = _systems(config, task, policies, judges, run.path, console)
         measures = [*(["gold"] if task.gold else []), *(f"judge:{name}" for name in judges.specs)]

@@ -81,8 +81,7 @@ class JudgePanel:
             kind, model = self.specs[name]
             settings = self._own.get(name, {})
             if kind == "direct-llm":
-                shared = {key: getattr(self._label, key) for key in _SCORE}
-                settings = {**shared, **settings, "model": self._language_model(model)}
+                settings = {**asdict(self._label.score), **settings, "model": self._language_model(model)}
             elif model is not None:
                 settings = {**settings, "model": model}
             try:

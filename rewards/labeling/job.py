@@ -9,22 +9,21 @@ from pathlib import Path
 from typing import Any
 
 from rewards.api import LanguageModel
-from rewards.endpoint.limits import Limits
 from rewards.endpoint.model import EndpointLM
 from rewards.labeling.answers import Answer, Label
 from rewards.labeling.labeler import LabelingConfig, PreferenceLabeler
 from rewards.labeling.pair_source import Pair, builtin_pairs, holds_prompts, prompts_of_file, read_pairs
 from rewards.language_model.choice import language_model_from
 from rewards.language_model.config import LanguageModelConfig
+from rlaif_env import options
 from rlaif_env.api import BackendError, DataError, RLAIFError
 from rlaif_env.data.journal import Journal
 from rlaif_env.data.tasks import load_task
 from rlaif_env.models import encode, load_tokenizer
 
 OPERATIONAL = (
-    *("out", "batch", "dry_run", "labeler.device"),
-    *(f"labeler.server.{name}" for name in ("api_key_env", "cache", "progress")),
-    *(f"labeler.server.limits.{entry.name}" for entry in fields(Limits)),
+    *("out", "batch", "dry_run"),
+    *(f"labeler.{name}" for name in options.OPERATIONAL),
 )
 """The settings with others of which a run can go on."""
 

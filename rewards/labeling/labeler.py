@@ -21,7 +21,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -134,6 +134,12 @@ class LabelingConfig(ScoreConfig):
             )
         if not 0 < self.minimum_mass < 1:
             raise RLAIFError(f"expected a minimum_mass between 0 and 1, found {self.minimum_mass}")
+
+    @property
+    def score(self) -> ScoreConfig:
+        """How one response's score is asked for; shots and template of a pairwise prompt are no score's."""
+        asked = self if self.mode == "score" else replace(self, shots=0, template=None)
+        return ScoreConfig(**{entry.name: getattr(asked, entry.name) for entry in fields(ScoreConfig)})
 
 
 class PreferenceLabeler:

@@ -17,8 +17,8 @@ def language_model_from(config: LanguageModelConfig) -> LanguageModel:
         RLAIFError: If a model cannot be had, or the server cannot do what is needed.
     """
     if config.url is not None:
-        server = replace(config.server, route="chat") if config.chat else config.server
-        served = EndpointLM(config.url, config.model, server)
+        route = "chat" if config.chat and config.server.route == "auto" else config.server.route
+        served = EndpointLM(config.url, config.model, replace(config.server, route=route))
         served.probe()
         return served
     return LocalLM(config.model, device=config.device, dtype=config.dtype, chat=config.chat)

@@ -182,7 +182,8 @@ def _scalars(run: Path) -> dict[str, list[tuple[int, float]]]:
     from tensorboard.backend.event_processing.event_file_loader import EventFileLoader  # type: ignore[import-untyped]
 
     scalars = defaultdict(list)
-    for file in sorted((run / "tensorboard").iterdir()):
+    parts = {file: file.name.split(".") for file in (run / "tensorboard").iterdir()}  # second, host, process, number
+    for file in sorted(parts, key=lambda file: [int(p) if p.isdigit() else p for p in parts[file]]):
         for event in EventFileLoader(str(file)).Load():
             for value in event.summary.value:
                 if not value.tag.startswith("time/") and value.tensor.float_val:

@@ -472,6 +472,9 @@ def test_a_server_is_set_on_a_command_line() -> None:
     config = tyro.cli(LanguageModelConfig, args=words)
     assert config.name == "smollm2-135m-instruct at http://localhost:8000/v1"
     assert config.server == ServerConfig(extra={"reasoning_effort": "none"}, cache=False, limits=Limits(concurrency=3))
-    assert tyro.cli(LanguageModelConfig, args=["--server.cache", "a.sqlite"]).server.cache == "a.sqlite"
+    words = ["--url", "http://localhost:8000", "--server.cache", "a.sqlite"]
+    assert tyro.cli(LanguageModelConfig, args=words).server.cache == "a.sqlite"
+    with pytest.raises(RLAIFError, match="expected a server's URL with the settings cache, found none"):
+        LanguageModelConfig(server=ServerConfig(cache="a.sqlite"))
     with pytest.raises(RLAIFError, match="expected an address without password"):
         LanguageModelConfig(url=f"http://me:{KEY}@host/v1")
