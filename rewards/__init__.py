@@ -6,12 +6,12 @@ Importing this package loads nothing heavy; names are resolved when used.
 from __future__ import annotations
 
 import importlib
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from rlaif_env.data.tasks import DEFAULT_TASK, TaskLike
 
 if TYPE_CHECKING:
     from rlaif_env.api import RewardBackend
-    from rlaif_env.data.tasks import Task
 
 _NAMES = {
     "Composite": "rewards.compose",
@@ -32,7 +32,7 @@ _NAMES = {
 __all__ = [*_NAMES, "make_reward"]
 
 
-def make_reward(name: str, *, task: str | Path | Task = "movie-review", **kwargs: Any) -> RewardBackend:
+def make_reward(name: str, *, task: TaskLike = DEFAULT_TASK, **kwargs: Any) -> RewardBackend:
     """Build a reward backend by name.
 
     Args:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 from rewards.api import Live
 from rlaif_env.api import BackendError, RewardBackend, RLAIFError, Scores, checked_scores
 from rlaif_env.data.forms import dialogue, prompt_of
-from rlaif_env.data.tasks import Task, load_task
+from rlaif_env.data.tasks import DEFAULT_TASK, TaskLike, load_task
 from rlaif_env.keywords import CallableReward, resolve_reward, unshare
 
 _ASSISTANT = "\n\nAssistant: "
@@ -58,8 +57,8 @@ class Composite(Live):
         return Scores(total.astype(np.float32), info)
 
 
-def compose(parts: Mapping[str, Any], *, task: str | Path | Task | Mapping[str, Any] = "movie-review") -> Composite:
-    """A weighted sum of named or live rewards.
+def compose(parts: Mapping[str, Any] | None = None, *, task: TaskLike = DEFAULT_TASK) -> Composite:
+    """The reward "compose": a weighted sum of named or live rewards.
 
     Each part is given by its name and one of
 
@@ -70,12 +69,14 @@ def compose(parts: Mapping[str, Any], *, task: str | Path | Task | Mapping[str, 
       ``{"people": {"weight": 1.0, "reward": "human-rm", "model": "runs/rm"}}``.
 
     Args:
-        parts: The parts by name.
+        parts: The parts by name, such as ``{"direct-llm": 0.5, "human-rm": {"weight": 0.5, "model": "runs/rm"}}``.
         task: What the named backends judge.
 
     Raises:
         RLAIFError: If a part is in none of these forms, its weight is not a finite number, or a name is unknown.
     """
+    if parts is None:
+        raise RLAIFError("reward 'compose': expected parts such as {\"direct-llm\": 1.0}, found none")
     if not isinstance(parts, Mapping):
         raise RLAIFError(f"expected the parts of a reward by name, found {parts!r:.80}")
     judged = load_task(task)
@@ -101,21 +102,6 @@ def _part(name: str, value: Any) -> tuple[Any, Any, Mapping[str, Any] | None]:
     if len(value) != 2:
         raise RLAIFError(f"expected (weight, reward) for the part {name!r}, found {len(value)} values")
     return value[0], value[1], None
-
-
-def from_kwargs(
-    *, task: str | Path | Task | Mapping[str, Any] = "movie-review", parts: Mapping[str, Any] | None = None
-) -> Composite:
-    """Build the reward "compose", a weighted sum of rewards, from JSON-able settings.
-
-    Args:
-        task: What the named rewards judge.
-        parts: The parts by name, as `compose` takes them, such as
-            ``{"direct-llm": 0.5, "human-rm": {"weight": 0.5, "model": "runs/rm"}}``.
-    """
-    if not parts:
-        raise RLAIFError("reward 'compose': expected parts such as {\"direct-llm\": 1.0}, found none")
-    return compose(parts, task=task)
 
 
 def as_trl_reward(backend: RewardBackend | Callable[..., Any]) -> Callable[..., list[float]]:

@@ -26,7 +26,7 @@ from rewards.language_model.config import LanguageModelConfig
 from rewards.language_model.local import LocalLM
 from rewards.prompts import score_prompt
 from rlaif_env.api import BackendError, RLAIFError, Scores
-from rlaif_env.data.tasks import Task, checked_scale, load_task
+from rlaif_env.data.tasks import DEFAULT_TASK, SCALE, TaskLike, checked_scale, load_task
 from rlaif_env.tables import is_number
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def score_distribution(logprobs: NDArray[np.float64]) -> tuple[NDArray[np.float6
     return weights / total[:, None], np.exp(top[:, 0]) * total
 
 
-def expected_scores(probabilities: NDArray[np.float64], scale: tuple[int, int] = (1, 10)) -> NDArray[np.float64]:
+def expected_scores(probabilities: NDArray[np.float64], scale: tuple[int, int] = SCALE) -> NDArray[np.float64]:
     """Mean score of each distribution over the scores of a scale: (n, k) -> (n,)."""
     low, high = scale
     scores: NDArray[np.float64] = probabilities @ np.arange(low, high + 1, dtype=np.float64)
@@ -105,7 +105,7 @@ class DirectLLMScore(Live):
     def __init__(
         self,
         language_model: LanguageModel,
-        task: str | Path | Task | Mapping[str, Any] = "movie-review",
+        task: TaskLike = DEFAULT_TASK,
         **settings: Any,
     ) -> None:
         config = self.config = configured(ScoreConfig(), settings, "DirectLLMScore")
@@ -167,7 +167,7 @@ class DirectLLMScore(Live):
 
 def from_kwargs(
     *,
-    task: str | Path | Task | Mapping[str, Any] = "movie-review",
+    task: TaskLike = DEFAULT_TASK,
     model: Any = LanguageModelConfig.model,
     tokenizer: PreTrainedTokenizerBase | None = None,
     url: str | None = LanguageModelConfig.url,

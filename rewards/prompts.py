@@ -6,21 +6,14 @@ criterion. Texts go in as they are: nothing in them is formatted again.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
 from string import Formatter
-from typing import Any
 
 from rlaif_env.api import RLAIFError
 from rlaif_env.data.tasks import Task
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from rlaif_env.files import package_data
 
 
 @dataclass(frozen=True)
@@ -40,15 +33,10 @@ class ScoreWording:
     exemplars: Sequence[tuple[str, float]] = ()
 
 
-def read_wordings(package: str) -> dict[str, Any]:
-    """What stands in the wordings.toml of a package."""
-    return tomllib.loads(files(package).joinpath("wordings.toml").read_text(encoding="utf-8"))
-
-
 @cache
 def _wordings() -> dict[str, dict[str, ScoreWording]]:
     """The wordings of the built-in "tasks", and of tasks of the user's by "kinds"."""
-    groups = read_wordings("rewards").items()
+    groups = package_data("rewards", "wordings.toml").items()
     return {group: {name: ScoreWording(**wording) for name, wording in named.items()} for group, named in groups}
 
 

@@ -1,13 +1,28 @@
-"""Writing that a crash cannot leave half done. The system's errors are raised as they are; the caller explains them."""
+"""Files: written so that a crash cannot leave them half done; the data files that come with a package.
+
+The system's errors are raised as they are; the caller explains them.
+"""
 
 from __future__ import annotations
 
 import os
 import secrets
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib.resources import files
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+def package_data(package: str, name: str) -> dict[str, Any]:
+    """What stands in a TOML file of a package."""
+    return tomllib.loads(files(package).joinpath(name).read_text(encoding="utf-8"))
 
 
 @contextmanager

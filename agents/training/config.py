@@ -9,6 +9,7 @@ from typing import Any
 
 from agents.reinforce import ReinforceConfig
 from rlaif_env.api import RLAIFError
+from rlaif_env.data.tasks import DEFAULT_TASK
 from rlaif_env.models import BUILTIN_MODEL
 
 
@@ -64,7 +65,7 @@ class TrainConfig(TrainingConfig):
             to go back to. On the command line, settings that are not given are then that run's.
     """
 
-    task: str = "movie-review"
+    task: str = DEFAULT_TASK
     reward: str = "direct-llm"
     reward_options: Mapping[str, Any] = field(default_factory=dict)
     model: str = BUILTIN_MODEL

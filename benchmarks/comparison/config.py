@@ -13,6 +13,7 @@ from rewards.labeling.labeler import LabelingConfig
 from rewards.language_model.config import LanguageModelConfig
 from rewards.reward_model.training import RewardModelConfig
 from rlaif_env.api import RLAIFError
+from rlaif_env.data.tasks import DEFAULT_TASK
 from rlaif_env.models import BUILTIN_MODEL
 
 
@@ -88,7 +89,7 @@ class CompareConfig:
         ablation: What else to measure.
     """
 
-    task: str = "movie-review"
+    task: str = DEFAULT_TASK
     arms: tuple[str, ...] = ("human-rm", "distilled-rm", "direct-llm")
     seeds: tuple[int, ...] = (0,)
     out: Path = Path("runs/compare")

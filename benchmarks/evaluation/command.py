@@ -47,7 +47,7 @@ from rewards.labeling.labeler import LabelingConfig
 from rewards.language_model.config import LanguageModelConfig
 from rlaif_env.api import RLAIFError
 from rlaif_env.data.journal import Journal
-from rlaif_env.data.tasks import Task, load_task
+from rlaif_env.data.tasks import DEFAULT_TASK, Task, load_task
 from rlaif_env.models import BUILTIN_MODEL, backbone
 from rlaif_env.options import JSON_MAPPING, OPERATIONAL
 from rlaif_env.runs import RunFolder
@@ -83,7 +83,7 @@ class EvaluateConfig:
     """
 
     policies: tuple[str, ...]
-    task: str = "movie-review"
+    task: str = DEFAULT_TASK
     judges: tuple[str, ...] = ()
     pairwise: bool = False
     judge: LanguageModelConfig = field(default_factory=LanguageModelConfig)

@@ -18,7 +18,7 @@ from rewards.language_model.config import LanguageModelConfig
 from rlaif_env import options
 from rlaif_env.api import BackendError, DataError, RLAIFError
 from rlaif_env.data.journal import Journal
-from rlaif_env.data.tasks import load_task
+from rlaif_env.data.tasks import DEFAULT_TASK, load_task
 from rlaif_env.models import encode, load_tokenizer
 
 OPERATIONAL = (
@@ -49,7 +49,7 @@ class LabelConfig(LabelingConfig):
         dry_run: Only say how many tokens it would take and what they would cost.
     """
 
-    task: str = "movie-review"
+    task: str = DEFAULT_TASK
     input: Path | None = None
     out: Path | None = None
     split: str = "train"

@@ -20,9 +20,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -35,7 +34,7 @@ from rewards.labeling.pairwise_prompts import label_prompt, pair_wording, pairwi
 from rewards.prompts import score_prompt
 from rlaif_env.api import BackendError, RLAIFError
 from rlaif_env.batches import isolate_failures
-from rlaif_env.data.tasks import Task, checked_scale, load_task
+from rlaif_env.data.tasks import DEFAULT_TASK, TaskLike, checked_scale, load_task
 
 __all__ = ["Answer", "Label", "LabelingConfig", "Labels", "PreferenceLabeler", "compare_scores", "mean_of_orders"]
 
@@ -163,7 +162,7 @@ class PreferenceLabeler:
     def __init__(
         self,
         language_model: LanguageModel,
-        task: str | Path | Task | Mapping[str, Any] = "movie-review",
+        task: TaskLike = DEFAULT_TASK,
         **settings: Any,
     ) -> None:
         self.language_model = language_model

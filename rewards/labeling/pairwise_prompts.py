@@ -13,9 +13,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 
-from rewards.prompts import fill, read_wordings
+from rewards.prompts import fill
 from rlaif_env.api import RLAIFError
 from rlaif_env.data.tasks import Task
+from rlaif_env.files import package_data
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def _wordings() -> Mapping[str, PairWording]:
     """The wording of the built-in tasks, by task: what stands in wordings.toml."""
     return {
         name: PairWording(**{**wording, "exemplars": tuple(PairExemplar(**e) for e in wording["exemplars"])})
-        for name, wording in read_wordings("rewards.labeling").items()
+        for name, wording in package_data("rewards.labeling", "wordings.toml").items()
     }
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from rewards.reward_model.data import load_labels
 from rewards.reward_model.report import curve_plot, reliability_plot
 from rewards.reward_model.training import Progress, RewardModelConfig, Trained, train_rm
-from rlaif_env.data.tasks import load_task
+from rlaif_env.data.tasks import DEFAULT_TASK, load_task
 from rlaif_env.models import BUILTIN_MODEL, backbone
 from rlaif_env.runs import RunFolder, write_json
 
@@ -29,7 +29,7 @@ class TrainRMConfig(RewardModelConfig):
         dtype: Of the frozen weights; by default bfloat16 on a GPU that has it and float32 elsewhere.
     """
 
-    task: str = "movie-review"
+    task: str = DEFAULT_TASK
     labels: str = "human"
     model: str = BUILTIN_MODEL
     out: str | None = None

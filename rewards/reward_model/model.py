@@ -36,7 +36,7 @@ from rewards.reward_model.record import (
 )
 from rewards.reward_model.weights import attach_adapter, open_base, open_merged, read_head, save_head, save_merged
 from rlaif_env.api import BackendError, RLAIFError, Scores
-from rlaif_env.data.tasks import Task, load_task
+from rlaif_env.data.tasks import DEFAULT_TASK, TaskLike, load_task
 from rlaif_env.models import BUILTIN_MODEL, Backbone, tokenizer_fingerprint
 
 DEFAULT_MAX_TOKENS = 1152
@@ -69,7 +69,7 @@ class RewardModel:
         self,
         backbone: Backbone,
         weight: torch.Tensor,
-        task: str | Path | Task | Mapping[str, Any] = "movie-review",
+        task: TaskLike = DEFAULT_TASK,
         *,
         layers: int | None = None,
         adapter: str | None = None,
@@ -190,7 +190,7 @@ class RewardModel:
         cls,
         folder: str | Path,
         *,
-        task: str | Path | Task | Mapping[str, Any] | None = None,
+        task: TaskLike | None = None,
         base: str | Path | Backbone | None = None,
         device: str | None = None,
         dtype: str | None = None,
@@ -255,7 +255,7 @@ def _backend(accepts: Provenance | None) -> Callable[..., RewardModel]:
 
     def make(
         *,
-        task: str | Path | Task | Mapping[str, Any] = "movie-review",
+        task: TaskLike = DEFAULT_TASK,
         model: str | Path | RewardModel | None = None,
         base: str | Path | Backbone | None = None,
         device: str | None = None,

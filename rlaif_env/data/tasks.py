@@ -44,6 +44,12 @@ _GOLD = ("vader",)
 _MOST_TOKENS = 10_000_000  # more is a slip of the pen, and would be an array of that width
 _FIELDS = {"continuation": ("prompt",), "summary": ("prompt", "text"), "dialogue": ("prompt", "context")}
 
+DEFAULT_TASK = "movie-review"
+"""The task where none is named: the one that needs no data of the user's."""
+
+SCALE = (1, 10)
+"""Of a judge's scores, where a task says no other (section 2.2.2)."""
+
 
 def checked_scale(scale: Any) -> tuple[int, int]:
     """A scale as two whole numbers.
@@ -83,7 +89,7 @@ class Task:
     max_response_tokens: int
     source: PromptSource = field(default_factory=PromptSource)
     gold: str | None = None
-    scale: tuple[int, int] = (1, 10)
+    scale: tuple[int, int] = SCALE
 
     def __post_init__(self) -> None:
         for name in ("name", "criterion"):
@@ -169,12 +175,16 @@ class Task:
         return cls(**{**values, "source": PromptSource(**source)})
 
 
+TaskLike = str | Path | Task | Mapping[str, Any]
+"""What names a task: see `load_task`."""
+
+
 _DIALOGUES = PromptSource(allow_empty=True)  # the HH data have some empty responses
 _TASKS: Mapping[str, Task] = {
     task.name: task
     for task in (
         Task(
-            name="movie-review",
+            name=DEFAULT_TASK,
             kind="continuation",
             criterion="how positive the review is about the film",
             max_prompt_tokens=20,  # the longest opening has 19 with the built-in tokenizer
@@ -201,9 +211,7 @@ def list_tasks() -> list[str]:
     return list(_TASKS)
 
 
-def load_task(
-    task: str | Path | Task | Mapping[str, Any], source: str | Path | PromptSource | Sequence[str] | None = None
-) -> Task:
+def load_task(task: TaskLike, source: str | Path | PromptSource | Sequence[str] | None = None) -> Task:
     """A task by name, from a TOML file, from the values of `Task.to_json`, or as it is.
 
     Args:

@@ -18,7 +18,7 @@ from gymnasium import error, spaces
 from numpy.typing import NDArray
 
 from rlaif_env.api import BackendError, RewardBackend, RLAIFError, Tokenizer, checked_scores
-from rlaif_env.data.tasks import Task, load_task
+from rlaif_env.data.tasks import DEFAULT_TASK, TaskLike, load_task
 from rlaif_env.keywords import RewardFunction, Shared, resolve_reward, unshare
 from rlaif_env.models import BUILTIN_MODEL, encode, load_tokenizer, logit_width
 
@@ -98,7 +98,7 @@ class Core:
     def __init__(
         self,
         *,
-        task: str | Path | Task | Mapping[str, Any] | Shared = "movie-review",
+        task: TaskLike | Shared = DEFAULT_TASK,
         reward: str | RewardFunction | RewardBackend | Shared = "direct-llm",
         reward_kwargs: Mapping[str, Any] | None = None,
         tokenizer: str | Path | Tokenizer | Shared = BUILTIN_MODEL,

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from rewards import Composite, as_trl_reward, check_backend, make_reward
-from rewards.compose import compose, from_kwargs
+from rewards.compose import compose
 from rlaif_env.api import BackendError, RLAIFError, Scores
 from rlaif_env.data.tasks import Task
 
@@ -94,7 +94,7 @@ def test_the_named_form_without_parts() -> None:
     with pytest.raises(
         RLAIFError, match=r"reward 'compose': expected parts such as \{\"direct-llm\": 1.0\}, found none"
     ):
-        from_kwargs()
+        compose()
 
 
 def test_a_part_that_fails_is_named_with_its_rows() -> None:
