@@ -24,7 +24,7 @@ from torch import Tensor
 
 from agents.logprobs import chunked_logprobs, response_states
 from rlaif_env.api import RLAIFError
-from rlaif_env.models import Backbone, LoraConfig, Samples, backbone, head_logits, plain_head, sample
+from rlaif_env.models import TEMPERATURE, Backbone, LoraConfig, Samples, backbone, head_logits, plain_head, sample
 
 _LOGITS_HELD = 1 << 23
 """Logits in memory at one time."""
@@ -66,7 +66,7 @@ class Policy:
         *,
         trainable: str = "lora",
         lora: LoraConfig | None = None,
-        temperature: float = 0.9,
+        temperature: float = TEMPERATURE,
         seed: int = 0,
         adapter: str = "policy",
         device: str | None = None,

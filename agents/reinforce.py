@@ -29,8 +29,16 @@ from torch import Tensor
 from agents import functional as F
 from agents.passes import Passes, Reference, Rollout
 from agents.policy import Policy
-from rlaif_env.api import RLAIFError
-from rlaif_env.models import BUILTIN_MODEL, Backbone, LoraConfig, OptimizerConfig, linear_schedule, make_optimizer
+from rlaif_env.api import BETA, RLAIFError
+from rlaif_env.models import (
+    BUILTIN_MODEL,
+    TEMPERATURE,
+    Backbone,
+    LoraConfig,
+    OptimizerConfig,
+    linear_schedule,
+    make_optimizer,
+)
 
 
 @dataclass(frozen=True)
@@ -55,11 +63,11 @@ class ReinforceConfig:
     """
 
     baseline: Literal["auto", "leave-one-out", "value", "batch-mean", "moving-average", "none"] = "auto"
-    beta: float = 0.05
+    beta: float = BETA
     reward_normalisation: Literal["std", "none"] = "std"
     learning_rate: float = 1.2e-3
     warmup_updates: int = 5
-    temperature: float = 0.9
+    temperature: float = TEMPERATURE
     missing_eos_penalty: float = 0.0
     trainable: Literal["lora", "full"] = "lora"
     lora: LoraConfig = field(default_factory=LoraConfig)

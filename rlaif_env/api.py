@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
+    "BETA",
     "AssetError",
     "BackendError",
     "DataError",
@@ -47,6 +48,10 @@ class BackendError(RLAIFError):
     def __init__(self, message: str, rows: Sequence[int] = ()) -> None:
         super().__init__(message)
         self.rows = tuple(rows)
+
+
+BETA = 0.05
+"""The weight of the KL to the reference where no other is asked for (section A.3)."""
 
 
 @dataclass(frozen=True)

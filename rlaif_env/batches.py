@@ -7,6 +7,9 @@ from typing import TypeVar
 
 Result = TypeVar("Result")
 
+TOKENS_PER_BATCH = 2048
+"""Padded tokens in one forward pass that keeps no gradient, where nothing else is asked for: memory against speed."""
+
 
 def length_buckets(lengths: Sequence[int], tokens: int, *, extra: int = 0) -> list[list[int]]:
     """Row numbers, rows of like length together, with at most so many padded tokens in each bucket.

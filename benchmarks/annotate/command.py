@@ -32,6 +32,7 @@ from rewards.language_model.config import LanguageModelConfig
 from rlaif_env.api import RLAIFError
 from rlaif_env.data.jsonl import write_jsonl
 from rlaif_env.data.tasks import Task, load_task
+from rlaif_env.models import TEMPERATURE
 from rlaif_env.runs import RunFolder, write_json
 
 _DATABASE = "annotations.sqlite"
@@ -68,7 +69,7 @@ class AnnotateConfig(Plan):
     task: str | None = None
     split: str = "train"
     policies: tuple[str, ...] = ()
-    temperature: float = 0.9
+    temperature: float = TEMPERATURE
     pairs: int | None = None
     annotators: tuple[str, ...] = ()
     host: str = "127.0.0.1"

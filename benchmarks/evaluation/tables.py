@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.evaluation.length_control import RESAMPLES
 from benchmarks.evaluation.systems import System
 from rlaif_env.api import RLAIFError
 from rlaif_env.data.jsonl import write_jsonl
@@ -23,7 +24,6 @@ from rlaif_env.tables import Table
 
 Row = Mapping[str, Any]
 
-_RESAMPLES = 2_000
 _LABELS = {
     "gold": "gold measure",
     "kl": "KL to the reference (nats a response)",
@@ -116,7 +116,7 @@ def _summary(name: str, values: Floats, prompts: Sequence[str]) -> dict[str, Any
     kept = [prompts[i] for i in rows]
     if len(set(kept)) < 2:
         return {"estimate": float(values[rows].mean()) if len(rows) else None, "low": None, "high": None, **counts}
-    mean = bootstrap_mean(values[rows], clusters=kept, resamples=_RESAMPLES)
+    mean = bootstrap_mean(values[rows], clusters=kept, resamples=RESAMPLES)
     return {"estimate": mean.estimate, "low": max(low, mean.low), "high": min(high, mean.high), **counts}
 
 
@@ -232,7 +232,7 @@ def _change(before: Floats, after: Floats | None, prompts: Sequence[str]) -> str
     kept = [prompts[i] for i in rows]
     if len(set(kept)) < 2:
         return "–"
-    change = paired_bootstrap(before[rows], after[rows], clusters=kept, resamples=_RESAMPLES)
+    change = paired_bootstrap(before[rows], after[rows], clusters=kept, resamples=RESAMPLES)
     without = f" ({len(before) - len(rows)} left out)" if len(rows) < len(before) else ""
     return f"{change.estimate:+.3f} [{change.low:+.3f}, {change.high:+.3f}]{without}"
 

@@ -19,7 +19,7 @@ from rlaif_env import options
 from rlaif_env.api import BackendError, DataError, RLAIFError
 from rlaif_env.data.journal import Journal
 from rlaif_env.data.tasks import DEFAULT_TASK, load_task
-from rlaif_env.models import encode, load_tokenizer
+from rlaif_env.models import TEMPERATURE, encode, load_tokenizer
 
 OPERATIONAL = (
     *("out", "batch", "dry_run"),
@@ -56,7 +56,7 @@ class LabelConfig(LabelingConfig):
     pairs: int | None = None
     min_gap: float = 0.0
     policy: str | None = None
-    policy_temperature: float = 0.9
+    policy_temperature: float = TEMPERATURE
     labeler: LanguageModelConfig = field(default_factory=LanguageModelConfig)
     template_file: Path | None = None
     batch: int = 16

@@ -20,7 +20,7 @@ from rewards.api import Live
 from rewards.language_model.answer_tree import AnswerTree, answer_logprobs, answer_tree, word_start_mask
 from rewards.prompts import before_stop, leads_after
 from rlaif_env.api import RLAIFError
-from rlaif_env.batches import length_buckets
+from rlaif_env.batches import TOKENS_PER_BATCH, length_buckets
 from rlaif_env.models import BUILTIN_MODEL, Backbone, backbone, encode, head_logits, pad_rows
 from rlaif_env.models.sampling import sample
 
@@ -54,7 +54,7 @@ class LocalLM(Live):
         dtype: str | None = None,
         chat: bool = False,
         max_tokens: int | None = None,
-        tokens_per_batch: int = 2048,
+        tokens_per_batch: int = TOKENS_PER_BATCH,
         share_prefix: bool = True,
     ) -> None:
         if isinstance(model, Backbone):

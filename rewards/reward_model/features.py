@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rlaif_env.api import RLAIFError
-from rlaif_env.batches import length_buckets
+from rlaif_env.batches import TOKENS_PER_BATCH, length_buckets
 from rlaif_env.data.tasks import Task
 from rlaif_env.models import Backbone, encode, pad_rows
 
@@ -132,7 +132,7 @@ def extract(
     depths: Sequence[int],
     *,
     adapter: str | None = None,
-    tokens_per_batch: int = 2048,
+    tokens_per_batch: int = TOKENS_PER_BATCH,
     advance: Callable[[int], object] = lambda done: None,
 ) -> torch.Tensor:
     """`last_states` of any number of rows, without gradient, in the caller's order: float32 (n, D, H) on the CPU.

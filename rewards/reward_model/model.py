@@ -36,6 +36,7 @@ from rewards.reward_model.record import (
 )
 from rewards.reward_model.weights import attach_adapter, open_base, open_merged, read_head, save_head, save_merged
 from rlaif_env.api import BackendError, RLAIFError, Scores
+from rlaif_env.batches import TOKENS_PER_BATCH
 from rlaif_env.data.tasks import DEFAULT_TASK, TaskLike, load_task
 from rlaif_env.models import BUILTIN_MODEL, Backbone, tokenizer_fingerprint
 
@@ -77,7 +78,7 @@ class RewardModel:
         labels: LabelRecord | None = None,
         normalization: Normalization | None = None,
         owns_weights: bool = False,
-        tokens_per_batch: int = 2048,
+        tokens_per_batch: int = TOKENS_PER_BATCH,
     ) -> None:
         width = int(backbone.model.config.get_text_config().hidden_size)
         depth = depth_of(backbone.model)

@@ -63,7 +63,7 @@ class PairFigures:
         return asdict(self) | {"reliability": [asdict(row) for row in self.reliability if row.n]}
 
 
-def pair_figures(margin: ArrayLike, records: Sequence[Preference], *, min_gap: float = 0.5) -> PairFigures:
+def pair_figures(margin: ArrayLike, records: Sequence[Preference], *, min_gap: float) -> PairFigures:
     """Figures of predicted log-odds r1 - r2, (m,), on m judged pairs; mean ratings, if any, are in ``meta["means"]``.
 
     Raises:

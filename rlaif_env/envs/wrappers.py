@@ -18,7 +18,7 @@ from gymnasium.utils import RecordConstructorArgs
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from numpy.typing import NDArray
 
-from rlaif_env.api import RLAIFError
+from rlaif_env.api import BETA, RLAIFError
 from rlaif_env.envs.episodes import Observation
 from rlaif_env.keywords import Shared, unshare
 
@@ -39,7 +39,7 @@ class KLShaping(gym.Wrapper[Observation, Any, Observation, Any], RecordConstruct
     """
 
     def __init__(
-        self, env: gym.Env[Observation, Any], log_ratio: LogRatio | Shared, beta: float = 0.05, gamma: float = 1.0
+        self, env: gym.Env[Observation, Any], log_ratio: LogRatio | Shared, beta: float = BETA, gamma: float = 1.0
     ) -> None:
         function = unshare(log_ratio)
         RecordConstructorArgs.__init__(self, _disable_deepcopy=True, log_ratio=Shared(function), beta=beta, gamma=gamma)
@@ -81,7 +81,7 @@ class VectorKLShaping(VectorWrapper):
         self,
         env: VectorEnv[Observation, Any, NDArray[Any]],
         log_ratio: LogRatio,
-        beta: float = 0.05,
+        beta: float = BETA,
         gamma: float = 1.0,
     ) -> None:
         super().__init__(env)

@@ -66,6 +66,8 @@ def make_optimizer(
 def linear_schedule(step: int, *, warmup: float, total: int) -> float:
     """The share of the learning rate that a step uses: a linear rise, then a linear fall that reaches 0 after the last.
 
+    `transformers.get_scheduler` begins its rise at 0, so that its first step would do nothing.
+
     Args:
         step: From 1.
         warmup: Steps of the rise.

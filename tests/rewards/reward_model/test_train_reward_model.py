@@ -404,7 +404,7 @@ def test_the_dyadic_interval_covers() -> None:
 
 def test_figures_need_pairs() -> None:
     with pytest.raises(RLAIFError, match="expected a prediction for each of at least one pair, found 0 and 0"):
-        pair_figures([], [])
+        pair_figures([], [], min_gap=0.5)
 
 
 def test_the_report_in_words(head: Any) -> None:

@@ -1,0 +1,49 @@
+"""What README and documents say a command takes, it takes; what they import can be imported."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import re
+
+import pytest
+
+from rlaif_env.cli import COMMANDS
+from tests import ROOT
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+REWARDS = ("direct-llm", "human-rm", "compose")
+OPTION = re.compile(r"(?<![\w-])--[a-z][\w.-]*\w")
+
+
+@pytest.fixture(scope="session")
+def options() -> dict[str, set[str]]:
+    """The options of every command, as its --help has them."""
+    found: dict[str, set[str]] = {}
+    for name, (target, _) in COMMANDS.items():
+        module, _, function = target.partition(":")
+        for more in [["--reward", reward] for reward in REWARDS] if name == "train" else [[]]:
+            shown = io.StringIO()
+            with contextlib.redirect_stdout(shown), pytest.raises(SystemExit):
+                getattr(importlib.import_module(module), function)([*more, "--help"])
+            found.setdefault(name, set()).update(OPTION.findall(shown.getvalue()))
+    assert "--reward.scale" in found["train"] and "--labeler.url" in found["label"]
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_option_on_a_page_is_one(page: object, options: dict[str, set[str]]) -> None:
+    for line in page.read_text(encoding="utf-8").splitlines():  # type: ignore[attr-defined]
+        for command, rest in re.findall(r"\brlaif ([a-z-]+)([^`#]*)", line):
+            if command in options:
+                assert set(OPTION.findall(rest)) <= options[command] | {"--help"}, line
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_import_on_a_page_works(page: object) -> None:
+    for block in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.S):  # type: ignore[attr-defined]
+        for line in re.findall(r"^from ((?:rlaif_env|rewards|agents|benchmarks)[\w.]*) import ([\w, ]+)$", block, re.M):
+            module = importlib.import_module(line[0])
+            for name in line[1].replace(" ", "").split(","):
+                assert hasattr(module, name), line
