@@ -7,6 +7,9 @@ from typing import TypeVar
 
 Result = TypeVar("Result")
 
+HOPELESS = 3
+"""So many batches in a row in which every row failed mean that the model is gone; it is not the rows."""
+
 TOKENS_PER_BATCH = 2048
 """Padded tokens in one forward pass that keeps no gradient, where nothing else is asked for: memory against speed."""
 

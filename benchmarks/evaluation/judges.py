@@ -19,14 +19,12 @@ from benchmarks.evaluation.metrics import holm, paired_bootstrap_test, sign_test
 from benchmarks.evaluation.systems import System
 from rewards.labeling.labeler import Answer, Label, PreferenceLabeler
 from rlaif_env.api import BackendError, RewardBackend, RLAIFError, checked_scores
-from rlaif_env.batches import isolate_failures
+from rlaif_env.batches import HOPELESS, isolate_failures
 from rlaif_env.data.journal import Journal
 from rlaif_env.data.tasks import Task, gold_scores
 from rlaif_env.statistics import Floats, Interval, bootstrap_mean, position_bias
 
 Progress = Callable[[int, int], None]
-
-_HOPELESS = 3  # batches in a row without one answer: the judge is gone, it is not the rows
 
 
 def score_rows(
@@ -50,9 +48,9 @@ def score_rows(
         values[list(scored)] = list(scored.values())
         reasons |= {row: str(error) for row, error in failed.items()}
         without = 0 if scored else without + 1
-        if give_up and without == _HOPELESS:
+        if give_up and without == HOPELESS:
             raise BackendError(
-                f"expected scores from the judge {backend.name!r}, found that every row of {_HOPELESS} batches "
+                f"expected scores from the judge {backend.name!r}, found that every row of {HOPELESS} batches "
                 f"in a row failed ({reasons[start]})",
                 sorted(reasons),
             )
@@ -194,9 +192,9 @@ def _answers(
         if journal is not None:
             journal.append({keys[q]: answer.to_json() for q, answer in given.items() if answer.status == "ok"})
         without = 0 if any(answer.status == "ok" for answer in given.values()) else without + 1
-        if without == _HOPELESS and not stored:  # what is open of a job may be just what always fails
+        if without == HOPELESS and not stored:  # what is open of a job may be just what always fails
             raise BackendError(
-                f"expected answers from {labeler.language_model.name}, found that every question of {_HOPELESS} "
+                f"expected answers from {labeler.language_model.name}, found that every question of {HOPELESS} "
                 f"batches in a row failed ({given[asked[-1]].reason}); what was answered is kept"
             )
     progress(len(questions), len(questions))

@@ -251,7 +251,7 @@ def answer(
         RLAIFError: If there is no such policy or not so many prompts, or a file does not answer exactly them.
     """
     chosen = held_out_prompts(task, split, prompts)
-    found = find_source(source, reference)
+    located = find_source(source, reference)
     steps = task.max_response_tokens if max_new_tokens is None else max_new_tokens
     if steps < 1 or batch < 1 or not (temperature is None or temperature > 0):
         raise RLAIFError(
@@ -259,13 +259,13 @@ def answer(
             f"{temperature}"
         )
     start, kl = reference_of(reference), None
-    if found.kind == "file":
-        responses = read_responses(found.path, task, split=split, prompts=prompts)
+    if located.kind == "file":
+        responses = read_responses(located.path, task, split=split, prompts=prompts)
         base = backbone(start.path)
     else:
         base = backbone(start.path)
-        heat = found.temperature if temperature is None else temperature
-        responses, kl = _sampled(found, base, chosen, steps, heat, seed, batch)
+        temperature = located.temperature if temperature is None else temperature
+        responses, kl = _sampled(located, base, chosen, steps, temperature, seed, batch)
         gc.collect()  # a model is full of cycles; two of them should not be in memory at once
     return System(name, str(source), chosen, responses, _measures(base, chosen, responses, kl))
 

@@ -29,6 +29,7 @@ from rewards.labeling.job import OPERATIONAL, LabelConfig, LabelJob
 from rewards.labeling.pair_source import Pair, SampledPairs
 from rewards.labeling.report import Tally, as_markdown
 from rlaif_env.api import BackendError, Preference
+from rlaif_env.batches import HOPELESS
 from rlaif_env.data.journal import Journal
 from rlaif_env.data.jsonl import write_jsonl
 from rlaif_env.data.preferences import write_preferences
@@ -36,7 +37,6 @@ from rlaif_env.runs import RunFolder, write_json
 
 __all__ = ["LabelConfig", "label", "main"]
 
-_HOPELESS = 3  # batches in a row in which every question failed: the model is gone, it is not the questions
 
 Pairs = Callable[[], Iterable[Pair]]
 
@@ -116,10 +116,10 @@ def _ask_all(job: LabelJob, pairs: Pairs, total: int, journal: Journal, console:
             job.load()
             hopeless = 0 if job.ask(batch, journal) else hopeless + 1
             asked += len(batch)
-            if hopeless >= _HOPELESS:
+            if hopeless >= HOPELESS:
                 raise BackendError(
                     f"expected answers from {job.labeler.language_model.name}, found that every question of "
-                    f"{_HOPELESS} batches in a row failed ({job.last_failure}); what was answered is kept, and the "
+                    f"{HOPELESS} batches in a row failed ({job.last_failure}); what was answered is kept, and the "
                     "same command goes on from there"
                 )
             done, rate = finished + asked, asked / max(time.monotonic() - started, 1e-9)
