@@ -32,16 +32,11 @@ _LOGITS_HELD = 1 << 23
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a model says of responses already written.
+    """What a model says of responses already written."""
 
-    Attributes:
-        logprobs: Of each response token, (n, T), 0 outside the mask.
-        entropy: Of the distribution at each response token, nats, (n, T), 0 outside the mask, no gradient.
-        features: Last hidden states at the states x_t that the tokens are chosen in, (n, T, H); None unless asked for.
-    """
-
-    logprobs: Tensor
-    entropy: Tensor
+    logprobs: Tensor  # of each response token, (n, T), 0 outside the mask
+    entropy: Tensor  # of the distribution at each response token, nats, (n, T), 0 outside the mask, no gradient
+    # Last hidden states at the states x_t that the tokens are chosen in, (n, T, H); None unless asked for
     features: Tensor | None
 
 

@@ -18,18 +18,12 @@ from rlaif_env.files import package_data
 
 @dataclass(frozen=True)
 class ScoreWording:
-    """How a score is asked for.
+    """How a score is asked for."""
 
-    Attributes:
-        preamble: Who the rater is and what the scale means, with ``{low}``, ``{high}`` and, by kind, ``{criterion}``.
-        sample: One response, with ``{prompt}`` and ``{response}`` or, where they are one text, ``{text}``.
-        ending: What the score follows.
-        exemplars: Scored responses, used first to last, each with its place on the scale from 0 to 1 (highest).
-    """
-
-    preamble: str
-    sample: str
-    ending: str
+    preamble: str  # who the rater is and what the scale means, with ``{low}``, ``{high}`` and, by kind, ``{criterion}``
+    sample: str  # one response, with ``{prompt}`` and ``{response}`` or, where they are one text, ``{text}``
+    ending: str  # what the score follows
+    # Scored responses, used first to last, each with its place on the scale from 0 to 1 (highest)
     exemplars: Sequence[tuple[str, float]] = ()
 
 

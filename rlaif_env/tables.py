@@ -44,20 +44,13 @@ def _sign(character: str) -> str:
 
 @dataclass(frozen=True)
 class Table:
-    """A table.
+    """A table."""
 
-    Attributes:
-        title: Its heading.
-        columns: k names.
-        rows: Each of k cells.
-        caption: A sentence below the heading; may be "".
-        by_row: Decimals are chosen for each row, where rows are on different scales, and not for each column.
-    """
-
-    title: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[Cell]]
-    caption: str = ""
+    title: str  # its heading
+    columns: Sequence[str]  # k names
+    rows: Sequence[Sequence[Cell]]  # each of k cells
+    caption: str = ""  # a sentence below the heading; may be ""
+    # Decimals are chosen for each row, where rows are on different scales, and not for each column
     by_row: bool = False
 
     def to_json(self) -> dict[str, Any]:

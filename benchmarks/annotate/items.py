@@ -34,23 +34,16 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Item:
-    """Something to judge.
+    """Something to judge."""
 
-    Attributes:
-        prompt: What the responses answer; may be empty.
-        responses: Two for a preference, else one.
-        systems: Which policy wrote each, where that is known; never shown.
-        labels: Judgements that came with the pair, by source: the probability that the first response is preferred.
-        kind: "item"; "check" for an attention check; "identical" for two equal responses, a tie that nobody is asked.
-        expected: The right answer to a check as the item stands, "" else.
-    """
-
-    prompt: str
-    responses: tuple[str, ...]
-    systems: tuple[str, ...] = ()
+    prompt: str  # what the responses answer; may be empty
+    responses: tuple[str, ...]  # two for a preference, else one
+    systems: tuple[str, ...] = ()  # which policy wrote each, where that is known; never shown
+    # Judgements that came with the pair, by source: the probability that the first response is preferred
     labels: Mapping[str, float] = field(default_factory=dict)
+    # "item"; "check" for an attention check; "identical" for two equal responses, a tie that nobody is asked
     kind: Literal["item", "check", "identical"] = "item"
-    expected: str = ""
+    expected: str = ""  # the right answer to a check as the item stands, "" else
 
     @property
     def key(self) -> str:

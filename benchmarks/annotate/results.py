@@ -27,18 +27,13 @@ from rlaif_env.statistics import Clusters
 
 @dataclass(frozen=True)
 class Labels:
-    """An AI labeler's judgements of the items, matched by prompt and responses.
+    """An AI labeler's judgements of the items, matched by prompt and responses."""
 
-    Attributes:
-        p_first: By item: the probability that its first response is preferred.
-        positions: By item: the probability given to the position shown first, in the item's order and after the swap;
-            only where both orders were asked.
-        unmatched: Pairs of the file that are no item here.
-    """
-
-    p_first: Mapping[int, float]
+    p_first: Mapping[int, float]  # by item: the probability that its first response is preferred
+    # By item: the probability given to the position shown first, in the item's order and after the swap; only where
+    # both orders were asked
     positions: Mapping[int, tuple[float, float]] = field(default_factory=dict)
-    unmatched: int = 0
+    unmatched: int = 0  # pairs of the file that are no item here
 
 
 @dataclass(frozen=True)

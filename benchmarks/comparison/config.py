@@ -19,16 +19,12 @@ from rlaif_env.models import BUILTIN_MODEL
 
 @dataclass(frozen=True)
 class Arm:
-    """A way to get a reward.
+    """A way to get a reward."""
 
-    Attributes:
-        reward: The backend's name.
-        labels: Whose preferences its reward model learns, if it has one.
-        scorer: Which language model scores, if one does: the labeler, or the initial policy itself.
-    """
-
-    reward: str
+    reward: str  # the backend's name
+    # Whose preferences its reward model learns, if it has one
     labels: Literal["human", "ai", "same-size", "both"] | None = None
+    # Which language model scores, if one does: the labeler, or the initial policy itself
     scorer: Literal["labeler", "policy"] | None = None
 
 

@@ -24,17 +24,11 @@ _SURE = 3.0  # standard errors: the highest of many windows is high by chance to
 
 @dataclass(frozen=True)
 class History:
-    """How a training went.
+    """How a training went."""
 
-    Attributes:
-        steps: U updates.
-        curves: By name, (U,): "reward", "kl", "length", "entropy", "gold".
-        samples: The sampled responses, with the measures "step", "reward" and "gold".
-    """
-
-    steps: list[int]
-    curves: Mapping[str, Floats]
-    samples: System
+    steps: list[int]  # U updates
+    curves: Mapping[str, Floats]  # by name, (U,): "reward", "kl", "length", "entropy", "gold"
+    samples: System  # the sampled responses, with the measures "step", "reward" and "gold"
 
     @classmethod
     def read(cls, folder: Path, task: Task) -> History:

@@ -44,19 +44,12 @@ _OPERATIONAL_TRAINING = ("agent.micro_batch", "eval_prompts", "eval_split")  # t
 
 @dataclass(frozen=True)
 class Reward:
-    """A reward backend that a policy is trained with, or that judges answers.
+    """A reward backend that a policy is trained with, or that judges answers."""
 
-    Attributes:
-        name: The backend's name.
-        options: Its settings.
-        key: What stands for it in a stage's key.
-        needs: The stages behind it.
-    """
-
-    name: str
-    options: dict[str, Any]
-    key: dict[str, Any]
-    needs: tuple[Stage, ...]
+    name: str  # the backend's name
+    options: dict[str, Any]  # its settings
+    key: dict[str, Any]  # what stands for it in a stage's key
+    needs: tuple[Stage, ...]  # the stages behind it
 
 
 class Pipeline:

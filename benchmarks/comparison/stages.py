@@ -33,23 +33,14 @@ _RECORD = "stage.json"
 
 @dataclass(frozen=True)
 class Stage:
-    """A finished stage.
+    """A finished stage."""
 
-    Attributes:
-        name: What it did.
-        key: Hash of all that it depends on.
-        path: Its folder.
-        seconds: Wall time of the process that finished it; what killed ones before it spent is not in it.
-        peak_megabytes: That process's greatest resident memory up to its end.
-        cached: Whether it was there already.
-    """
-
-    name: str
-    key: str
-    path: Path
-    seconds: float
-    peak_megabytes: float
-    cached: bool
+    name: str  # what it did
+    key: str  # hash of all that it depends on
+    path: Path  # its folder
+    seconds: float  # wall time of the process that finished it; what killed ones before it spent is not in it
+    peak_megabytes: float  # that process's greatest resident memory up to its end
+    cached: bool  # whether it was there already
 
     def read_json(self, file: str) -> Any:
         """What a JSON file in the stage's folder holds."""

@@ -48,22 +48,15 @@ _STEP_LIMITS = tuple(4 * 0.93**k for k in range(80))
 
 @dataclass(frozen=True)
 class LengthControl:
-    """A win rate as it is and at equal length.
+    """A win rate as it is and at equal length."""
 
-    Attributes:
-        raw: Win rate of A, ties ½.
-        controlled: The regression's prediction at length ratio 1.
-        slope: Change in log-odds per unit of the ratio (or of its logarithm); positive: the longer is preferred.
-        separated: Whether the ratio separates wins from losses or all outcomes are alike, so that the fit rests on the
-            ridge and the interval on the profile likelihood.
-        extrapolated: Whether all ratios are on one side of 1, so that the prediction there rests on the model alone.
-    """
-
-    raw: Interval
-    controlled: Interval
-    slope: float
+    raw: Interval  # win rate of A, ties ½
+    controlled: Interval  # the regression's prediction at length ratio 1
+    slope: float  # change in log-odds per unit of the ratio (or of its logarithm); positive: the longer is preferred
+    # Whether the ratio separates wins from losses or all outcomes are alike, so that the fit rests on the ridge and
+    # the interval on the profile likelihood
     separated: bool
-    extrapolated: bool
+    extrapolated: bool  # whether all ratios are on one side of 1, so that the prediction there rests on the model alone
 
 
 def _fit(x: Floats, y: Floats, weights: Floats, start: Floats) -> Floats:

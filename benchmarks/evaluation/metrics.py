@@ -27,21 +27,13 @@ from rlaif_env.statistics.intervals import RESAMPLES
 
 @dataclass(frozen=True)
 class Rate:
-    """A share of the judged rows, and what became of every row.
+    """A share of the judged rows, and what became of every row."""
 
-    Attributes:
-        interval: The share over judged rows, ties counted ½, with its interval.
-        wins: Rows that count 1.
-        ties: Rows that count ½.
-        losses: Rows that count 0.
-        failed: Rows without a judgement, in none of the above.
-    """
-
-    interval: Interval
-    wins: int
-    ties: int
-    losses: int
-    failed: int
+    interval: Interval  # the share over judged rows, ties counted ½, with its interval
+    wins: int  # rows that count 1
+    ties: int  # rows that count ½
+    losses: int  # rows that count 0
+    failed: int  # rows without a judgement, in none of the above
 
     @property
     def total(self) -> int:

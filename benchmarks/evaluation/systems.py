@@ -46,25 +46,18 @@ _TOKENS_PER_PASS = 512  # response tokens whose logits are in memory at once
 
 @dataclass(frozen=True)
 class System:
-    """n responses to n prompts and what is measured on them.
+    """n responses to n prompts and what is measured on them."""
 
-    Attributes:
-        name: What tables call it.
-        source: Where the responses come from.
-        prompts: n prompts, the same for all systems that are compared.
-        responses: n responses, special tokens removed; an empty one is a response too.
-        measures: By name, one value a response, float64 (n,), NaN where it has none: "length" (tokens of the text under
-            the reference's tokenizer, no EOS), "words", "kl" (nats a response, log pi - log pi_ref of the sample at the
-            sampling temperature; absent for files and where the tokenizers differ), "reference_nll" (nats) and
-            "perplexity" of the text under the reference at temperature 1 (NaN for an empty text or one beyond the
-            model's context), "repeated-3", "distinct-2" (share in the distinct 2-grams of all texts), "new_numbers" and
-            "new_names" (how many the prompt does not have); judges add "judge:<name>" and "gold".
-    """
-
-    name: str
-    source: str
-    prompts: list[str]
-    responses: list[str]
+    name: str  # what tables call it
+    source: str  # where the responses come from
+    prompts: list[str]  # n prompts, the same for all systems that are compared
+    responses: list[str]  # n responses, special tokens removed; an empty one is a response too
+    # By name, one value a response, float64 (n,), NaN where it has none: "length" (tokens of the text under the
+    # reference's tokenizer, no EOS), "words", "kl" (nats a response, log pi - log pi_ref of the sample at the
+    # sampling temperature; absent for files and where the tokenizers differ), "reference_nll" (nats) and
+    # "perplexity" of the text under the reference at temperature 1 (NaN for an empty text or one beyond the model's
+    # context), "repeated-3", "distinct-2" (share in the distinct 2-grams of all texts), "new_numbers" and
+    # "new_names" (how many the prompt does not have); judges add "judge:<name>" and "gold"
     measures: dict[str, NDArray[np.float64]]
 
 
@@ -90,21 +83,14 @@ def read_system(file: Path) -> System:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a system's responses come from.
+    """Where a system's responses come from."""
 
-    Attributes:
-        kind: "file" of responses, "model" in Hugging Face format, or "checkpoint" of a training run.
-        path: The file, the model's name or folder, or the checkpoint's folder.
-        temperature: The sampling temperature of the run, or the usual one; 0 for a file.
-        state: Changes when the contents do.
-        run: The configuration of the training run that a checkpoint belongs to.
-    """
-
+    # "file" of responses, "model" in Hugging Face format, or "checkpoint" of a training run
     kind: Literal["file", "model", "checkpoint"]
-    path: str
-    temperature: float
-    state: str
-    run: Mapping[str, Any] | None = None
+    path: str  # the file, the model's name or folder, or the checkpoint's folder
+    temperature: float  # the sampling temperature of the run, or the usual one; 0 for a file
+    state: str  # changes when the contents do
+    run: Mapping[str, Any] | None = None  # the configuration of the training run that a checkpoint belongs to
 
 
 def find_source(source: str | Path, reference: str | Path = BUILTIN_MODEL) -> Source:

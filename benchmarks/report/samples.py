@@ -39,21 +39,13 @@ class Answer:
 
 @dataclass(frozen=True)
 class Line:
-    """What a line of a file holds.
+    """What a line of a file holds."""
 
-    Attributes:
-        prompt: The prompt.
-        key: Lines with an equal key belong to one prompt; None for a line that stands alone.
-        answers: One or more.
-        extras: Numbers that belong to the prompt, by name.
-        once: A system answers a prompt once; a second answer is to another prompt of the same words.
-    """
-
-    prompt: str
-    key: tuple[Any, ...] | None
-    answers: list[Answer]
-    extras: Mapping[str, float | None] = field(default_factory=dict)
-    once: bool = False
+    prompt: str  # the prompt
+    key: tuple[Any, ...] | None  # lines with an equal key belong to one prompt; None for a line that stands alone
+    answers: list[Answer]  # one or more
+    extras: Mapping[str, float | None] = field(default_factory=dict)  # numbers that belong to the prompt, by name
+    once: bool = False  # a system answers a prompt once; a second answer is to another prompt of the same words
 
 
 Parser = Callable[[dict[str, Any]], Line]
@@ -76,23 +68,15 @@ class Summary:
 
 @dataclass
 class Samples:
-    """A file of responses, as far as it is shown, and figures of all of it.
+    """A file of responses, as far as it is shown, and figures of all of it."""
 
-    Attributes:
-        shown: The rows for the page.
-        size: Bytes of these rows.
-        answers: How many responses each system has.
-        summaries: Of each system and measure, over all responses.
-        unanswered: How many prompts have no response of a system, by system; those that have all are not named.
-        torn: The file ends within a line, which was left out.
-    """
-
-    shown: SampleSet
-    size: int
-    answers: Mapping[str, int]
-    summaries: Mapping[str, Mapping[str, Summary]]
+    shown: SampleSet  # the rows for the page
+    size: int  # bytes of these rows
+    answers: Mapping[str, int]  # how many responses each system has
+    summaries: Mapping[str, Mapping[str, Summary]]  # of each system and measure, over all responses
+    # How many prompts have no response of a system, by system; those that have all are not named
     unanswered: Mapping[str, int]
-    torn: bool
+    torn: bool  # the file ends within a line, which was left out
 
 
 def response(row: dict[str, Any]) -> Line:

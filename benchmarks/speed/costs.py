@@ -18,21 +18,13 @@ from benchmarks.speed.timing import Machine
 
 @dataclass(frozen=True)
 class Sizes:
-    """A model in numbers.
+    """A model in numbers."""
 
-    Attributes:
-        body: Weights in the matrices of all layers.
-        head: V times H.
-        attention: Query width, summed over layers: what one token pays for each token it attends to, twice.
-        adapter: Weights of the LoRA adapter; 0 with full fine-tuning.
-        itemsize: Bytes of a weight.
-    """
-
-    body: int
-    head: int
-    attention: int
-    adapter: int = 0
-    itemsize: int = 4
+    body: int  # weights in the matrices of all layers
+    head: int  # V times H
+    attention: int  # query width, summed over layers: what one token pays for each token it attends to, twice
+    adapter: int = 0  # weights of the LoRA adapter; 0 with full fine-tuning
+    itemsize: int = 4  # bytes of a weight
 
     @classmethod
     def of(cls, model: Any, adapter: int = 0) -> Sizes:
@@ -53,14 +45,10 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Cost:
-    """Operations, and bytes of weights read in passes that are bound by them.
+    """Operations, and bytes of weights read in passes that are bound by them."""
 
-    Attributes:
-        flops: Floating-point operations.
-        steps: (operations, bytes) of decoding steps: each takes the longer of the two.
-    """
-
-    flops: float
+    flops: float  # floating-point operations
+    # (operations, bytes) of decoding steps: each takes the longer of the two
     steps: tuple[tuple[float, float], ...] = ()
 
     def __add__(self, other: Cost) -> Cost:

@@ -26,27 +26,16 @@ WORDS = (
 
 @dataclass(frozen=True)
 class Setting:
-    """What one comparison is about.
+    """What one comparison is about."""
 
-    Attributes:
-        beta: Weight of the KL.
-        prompt: P.
-        response: T.
-        rows: n.
-        group: K.
-        trainable: "lora" or "full".
-        rank: LoRA rank; alpha is twice that.
-        passes: Gradient passes in which TRL takes the n rows.
-    """
-
-    beta: float
-    prompt: int
-    response: int
-    rows: int = 16
-    group: int = 4
-    trainable: str = "lora"
-    rank: int = 16
-    passes: int = 1
+    beta: float  # weight of the KL
+    prompt: int  # P
+    response: int  # T
+    rows: int = 16  # n
+    group: int = 4  # K
+    trainable: str = "lora"  # "lora" or "full"
+    rank: int = 16  # LoRA rank; alpha is twice that
+    passes: int = 1  # gradient passes in which TRL takes the n rows
 
     @property
     def name(self) -> str:

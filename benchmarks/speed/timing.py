@@ -18,15 +18,10 @@ import torch
 
 @dataclass
 class Times:
-    """What several runs of one thing took, in seconds.
+    """What several runs of one thing took, in seconds."""
 
-    Attributes:
-        wall: By the clock on the wall, one a run.
-        cpu: Processor time of all the process's threads, one a run.
-    """
-
-    wall: list[float] = field(default_factory=list)
-    cpu: list[float] = field(default_factory=list)
+    wall: list[float] = field(default_factory=list)  # by the clock on the wall, one a run
+    cpu: list[float] = field(default_factory=list)  # processor time of all the process's threads, one a run
 
     @property
     def median(self) -> float:
@@ -96,15 +91,10 @@ def beside(ours: Times, theirs: Times) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Machine:
-    """What the machine reaches by itself.
+    """What the machine reaches by itself."""
 
-    Attributes:
-        flops: Floating-point operations a second in matrix products of a transformer's shapes.
-        bytes: Bytes a second, read and written, in a copy too large for any cache.
-    """
-
-    flops: float
-    bytes: float
+    flops: float  # floating-point operations a second in matrix products of a transformer's shapes
+    bytes: float  # bytes a second, read and written, in a copy too large for any cache
 
 
 def machine(

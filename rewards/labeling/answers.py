@@ -17,22 +17,16 @@ Status = Literal["ok", "low mass", "too long", "failed"]
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model answered to one question.
+    """What the model answered to one question."""
 
-    Attributes:
-        logprobs: Log-likelihood of each answer token after each of k rationales, (k, tokens); k = 1 without rationales.
-        rationales: The k rationales, if any.
-        status: "ok", or why there are no likelihoods: "too long" or "failed".
-        reason: The reason in words, "" if there are likelihoods.
-        bounded: The answer tokens of which only an upper bound is known, after each rationale (k tuples); may be empty.
-        server: What decided how exact the likelihoods are, where the model is behind a server.
-    """
-
+    # Log-likelihood of each answer token after each of k rationales, (k, tokens); k = 1 without rationales
     logprobs: tuple[tuple[float, ...], ...] = ()
-    rationales: tuple[str, ...] = ()
-    status: Status = "ok"
-    reason: str = ""
+    rationales: tuple[str, ...] = ()  # the k rationales, if any
+    status: Status = "ok"  # "ok", or why there are no likelihoods: "too long" or "failed"
+    reason: str = ""  # the reason in words, "" if there are likelihoods
+    # The answer tokens of which only an upper bound is known, after each rationale (k tuples); may be empty
     bounded: tuple[tuple[str, ...], ...] = ()
+    # What decided how exact the likelihoods are, where the model is behind a server
     server: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -56,22 +50,16 @@ class Answer:
 
 @dataclass(frozen=True)
 class Label:
-    """The label of one pair.
+    """The label of one pair."""
 
-    Attributes:
-        p_first: Probability that the first response is preferred, NaN unless ``status`` is "ok".
-        mass: The label mass: probability on all answer tokens together, the lesser of the two questions'; NaN if none.
-        status: "ok", "low mass" (under the labeler's minimum), "too long" (for its context) or "failed".
-        reason: What is wrong, in words; "" if nothing is.
-        record: Everything there is to know of it, JSON-able: mode, model, parameters, and for both questions the hash
-            of the prompt, the raw log-likelihoods, the mass, the probability of "1" or the score, the rationales, and
-            of a model behind a server what it can do and which likelihoods are only upper bounds.
-    """
-
-    p_first: float
+    p_first: float  # probability that the first response is preferred, NaN unless ``status`` is "ok"
+    # The label mass: probability on all answer tokens together, the lesser of the two questions'; NaN if none
     mass: float
-    status: Status
-    reason: str
+    status: Status  # "ok", "low mass" (under the labeler's minimum), "too long" (for its context) or "failed"
+    reason: str  # what is wrong, in words; "" if nothing is
+    # Everything there is to know of it, JSON-able: mode, model, parameters, and for both questions the hash of the
+    # prompt, the raw log-likelihoods, the mass, the probability of "1" or the score, the rationales, and of a model
+    # behind a server what it can do and which likelihoods are only upper bounds
     record: Mapping[str, Any]
 
 

@@ -24,23 +24,14 @@ _RESPONSES = {"response_1", "response_2", "chosen", "rejected"}
 
 @dataclass(frozen=True)
 class Pair:
-    """Two responses to label.
+    """Two responses to label."""
 
-    Attributes:
-        prompt: What both answer; may be empty where whole texts are compared.
-        response_1: One response.
-        response_2: The other.
-        human: Probability that people prefer the first, where they were asked.
-        meta: Anything else that came with the pair.
-        problem: Why it cannot be labelled, "" if it can.
-    """
-
-    prompt: str
-    response_1: str
-    response_2: str
-    human: float | None = None
-    meta: Mapping[str, Any] = field(default_factory=dict)
-    problem: str = ""
+    prompt: str  # what both answer; may be empty where whole texts are compared
+    response_1: str  # one response
+    response_2: str  # the other
+    human: float | None = None  # probability that people prefer the first, where they were asked
+    meta: Mapping[str, Any] = field(default_factory=dict)  # anything else that came with the pair
+    problem: str = ""  # why it cannot be labelled, "" if it can
 
 
 def read_pairs(path: Path) -> Iterator[Pair]:

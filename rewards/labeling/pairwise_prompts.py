@@ -32,25 +32,17 @@ class PairExemplar:
 
 @dataclass(frozen=True)
 class PairWording:
-    """How a preference is asked for.
+    """How a preference is asked for."""
 
-    Attributes:
-        base: The short preamble: who the rater is, what to answer.
-        detailed: The long one: also what makes a response good.
-        sample: Two responses, with ``{prompt}``, ``{response_1}``, ``{response_2}`` or, where prompt and response are
-            one text, ``{text_1}``, ``{text_2}``.
-        request: What asks for a rationale; it ends in ``Rationale:``.
-        ending: What the answer follows.
-        inverted: Whether the question is which response is worse.
-        exemplars: Examples, used first to last; the answers alternate so that none is the usual one.
-    """
-
-    base: str
-    detailed: str
+    base: str  # the short preamble: who the rater is, what to answer
+    detailed: str  # the long one: also what makes a response good
+    # Two responses, with ``{prompt}``, ``{response_1}``, ``{response_2}`` or, where prompt and response are one
+    # text, ``{text_1}``, ``{text_2}``
     sample: str
-    request: str
-    ending: str
-    inverted: bool = False
+    request: str  # what asks for a rationale; it ends in ``Rationale:``
+    ending: str  # what the answer follows
+    inverted: bool = False  # whether the question is which response is worse
+    # Examples, used first to last; the answers alternate so that none is the usual one
     exemplars: tuple[PairExemplar, ...] = ()
 
 

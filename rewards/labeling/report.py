@@ -32,18 +32,13 @@ from rlaif_env.tables import Table
 
 @dataclass(frozen=True)
 class Alignment:
-    """How a judge's choices agree with people's.
+    """How a judge's choices agree with people's."""
 
-    Attributes:
-        ties: Pairs on which people are tied; they are left out.
-        share: Of the others, those on which both prefer the same response, a tie of the judge counting one half; None
-            without any.
-        kappa: Cohen's kappa of the two choices; None where it is not defined.
-    """
-
-    ties: int
+    ties: int  # pairs on which people are tied; they are left out
+    # Of the others, those on which both prefer the same response, a tie of the judge counting one half; None
+    # without any
     share: Interval | None
-    kappa: Interval | None
+    kappa: Interval | None  # Cohen's kappa of the two choices; None where it is not defined
 
 
 def alignment(p_first: ArrayLike, human: ArrayLike, prompts: Sequence[Hashable]) -> Alignment:

@@ -33,36 +33,23 @@ _VALIDATION_PAIRS, _VALIDATION_TEXTS = 4000, 500
 
 @dataclass(frozen=True)
 class LabelledData:
-    """Preferences, divided.
+    """Preferences, divided."""
 
-    Attributes:
-        train: To train on.
-        validation: To choose settings and stop by, from the same labels.
-        tests: Held-out pairs by who judged them: "labels" (the same source as in training) or "human".
-        left_out: How many pairs were left out, by reason.
-    """
-
-    train: Sequence[Preference]
-    validation: Sequence[Preference]
+    train: Sequence[Preference]  # to train on
+    validation: Sequence[Preference]  # to choose settings and stop by, from the same labels
+    # Held-out pairs by who judged them: "labels" (the same source as in training) or "human"
     tests: Mapping[str, Sequence[Preference]]
-    left_out: Mapping[str, int]
+    left_out: Mapping[str, int]  # how many pairs were left out, by reason
 
 
 @dataclass(frozen=True)
 class Judged:
-    """Pairs as token ids, each distinct text once.
+    """Pairs as token ids, each distinct text once."""
 
-    Attributes:
-        rows: n texts, numbered in the order of their first pair.
-        pairs: m pairs of them.
-        truncated: Texts of which a beginning had to be cut.
-        records: The m preferences.
-    """
-
-    rows: Sequence[Sequence[int]]
-    pairs: Pairs
-    truncated: int
-    records: Sequence[Preference]
+    rows: Sequence[Sequence[int]]  # n texts, numbered in the order of their first pair
+    pairs: Pairs  # m pairs of them
+    truncated: int  # texts of which a beginning had to be cut
+    records: Sequence[Preference]  # the m preferences
 
     @classmethod
     def encode(

@@ -19,17 +19,11 @@ _PATIENCE = 2
 
 @dataclass(frozen=True)
 class Pairs:
-    """m judged pairs of texts.
+    """m judged pairs of texts."""
 
-    Attributes:
-        first: Which text is the first of each pair, int64 (m,).
-        second: Which is the second, int64 (m,).
-        p_first: Probability that the first is preferred, float32 (m,).
-    """
-
-    first: Tensor
-    second: Tensor
-    p_first: Tensor
+    first: Tensor  # which text is the first of each pair, int64 (m,)
+    second: Tensor  # which is the second, int64 (m,)
+    p_first: Tensor  # probability that the first is preferred, float32 (m,)
 
     def __len__(self) -> int:
         return len(self.p_first)

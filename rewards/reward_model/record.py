@@ -28,13 +28,9 @@ _RECORD, _FORMAT = "reward_model.json", 1
 
 @dataclass(frozen=True)
 class LabelRecord:
-    """Who made the labels that a reward model was trained on.
+    """Who made the labels that a reward model was trained on."""
 
-    Attributes:
-        sources: Training pairs by source: "human", "ai:<model>", ...
-    """
-
-    sources: Mapping[str, int]
+    sources: Mapping[str, int]  # training pairs by source: "human", "ai:<model>", ...
 
     @property
     def provenance(self) -> Provenance:
@@ -48,17 +44,11 @@ class LabelRecord:
 
 @dataclass(frozen=True)
 class Normalization:
-    """How a raw score becomes the reward: (raw - mean) / std, over the training responses; 0 and 1 leave it as it is.
+    """How a raw score becomes the reward: (raw - mean) / std over the training responses; 0 and 1 leave it as it is."""
 
-    Attributes:
-        kind: "none" or "standardize".
-        mean: Mean raw score of the training responses.
-        std: Its standard deviation.
-    """
-
-    kind: Literal["none", "standardize"] = "none"
-    mean: float = 0.0
-    std: float = 1.0
+    kind: Literal["none", "standardize"] = "none"  # "none" or "standardize"
+    mean: float = 0.0  # mean raw score of the training responses
+    std: float = 1.0  # its standard deviation
 
 
 def write_record(folder: Path, record: Mapping[str, Any], *, whole: bool) -> None:

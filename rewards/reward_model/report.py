@@ -34,29 +34,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PairFigures:
-    """Figures of predicted preferences on judged pairs.
+    """Figures of predicted preferences on judged pairs."""
 
-    Attributes:
-        pairs: How many.
-        accuracy: Share on which prediction and judgement prefer the same response, ties one half.
-        min_gap: Least difference of the two mean ratings in `accuracy_at_gap`.
-        accuracy_at_gap: Accuracy where people's mean ratings differ by ``min_gap``; None where there are no ratings.
-        excess_cross_entropy: Cross-entropy minus the labels' entropy, nats a pair; 0 is perfect.
-        brier: Mean squared difference of predicted and judged probability.
-        ece: Expected calibration error, ten bins.
-        longer: Accuracy of preferring the longer response, for comparison.
-        reliability: Predicted against observed probability.
-    """
-
-    pairs: int
-    accuracy: Interval
-    min_gap: float
+    pairs: int  # how many
+    accuracy: Interval  # share on which prediction and judgement prefer the same response, ties one half
+    min_gap: float  # least difference of the two mean ratings in `accuracy_at_gap`
+    # Accuracy where people's mean ratings differ by ``min_gap``; None where there are no ratings
     accuracy_at_gap: Interval | None
-    excess_cross_entropy: float
-    brier: float
-    ece: float
-    longer: Interval
-    reliability: Sequence[ReliabilityBin]
+    excess_cross_entropy: float  # cross-entropy minus the labels' entropy, nats a pair; 0 is perfect
+    brier: float  # mean squared difference of predicted and judged probability
+    ece: float  # expected calibration error, ten bins
+    longer: Interval  # accuracy of preferring the longer response, for comparison
+    reliability: Sequence[ReliabilityBin]  # predicted against observed probability
 
     def to_json(self) -> dict[str, Any]:
         """The figures as JSON has them; empty bins of the reliability table are left out."""

@@ -71,17 +71,12 @@ class RewardModelConfig(TuningConfig):
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained reward model and how good it is.
+    """A trained reward model and how good it is."""
 
-    Attributes:
-        model: The model.
-        figures: On held-out pairs, by who judged them: "human", "labels".
-        report: Everything measured, JSON-able: the same "figures", "labels", "training", and "curve", the accuracy of
-            the head alone by number of training pairs, on the first test.
-    """
-
-    model: RewardModel
-    figures: Mapping[str, PairFigures]
+    model: RewardModel  # the model
+    figures: Mapping[str, PairFigures]  # on held-out pairs, by who judged them: "human", "labels"
+    # Everything measured, JSON-able: the same "figures", "labels", "training", and "curve", the accuracy of the
+    # head alone by number of training pairs, on the first test
     report: Mapping[str, Any]
 
 

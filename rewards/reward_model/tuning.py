@@ -53,23 +53,14 @@ class TuningConfig:
 
 @dataclass(frozen=True)
 class Tuned:
-    """What tuning made.
+    """What tuning made."""
 
-    Attributes:
-        backbone: The model: the shared one with an adapter, or a copy.
-        adapter: The adapter's name, if any.
-        weight: The head, (H,).
-        steps: Steps done.
-        best_step: The step whose values were kept; 0 is the fitted head.
-        validation_loss: There, nats.
-    """
-
-    backbone: Backbone
-    adapter: str | None
-    weight: Tensor
-    steps: int
-    best_step: int
-    validation_loss: float
+    backbone: Backbone  # the model: the shared one with an adapter, or a copy
+    adapter: str | None  # the adapter's name, if any
+    weight: Tensor  # the head, (H,)
+    steps: int  # steps done
+    best_step: int  # the step whose values were kept; 0 is the fitted head
+    validation_loss: float  # there, nats
 
 
 def tune(

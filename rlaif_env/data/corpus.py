@@ -57,17 +57,11 @@ def check_split(split: str) -> None:
 
 @dataclass(frozen=True)
 class Snippet:
-    """One sentence or two of a movie review and what people said of it.
+    """One sentence or two of a movie review and what people said of it."""
 
-    Attributes:
-        id: Its number in the corpus.
-        text: The words as the raters read them; HTML entities resolved, runs of white space made one space.
-        ratings: One number a rater, from -4 (very negative) to 4 (very positive); 15 to 29 raters.
-    """
-
-    id: int
-    text: str
-    ratings: tuple[int, ...]
+    id: int  # its number in the corpus
+    text: str  # the words as the raters read them; HTML entities resolved, runs of white space made one space
+    ratings: tuple[int, ...]  # one number a rater, from -4 (very negative) to 4 (very positive); 15 to 29 raters
 
     @property
     def mean(self) -> float:

@@ -25,16 +25,11 @@ TEMPERATURE = 0.9
 
 @dataclass(frozen=True)
 class Samples:
-    """n sampled responses.
+    """n sampled responses."""
 
-    Attributes:
-        ids: Tokens, (n, T) int64, padded after the end.
-        lengths: Tokens in each, (n,) int64, the ending one counted.
-        logprobs: log-probability of each token under the distribution it was drawn from, (n, T) float32, 0 on padding.
-    """
-
-    ids: NDArray[np.int64]
-    lengths: NDArray[np.int64]
+    ids: NDArray[np.int64]  # tokens, (n, T) int64, padded after the end
+    lengths: NDArray[np.int64]  # tokens in each, (n,) int64, the ending one counted
+    # log-probability of each token under the distribution it was drawn from, (n, T) float32, 0 on padding
     logprobs: NDArray[np.float32]
 
 

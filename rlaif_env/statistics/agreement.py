@@ -44,15 +44,10 @@ def accuracy(
 
 @dataclass(frozen=True)
 class PositionBias:
-    """How a judge's choice follows the position (section 2.1.1).
+    """How a judge's choice follows the position (section 2.1.1)."""
 
-    Attributes:
-        same_position: Share of pairs where the same position is preferred in both orders.
-        first: Of those, the share that prefers the first position; None where there are none.
-    """
-
-    same_position: Interval
-    first: Interval | None
+    same_position: Interval  # share of pairs where the same position is preferred in both orders
+    first: Interval | None  # of those, the share that prefers the first position; None where there are none
 
 
 def position_bias(p_position_1: ArrayLike, p_position_1_swapped: ArrayLike, *, level: float = 0.95) -> PositionBias:
@@ -151,20 +146,13 @@ def excess_cross_entropy(margin: ArrayLike, target: ArrayLike) -> float:
 
 @dataclass(frozen=True)
 class ReliabilityBin:
-    """One row of a reliability table.
+    """One row of a reliability table."""
 
-    Attributes:
-        low: Lower edge of the bin of predicted probability.
-        high: Upper edge, included in the last bin only.
-        n: Rows in it.
-        predicted: Their mean prediction, NaN if n = 0.
-        observed: Their mean target with Wilson's interval (a little too wide for soft targets), None if n = 0.
-    """
-
-    low: float
-    high: float
-    n: int
-    predicted: float
+    low: float  # lower edge of the bin of predicted probability
+    high: float  # upper edge, included in the last bin only
+    n: int  # rows in it
+    predicted: float  # their mean prediction, NaN if n = 0
+    # Their mean target with Wilson's interval (a little too wide for soft targets), None if n = 0
     observed: Interval | None
 
 

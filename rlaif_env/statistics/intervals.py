@@ -47,19 +47,12 @@ RESAMPLES = 10_000
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure with its uncertainty.
+    """A figure with its uncertainty."""
 
-    Attributes:
-        estimate: The figure.
-        low: Lower limit of the confidence interval.
-        high: Upper limit.
-        n: Rows it was computed from (not clusters).
-    """
-
-    estimate: float
-    low: float
-    high: float
-    n: int
+    estimate: float  # the figure
+    low: float  # lower limit of the confidence interval
+    high: float  # upper limit
+    n: int  # rows it was computed from (not clusters)
 
     def __float__(self) -> float:
         return self.estimate
@@ -245,21 +238,13 @@ def _cluster_error(values: Floats, codes: NDArray[np.int64]) -> tuple[float, Flo
 
 @dataclass(frozen=True)
 class StudentisedBootstrap:
-    """A mean, its standard error, and the bootstrap distribution of (mean* - mean) / error*.
+    """A mean, its standard error, and the bootstrap distribution of (mean* - mean) / error*."""
 
-    Attributes:
-        estimate: The mean over rows.
-        error: Its standard error (linearised over clusters).
-        t: (R,) sorted; ±inf for a resample without spread whose mean differs.
-        df: Degrees of freedom of the error, m - 1.
-        n: Rows.
-    """
-
-    estimate: float
-    error: float
-    t: Floats
-    df: float
-    n: int
+    estimate: float  # the mean over rows
+    error: float  # its standard error (linearised over clusters)
+    t: Floats  # (R,) sorted; ±inf for a resample without spread whose mean differs
+    df: float  # degrees of freedom of the error, m - 1
+    n: int  # rows
 
     def interval(self, level: float = 0.95) -> Interval:
         """The interval; Student's t stands in for a limit that too many resamples without spread leave infinite."""
