@@ -13,13 +13,20 @@ from numpy.typing import NDArray
 
 from agents.functional import response_mask
 from agents.policy import Policy
+from rlaif_env.batches import PROMPTS_AT_ONCE
 from rlaif_env.models import Samples
 
 _ROWS = 16  # in one forward pass
 
 
 def answer(
-    policy: Policy, ids: NDArray[np.int64], mask: NDArray[Any], *, max_new_tokens: int, seed: int, batch: int = 64
+    policy: Policy,
+    ids: NDArray[np.int64],
+    mask: NDArray[Any],
+    *,
+    max_new_tokens: int,
+    seed: int,
+    batch: int = PROMPTS_AT_ONCE,
 ) -> Samples:
     """Sample one response to each prompt, ``batch`` at once; the random numbers depend on seed and batch alone."""
     parts = []

@@ -9,7 +9,7 @@ from typing import Any
 
 from agents.reinforce import ReinforceConfig
 from rlaif_env.api import RLAIFError
-from rlaif_env.data.tasks import DEFAULT_TASK
+from rlaif_env.data.tasks import DEFAULT_TASK, EVAL_PROMPTS, EVAL_SPLIT
 from rlaif_env.models import BUILTIN_MODEL
 
 
@@ -30,8 +30,8 @@ class TrainingConfig:
     updates: int = 50
     prompts_per_update: int = 4
     group_size: int = 6
-    eval_prompts: int = 128
-    eval_split: str = "test"
+    eval_prompts: int = EVAL_PROMPTS
+    eval_split: str = EVAL_SPLIT
     decay: bool = True
     agent: ReinforceConfig = field(default_factory=ReinforceConfig)
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from agents.answers import answer, response_kl
 from agents.policy import Policy
+from rlaif_env.batches import PROMPTS_AT_ONCE
 from rlaif_env.data.jsonl import json_object
 from rlaif_env.data.tasks import Task, gold_scores
 from rlaif_env.runs import RunError
@@ -70,7 +71,7 @@ def distinct_shares(texts: Sequence[str], order: int = 2) -> NDArray[np.float64]
 
 
 def evaluate_policy(
-    policy: Policy, envs: VectorEnv[Any, Any, Any], task: Task, *, seed: int, batch: int = 64
+    policy: Policy, envs: VectorEnv[Any, Any, Any], task: Task, *, seed: int, batch: int = PROMPTS_AT_ONCE
 ) -> HeldOut:
     """Let the policy answer the first prompts of a `RLAIF/TextGeneration-v0` vector, one a row, ``batch`` at once.
 

@@ -29,9 +29,6 @@ from benchmarks.evaluation.judge_panel import JudgePanel
 from benchmarks.evaluation.judges import check_scored, pairwise_wins, score_rows, win_rates, with_gold
 from benchmarks.evaluation.length_control import RESAMPLES
 from benchmarks.evaluation.systems import (
-    BATCH,
-    PROMPTS,
-    SPLIT,
     Source,
     System,
     answer,
@@ -46,8 +43,9 @@ from benchmarks.evaluation.tables import write_evaluation
 from rewards.labeling.labeler import LabelingConfig
 from rewards.language_model.config import LanguageModelConfig
 from rlaif_env.api import RLAIFError
+from rlaif_env.batches import PROMPTS_AT_ONCE
 from rlaif_env.data.journal import Journal
-from rlaif_env.data.tasks import DEFAULT_TASK, Task, load_task
+from rlaif_env.data.tasks import DEFAULT_TASK, EVAL_PROMPTS, EVAL_SPLIT, Task, load_task
 from rlaif_env.models import BUILTIN_MODEL, backbone
 from rlaif_env.options import JSON_MAPPING, OPERATIONAL
 from rlaif_env.runs import RunFolder
@@ -90,13 +88,13 @@ class EvaluateConfig:
     label: LabelingConfig = field(default_factory=LabelingConfig)
     judge_settings: Annotated[Mapping[str, Mapping[str, Any]], JSON_MAPPING] = field(default_factory=dict)
     reference: str = BUILTIN_MODEL
-    split: str = SPLIT
-    prompts: int = PROMPTS
+    split: str = EVAL_SPLIT
+    prompts: int = EVAL_PROMPTS
     max_new_tokens: int | None = None
     temperature: float | None = None
     seed: int = 0
     resamples: int = RESAMPLES
-    batch: int = BATCH
+    batch: int = PROMPTS_AT_ONCE
     out: Path | None = None
 
 

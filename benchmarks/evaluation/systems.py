@@ -20,8 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlaif_env.api import DataError, RLAIFError
+from rlaif_env.batches import PROMPTS_AT_ONCE
 from rlaif_env.data.jsonl import check_text, read_jsonl
-from rlaif_env.data.tasks import Task
+from rlaif_env.data.tasks import EVAL_PROMPTS, EVAL_SPLIT, Task
 from rlaif_env.models import (
     BUILTIN_MODEL,
     TEMPERATURE,
@@ -36,9 +37,6 @@ from rlaif_env.models import (
 )
 from rlaif_env.runs import write_json
 from rlaif_env.statistics import new_names, new_numbers, repeated_ngrams, word_counts
-
-SPLIT, PROMPTS, BATCH = "test", 128, 64
-"""What `rlaif evaluate` asks for: a split, so many of its prompts, so many at once."""
 
 _CHECKPOINT = "agent.safetensors"
 _TOKENS_PER_PASS = 512  # response tokens whose logits are in memory at once
@@ -174,7 +172,7 @@ def held_out_prompts(task: Task, split: str, count: int) -> list[str]:
     return known[:count]
 
 
-def read_responses(path: str | Path, task: Task, *, split: str = SPLIT, prompts: int = PROMPTS) -> list[str]:
+def read_responses(path: str | Path, task: Task, *, split: str = EVAL_SPLIT, prompts: int = EVAL_PROMPTS) -> list[str]:
     """The responses of a JSON lines file (``prompt``, ``response``), in the order of the split's first prompts.
 
     Rows for the split's other prompts are not needed and not used.
@@ -208,10 +206,10 @@ def answer(
     source: str | Path,
     task: Task,
     *,
-    split: str = SPLIT,
-    prompts: int = PROMPTS,
+    split: str = EVAL_SPLIT,
+    prompts: int = EVAL_PROMPTS,
     seed: int = 0,
-    batch: int = BATCH,
+    batch: int = PROMPTS_AT_ONCE,
     reference: str | Path = BUILTIN_MODEL,
     max_new_tokens: int | None = None,
     temperature: float | None = None,

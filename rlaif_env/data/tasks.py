@@ -47,6 +47,9 @@ _FIELDS = {"continuation": ("prompt",), "summary": ("prompt", "text"), "dialogue
 DEFAULT_TASK = "movie-review"
 """The task where none is named: the one that needs no data of the user's."""
 
+EVAL_SPLIT, EVAL_PROMPTS = "test", 128
+"""What policies are compared on, where nothing else is asked for: a split, and so many of its prompts."""
+
 SCALE = (1, 10)
 """Of a judge's scores, where a task says no other (section 2.2.2)."""
 
