@@ -96,7 +96,7 @@ def serve(app: Starlette, sock: socket.socket) -> None:
     uvicorn.Server(uvicorn.Config(app, **limits, **plain, **quiet)).run(sockets=[sock])
 
 
-def application(store: Store, *, host: str = "127.0.0.1", token: str | None = None, joining: bool = True) -> Starlette:
+def application(store: Store, *, host: str, token: str | None = None, joining: bool = True) -> Starlette:
     """The ASGI application.
 
     Args:

@@ -33,7 +33,7 @@ class Client:
     """Requests of the page, or of something that pretends to be it."""
 
     def __init__(self, store: Store, **settings: Any) -> None:
-        self.app = server.application(store, **settings)
+        self.app = server.application(store, **{"host": "127.0.0.1", **settings})
         self.marks = {
             "Host": HOST,
             "Origin": f"http://{HOST}",

@@ -261,7 +261,7 @@ def test_bad_settings_are_told_before_anything_is_made(
     assert not (tmp_path / "bad" / "stages").exists()
 
 
-def test_a_damaged_stage_record_is_outcome_of(folder: Path, done: Path) -> None:
+def test_a_damaged_stage_record_is_refused(folder: Path, done: Path) -> None:
     record = next((done / "stages").glob("answers-sft-seed0-*/stage.json"))
     kept = record.read_text()
     record.write_text("{")
