@@ -13,22 +13,23 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from agents.functional import token_logprobs
+from rlaif_env.models import keeps_keys_only, trunk_of
 
 
 def response_states(model: Any, ids: Tensor, mask: Tensor, responses: Tensor, response_mask: Tensor) -> Tensor:
     """Last hidden states at the positions that predict each response token: (n, T, H).
 
     Neighbouring rows with the same prompt share its keys and values: the prompt is read once, with its gradient, and
-    the responses after it. The last response token is predicted, never read, so it does not go in. Prompts and their
+    the responses after it (a recurrent state would have no gradient there). The last response token is predicted, never read, so it does not go in. Prompts and their
     mask are (n, P), left-padded; responses and theirs (n, T) int64, right-padded.
     """
-    trunk = model.get_decoder()
+    trunk = trunk_of(model)
     read, read_mask, steps = responses[:, :-1], response_mask[:, :-1], responses.shape[1]
     new = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
     new[1:] = ((ids[1:] != ids[:-1]) | (mask[1:] != mask[:-1])).any(1)
     first, owner = new.nonzero()[:, 0], new.cumsum(0) - 1
     seen = torch.cat([mask, read_mask], dim=1)
-    if len(first) == len(ids) or steps == 1 or not _caches_keys_only(model):
+    if len(first) == len(ids) or steps == 1 or not keeps_keys_only(model):
         whole, positions = torch.cat([ids, read], dim=1), (seen.cumsum(-1) - 1).clamp(min=0)
         alone = trunk(input_ids=whole, attention_mask=seen, position_ids=positions, use_cache=False)
         return cast(Tensor, alone.last_hidden_state[:, -steps:])
@@ -39,12 +40,6 @@ def response_states(model: Any, ids: Tensor, mask: Tensor, responses: Tensor, re
     after = positions[owner, -1:] + torch.arange(1, steps, device=ids.device)
     answers = trunk(input_ids=read, attention_mask=seen, position_ids=after, past_key_values=cache, use_cache=True)
     return torch.cat([prompts.last_hidden_state[owner, -1:], answers.last_hidden_state], dim=1)
-
-
-def _caches_keys_only(model: Any) -> bool:
-    """Whether keys and values are all that later tokens see of earlier ones; a recurrent state has no gradient here."""
-    kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
-    return kinds <= {"full_attention", "sliding_attention"} and not getattr(model, "_is_stateful", False)
 
 
 def chunked_logprobs(

@@ -74,7 +74,7 @@ class Rollout:
     responses: Tensor  # (n, T)
     response_mask: Tensor  # (n, T)
     logprobs: Tensor  # (n, T), when sampled
-    ended: Tensor  # (n,), whether the response has its EOS
+    ended: Tensor  # (n,), whether the response has its end
 
     @classmethod
     def of(cls, ids: NDArray[Any], mask: NDArray[Any], samples: Samples, policy: Policy) -> Rollout:
@@ -87,7 +87,7 @@ class Rollout:
             responses,
             F.response_mask(lengths, responses.shape[1]),
             torch.from_numpy(samples.logprobs),
-            responses.gather(1, (lengths - 1)[:, None])[:, 0] == policy.tokenizer.eos_token_id,
+            torch.isin(responses.gather(1, (lengths - 1)[:, None])[:, 0], torch.tensor(policy.backbone.end_ids)),
         )
         return cls(*(column.to(policy.backbone.device) for column in columns))
 

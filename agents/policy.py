@@ -113,7 +113,7 @@ class Policy:
                 model,
                 rows[::group_size],
                 max_new_tokens=max_new_tokens,
-                stop_ids=[self.tokenizer.eos_token_id],
+                stop_ids=self.backbone.end_ids,
                 pad_id=self.tokenizer.pad_token_id,
                 uniform=rng.random((len(rows), max_new_tokens)),
                 temperature=self.temperature,
@@ -164,15 +164,20 @@ class Policy:
         return Evaluation(logprobs, entropy, hidden.detach().float() if features else None)
 
     def save(self, folder: Path) -> None:
-        """Write the policy in plain Hugging Face format, adapter folded in; `from_pretrained` opens it."""
+        """Write the policy in plain Hugging Face format, which `from_pretrained` opens.
+
+        An adapter is folded in, and stands in the folder "adapter" by itself, as peft writes it.
+        """
         self.backbone.save_merged(self.adapter, folder)
+        if self.adapter is not None:
+            self.backbone.save_adapter(self.adapter, folder / "adapter")
 
     def fingerprint(self) -> str:
         """SHA-256 of the policy's weights: the frozen ones and the trained ones."""
         digest = hashlib.sha256(self.reference.fingerprint().encode())
         for name, tensor in sorted(self.state().items()):
             digest.update(name.encode())
-            digest.update(tensor.contiguous().view(torch.uint8).numpy().data)
+            digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
     def state(self) -> dict[str, Tensor]:

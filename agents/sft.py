@@ -32,7 +32,9 @@ from rlaif_env.models import (
     Backbone,
     LoraConfig,
     OptimizerConfig,
+    continuation_ids,
     encode,
+    keep_end,
     linear_schedule,
     make_optimizer,
     pad_rows,
@@ -146,14 +148,14 @@ def tokenize(rows: Iterable[Demonstration], tokenizer: Any, max_prompt: int, max
         eos = [tokenizer.eos_token_id]
         prompt = encode(tokenizer, [row.prompt or row.response])[0]
         if row.prompt:
-            response = tokenizer.encode(row.response, add_special_tokens=False)
+            response = continuation_ids(tokenizer, row.prompt, row.response)
         else:
             prompt, response = prompt[:1], prompt[1:]
         if not prompt or not response:
             raise DataError(
                 f"row {number}: expected at least two tokens, found {len(prompt) + len(response)} in {row!r:.80}"
             )
-        cut_prompt, cut_response = prompt[-max_prompt:], (response + eos)[:max_response]
+        cut_prompt, cut_response = keep_end(prompt, max_prompt, tokenizer.bos_token_id), (response + eos)[:max_response]
         left_out = len(prompt) - len(cut_prompt) + len(response) + 1 - len(cut_response)
         examples.append(Example(cut_prompt, cut_response, left_out))
     return examples

@@ -21,22 +21,6 @@ PREAMBLE = "A review is rated from 1 to 10.\n\n"
 PROMPTS = [f"{PREAMBLE}Review: {text}\nScore: " for text in ("fine", "dull and far too long", "so so")]
 CLOSE = 1e-4
 
-WINDOWED = ("mistral", "qwen2", "gemma2", "gemma3_text", "phi3", "starcoder2", "gpt_oss")
-KNOWN = {
-    "labels": {
-        **dict.fromkeys(WINDOWED, "the prefix cache keeps the sliding window's keys only"),
-        "bloom": "its position biases need a mask of two dimensions",
-    },
-    "lora": {"mixtral": "fused experts are no linear modules", "gpt2": "Conv1D holds its weights transposed"},
-}
-"""What is known to fail, by what is done; a family that comes to pass has to leave this list."""
-
-
-def expect(request: pytest.FixtureRequest, what: str, name: str) -> None:
-    if name in KNOWN[what]:
-        request.applymarker(pytest.mark.xfail(strict=True, reason=KNOWN[what][name]))
-
-
 @pytest.fixture(params=list(FAMILIES))
 def backbone(request: pytest.FixtureRequest) -> Backbone:
     tokenizer = character_tokenizer()
@@ -50,9 +34,8 @@ def plain_logprobs(model: Any, prompt: list[int], response: list[int], temperatu
     return logprobs.gather(-1, torch.tensor(response)[:, None])[:, 0]
 
 
-def test_label_likelihoods(backbone: Backbone, request: pytest.FixtureRequest) -> None:
+def test_label_likelihoods(backbone: Backbone) -> None:
     """Past the window; with a shared beginning longer than the window, without, and of a row alone."""
-    expect(request, "labels", backbone.name)
     assert len(PREAMBLE) > 2 * WINDOW
     expected = [brute_force(backbone, prompt, SCORES) for prompt in PROMPTS]
     shared = LocalLM(backbone)
@@ -74,9 +57,8 @@ def perturb(policy: Policy) -> None:
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
 
 
-def test_sampling_and_log_probabilities(backbone: Backbone, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_sampling_and_log_probabilities(backbone: Backbone, tmp_path: Path) -> None:
     """Sampled with the adapter folded in, evaluated with it on, saved and opened by plain transformers: all one."""
-    expect(request, "lora", backbone.name)
     policy = Policy(backbone, lora=LoraConfig(2, 4.0))
     perturb(policy)
     ids, mask = rows(backbone, [PROMPTS[0], PROMPTS[0], PROMPTS[1], PROMPTS[1]])
@@ -121,7 +103,7 @@ def test_full_fine_tuning(backbone: Backbone, tmp_path: Path) -> None:
         policy.evaluate(*tensors).logprobs.sum().backward()
     with torch.no_grad():
         for parameter in policy.parameters:
-            parameter.sub_(1e-2 * parameter.grad.sign())
+            parameter.sub_(0 if parameter.grad is None else 1e-2 * parameter.grad.sign())
         with policy.training():
             logprobs = policy.evaluate(*tensors).logprobs
         policy.save(tmp_path / "saved")

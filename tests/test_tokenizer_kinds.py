@@ -21,22 +21,6 @@ from tests.families import TOKENIZERS, family, tokenizer_of
 PROMPT, RESPONSE = "The film was", " good. Score: 10, un café à la crème\nYes"
 CLOSED = "Is it good?\n"
 
-METASPACE = ("Metaspace, first", "Metaspace, always")
-PREPENDED = ("Llama-2", "Llama-2, no BOS")
-KNOWN = {
-    "text": {kind: "decoded alone, a response loses the space it begins with" for kind in (*PREPENDED, *METASPACE)},
-    "demonstration": {kind: "encoded alone, a response gets a second space" for kind in PREPENDED},
-    "cut": {kind: "a cut prompt loses its BOS" for kind in ("byte-level, BOS added", "Llama-2", "Gemma")},
-}
-"""What is known to fail, by what is done; a kind that comes to pass has to leave this list."""
-
-
-def expect(request: pytest.FixtureRequest, what: str) -> None:
-    kind = request.node.callspec.params["tokenizer"]
-    if kind in KNOWN[what]:
-        request.applymarker(pytest.mark.xfail(strict=True, reason=KNOWN[what][kind]))
-
-
 @pytest.fixture(params=list(TOKENIZERS))
 def tokenizer(request: pytest.FixtureRequest) -> Any:
     made = tokenizer_of(request.param)
@@ -54,10 +38,8 @@ def continued(tokenizer: Any, prompt: str, response: str) -> tuple[list[int], li
 
 @pytest.mark.parametrize(("prompt", "response"), [(PROMPT, RESPONSE), (CLOSED, "Yes, it is."), (PROMPT, "ly good")])
 def test_the_environment_reads_what_the_policy_wrote(
-    tokenizer: Any, prompt: str, response: str, request: pytest.FixtureRequest
+    tokenizer: Any, prompt: str, response: str
 ) -> None:
-    if response.startswith(" "):
-        expect(request, "text")
     task = Task("t", "continuation", "x", 64, 128, source=PromptSource(prompts={"train": (prompt,)}))
     read: list[str] = []
 
@@ -75,16 +57,14 @@ def test_the_environment_reads_what_the_policy_wrote(
     assert read == [prompt + response]
 
 
-def test_demonstrations_are_encoded_as_the_policy_meets_them(tokenizer: Any, request: pytest.FixtureRequest) -> None:
-    expect(request, "demonstration")
+def test_demonstrations_are_encoded_as_the_policy_meets_them(tokenizer: Any) -> None:
     (example,) = tokenize([Demonstration(PROMPT, RESPONSE)], tokenizer, 64, 128)
     before, after = continued(tokenizer, PROMPT, RESPONSE)
     assert list(example.prompt) == before
     assert list(example.response) == [*after, tokenizer.eos_token_id]
 
 
-def test_a_cut_prompt_keeps_its_beginning_of_sequence(tokenizer: Any, request: pytest.FixtureRequest) -> None:
-    expect(request, "cut")
+def test_a_cut_prompt_keeps_its_beginning_of_sequence(tokenizer: Any) -> None:
     task = Task("t", "continuation", "x", 6, 4, source=PromptSource(prompts={"train": (PROMPT * 4,)}))
     env = gym.make(
         "RLAIF/TextGeneration-v0", task=task, reward=lambda p, r: [0.0], tokenizer=tokenizer, truncate_prompts=True

@@ -29,6 +29,8 @@ from rlaif_env.models import (
     Backbone,
     LoraConfig,
     backbone,
+    continuation_ids,
+    continuation_text,
     encode,
     load_tokenizer,
     pad_rows,
@@ -264,11 +266,12 @@ def _sampled(
 
     policy = _policy(source, temperature)
     tokenizer = policy.tokenizer
-    ids, mask = pad_rows(encode(tokenizer, prompts), tokenizer.pad_token_id, side="left")
+    asked = encode(tokenizer, prompts)
+    ids, mask = pad_rows(asked, tokenizer.pad_token_id, side="left")
     samples = answered(policy, ids, mask, max_new_tokens=steps, seed=seed, batch=batch)
     rows = (row[:length] for row, length in zip(samples.ids.tolist(), samples.lengths, strict=True))
     known = ([i for i in row if i < len(tokenizer)] for row in rows)
-    responses = [str(tokenizer.decode(row, skip_special_tokens=True)) for row in known]
+    responses = [continuation_text(tokenizer, *pair) for pair in zip(asked, known, strict=True)]
     if tokenizer_fingerprint(tokenizer) != tokenizer_fingerprint(base.tokenizer):
         return responses, None
     if policy.backbone is base and policy.adapter is None:
@@ -338,7 +341,7 @@ def _reference_nll(
 
     tokenizer, device = base.tokenizer, base.device
     asked = encode(tokenizer, prompts)
-    answered: list[list[int]] = tokenizer(list(responses), add_special_tokens=False)["input_ids"]
+    answered = [continuation_ids(tokenizer, *pair) for pair in zip(prompts, responses, strict=True)]
     lengths = np.array([len(row) for row in answered], dtype=np.int64)
     whole = lengths + np.array([len(row) for row in asked])
     limit = getattr(base.model.config.get_text_config(), "max_position_embeddings", None) or np.inf

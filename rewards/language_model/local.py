@@ -1,8 +1,8 @@
 """`LocalLM`: a language model in this process as a judge, the likelihoods of its answers, and generated rationales.
 
 It runs on transformers. What the prompts of a batch share at their beginning (preamble, exemplars) is computed once and
-kept; all answers to a prompt are seen in one forward pass, as branches of a tree that attend to the prompt and to their
-own beginnings only.
+kept; all answers to a prompt are seen in one forward pass where the model allows it
+(`rewards.language_model.tree_logits`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from rewards.language_model.answer_tree import AnswerTree, answer_logprobs, answ
 from rewards.prompts import before_stop, leads_after
 from rlaif_env.api import RLAIFError
 from rlaif_env.batches import TOKENS_PER_BATCH, length_buckets
-from rlaif_env.models import BUILTIN_MODEL, Backbone, backbone, encode, head_logits, pad_rows
+from rlaif_env.models import BUILTIN_MODEL, Backbone, backbone, continuation_text, encode, takes_any_mask
 from rlaif_env.models.sampling import sample
 
 if TYPE_CHECKING:
@@ -77,9 +77,10 @@ class LocalLM(Live):
         self.max_tokens = max_tokens or limit or 4096
         self.tokens_per_batch = tokens_per_batch
         self.share_prefix = share_prefix
+        self._one_pass = takes_any_mask(self.backbone.model)
         self._word_start: torch.Tensor | None = None
         self._trees: dict[tuple[tuple[str, ...], tuple[str, ...]], AnswerTree] = {}
-        self._prefixes: dict[tuple[int, ...], list[tuple[torch.Tensor, torch.Tensor]]] = {}
+        self._prefixes: dict[tuple[int, ...], Any] = {}  # their keys and values
 
     def render(self, prompt: str) -> str:
         """The text that the model sees for a prompt."""
@@ -134,16 +135,22 @@ class LocalLM(Live):
         """Log-likelihoods of a tree's k answers after n prompts, (n, k)."""
         import torch
 
+        from rewards.language_model.tree_logits import branch_logits, tree_logits
+
         if self._word_start is None:
             mask = word_start_mask(self.backbone.tokenizer, self.backbone.logit_width)
             self._word_start = torch.from_numpy(mask).to(self.backbone.device)
-        out = np.zeros((len(rows), len(tree.ends)))
+        out, pad_id = np.zeros((len(rows), len(tree.ends))), self.backbone.tokenizer.pad_token_id
         with self.backbone.using(None) as model, torch.inference_mode():
-            prefix = self._shared_prefix(model, rows)
+            prefix = self._shared_prefix(model, rows) if self._one_pass else ()
             suffixes = [row[len(prefix) :] for row in rows]
             lengths = [len(suffix) for suffix in suffixes]
             for members in length_buckets(lengths, self.tokens_per_batch, extra=len(tree.tokens)):
-                logits = self._tree_logits(model, prefix, [suffixes[i] for i in members], tree)
+                part = [suffixes[i] for i in members]
+                if self._one_pass:
+                    logits = tree_logits(model, self._prefixes.get(prefix, ()), part, tree, pad_id)
+                else:
+                    logits = branch_logits(model, part, tree, pad_id)
                 out[members] = answer_logprobs(tree, logits, self._word_start).cpu().numpy()
         return out
 
@@ -165,71 +172,13 @@ class LocalLM(Live):
             return ()
         held = self._prefixes.pop(best, None)
         if held is None:
-            import torch
-
-            state = model(input_ids=torch.tensor([best], device=self.backbone.device), use_cache=True, logits_to_keep=1)
             while len(self._prefixes) >= _KEPT_PREFIXES:
                 del self._prefixes[next(iter(self._prefixes))]
-            held = [(layer.keys, layer.values) for layer in state.past_key_values.layers]
+            from rewards.language_model.tree_logits import read_prefix
+
+            held = read_prefix(model, best)
         self._prefixes[best] = held  # last: the one that was not asked for longest goes first
         return best
-
-    def _tree_logits(
-        self, model: Any, prefix: tuple[int, ...], suffixes: list[list[int]], tree: AnswerTree
-    ) -> torch.Tensor:
-        """Logits at the end of each prompt and at every node of the tree, (n, N + 1, V)."""
-        import torch
-        from transformers import DynamicCache
-
-        device, nodes, before = self.backbone.device, len(tree.tokens), len(prefix)
-        ids, real = pad_rows(suffixes, self.backbone.tokenizer.pad_token_id, side="left")
-        n, width = ids.shape
-        ids = np.concatenate([ids, np.broadcast_to(np.asarray(tree.tokens), (n, nodes))], axis=1)
-        of_nodes = real.sum(axis=1)[:, None] - 1 + np.asarray(tree.depths)[None]
-        positions = before + np.concatenate([(real.cumsum(axis=1) - 1).clip(0), of_nodes], axis=1)
-        sees = np.zeros((n, width + nodes, before + width + nodes), dtype=bool)
-        sees[:, :, :before] = True
-        sees[:, :, before : before + width] = real[:, None] > 0
-        sees[:, :width, before : before + width] &= np.tri(width, dtype=bool)
-        sees[:, width:, before + width :] = tree.ancestry()
-        diagonal = np.arange(width + nodes)
-        sees[:, diagonal, before + diagonal] = True  # padding sees itself: a row that sees nothing would be NaN
-        cache = None
-        if before:
-            cache = DynamicCache()
-            for layer, (keys, values) in enumerate(self._prefixes[prefix]):
-                cache.update(keys.expand(n, -1, -1, -1), values.expand(n, -1, -1, -1), layer)
-        hidden = model.get_decoder()(
-            input_ids=torch.from_numpy(ids).to(device),
-            attention_mask=self._attention(model, torch.from_numpy(sees), torch.from_numpy(positions)),
-            position_ids=torch.from_numpy(positions).to(device),
-            past_key_values=cache,
-            use_cache=cache is not None,
-        ).last_hidden_state[:, -(nodes + 1) :]
-        return head_logits(model, hidden.reshape(-1, hidden.shape[-1])).reshape(n, nodes + 1, -1)
-
-    def _attention(self, model: Any, sees: torch.Tensor, positions: torch.Tensor) -> Any:
-        """An additive mask (n, 1, q, k) of who sees whom; one a kind of layer where some layers see a window only.
-
-        Args:
-            model: Whose layers they are.
-            sees: Whether a query sees a key, (n, q, k); the first k - q keys are those of the shared prefix.
-            positions: Of the queries, (n, q), the prefix counted.
-        """
-        import torch
-
-        def additive(allowed: torch.Tensor) -> torch.Tensor:
-            blocked = torch.zeros(allowed.shape, dtype=model.dtype).masked_fill_(~allowed, torch.finfo(model.dtype).min)
-            return blocked[:, None].to(self.backbone.device)
-
-        config = model.config.get_text_config()
-        if "sliding_attention" not in (getattr(config, "layer_types", None) or ()):
-            return additive(sees)
-        prefix = torch.arange(sees.shape[2] - sees.shape[1]).expand(len(positions), -1)
-        distance = positions[:, :, None] - torch.cat([prefix, positions], dim=1)[:, None]
-        near = additive(sees & (distance < config.sliding_window))
-        masks = {"full_attention": additive(sees), "sliding_attention": near}
-        return {kind: masks[kind] for kind in set(config.layer_types)}
 
     def generate(
         self,
@@ -252,14 +201,14 @@ class LocalLM(Live):
                     model,
                     [rows[i] for i in members],
                     max_new_tokens=max_new_tokens,
-                    stop_ids=[tokenizer.eos_token_id],
+                    stop_ids=self.backbone.end_ids,
                     pad_id=tokenizer.pad_token_id,
                     uniform=uniform[members],
                     temperature=temperature,
                     top_k=top_k,
                 )
                 for i, row, length in zip(members, drawn.ids, drawn.lengths, strict=True):
-                    texts[i] = before_stop(str(tokenizer.decode(row[:length], skip_special_tokens=True)), stop)
+                    texts[i] = before_stop(continuation_text(tokenizer, rows[i], row[:length].tolist()), stop)
         return texts
 
 

@@ -22,7 +22,7 @@ import torch
 from rlaif_env.api import RLAIFError
 from rlaif_env.batches import TOKENS_PER_BATCH, length_buckets
 from rlaif_env.data.tasks import Task
-from rlaif_env.models import Backbone, encode, pad_rows
+from rlaif_env.models import Backbone, encode, keep_end, linear_modules, pad_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -50,9 +50,8 @@ def encode_for_reward(
     """
     eos = tokenizer.eos_token_id
     row = [i for i in encode(tokenizer, [reward_text(task, prompt, response)])[0] if i != eos]
-    bos = row[:1] if row[:1] == [tokenizer.bos_token_id] else []
-    cut = max(0, len(row) + 1 - max_tokens)
-    return [*bos, *row[len(bos) + cut :], eos], cut
+    kept = keep_end(row, max_tokens - 1, tokenizer.bos_token_id)
+    return [*kept, eos], len(row) - len(kept)
 
 
 def depth_of(model: Any) -> int:
@@ -95,12 +94,7 @@ def _first_layers(model: Any, depth: int) -> Iterator[Any]:
 def lora_targets(model: Any, depth: int) -> list[str]:
     """Full names of the linear modules in a model's first layers, adapters on them or not."""
     owner, name, _ = _blocks(model)
-    wanted = {id(module) for layer in getattr(owner, name)[:depth] for module in layer.modules()}
-    return [
-        path.removesuffix(".base_layer")
-        for path, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and id(module) in wanted and ".lora_" not in path
-    ]
+    return linear_modules(model, [module for layer in getattr(owner, name)[:depth] for module in layer.modules()])
 
 
 def last_states(model: Any, rows: Sequence[Sequence[int]], depths: Sequence[int]) -> torch.Tensor:

@@ -20,7 +20,15 @@ from numpy.typing import NDArray
 from rlaif_env.api import BackendError, RewardBackend, RLAIFError, Tokenizer, checked_scores
 from rlaif_env.data.tasks import DEFAULT_TASK, TaskLike, load_task
 from rlaif_env.keywords import RewardFunction, Shared, resolve_reward, unshare
-from rlaif_env.models import BUILTIN_MODEL, encode, load_tokenizer, logit_width
+from rlaif_env.models import (
+    BUILTIN_MODEL,
+    continuation_text,
+    encode,
+    keep_end,
+    load_tokenizer,
+    logit_width,
+    model_end_ids,
+)
 
 RESERVED_INFO = frozenset(
     "prompt prompt_index response response_length finish_reason action_mask active episode final_obs final_info".split()
@@ -72,8 +80,8 @@ class Response(NamedTuple):
 
     row: int  # of the environment, for error messages
     prompt_index: int
-    ids: NDArray[np.int64]  # (<= T,), without the EOS
-    stopped: bool  # by an EOS; else by the token budget
+    ids: NDArray[np.int64]  # (<= T,), without the end token
+    stopped: bool  # by an end token; else by the token budget
 
 
 class Core:
@@ -86,6 +94,8 @@ class Core:
         reward_kwargs: Keywords for a named backend.
         tokenizer: The model whose tokenizer the policy uses, or a live tokenizer.
         vocab_size: V, the width of the policy's logits; None is the named model's, or a live tokenizer's length.
+        end_ids: Tokens that end a response beside the tokenizer's EOS; None is those of the named model's generation
+            config, which may end a turn by a token of its own.
         split: Which of the task's prompts: "train", "validation", "test" or "gold".
         max_prompt_tokens: P; None is the task's.
         max_response_tokens: T; None is the task's.
@@ -103,6 +113,7 @@ class Core:
         reward_kwargs: Mapping[str, Any] | None = None,
         tokenizer: str | Path | Tokenizer | Shared = BUILTIN_MODEL,
         vocab_size: int | None = None,
+        end_ids: Sequence[int] | None = None,
         split: str = "train",
         max_prompt_tokens: int | None = None,
         max_response_tokens: int | None = None,
@@ -115,6 +126,7 @@ class Core:
         self.known_ids = len(self.tokenizer)
         self.V = self._vocabulary(unshare(tokenizer), vocab_size)
         self.eos_id, self.pad_id = self._special_id("eos"), self._special_id("pad")
+        self.end_ids = self._end_ids(unshare(tokenizer), end_ids)
         self.prompts = tuple(self.task.prompts(split))
         self._flat, self._starts = self._encoded_prompts(truncate_prompts)
         self.backend = resolve_reward(unshare(reward), self.task, unshare(reward_kwargs))
@@ -142,12 +154,21 @@ class Core:
             )
         return special
 
+    def _end_ids(self, tokenizer: Any, given: Sequence[int] | None) -> NDArray[np.int64]:
+        named = isinstance(tokenizer, str | Path)
+        ends = [self.eos_id, *(given or (model_end_ids(tokenizer) if named and given is None else ()))]
+        for token in ends:
+            if isinstance(token, bool) or not isinstance(token, int | np.integer) or not 0 <= token < self.V:
+                raise RLAIFError(f"expected end_ids from 0 to {self.V - 1}, found {token!r}")
+        return np.array(list(dict.fromkeys(map(int, ends))), dtype=np.int64)
+
     def _encoded_prompts(self, truncate: bool) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         """All prompts' ids end to end, and where each begins."""
         if callable(self.tokenizer):
             rows = encode(cast(Any, self.tokenizer), self.prompts)
         else:
             rows = [self.tokenizer.encode(prompt, add_special_tokens=False) for prompt in self.prompts]
+        bos_id = getattr(self.tokenizer, "bos_token_id", None)
         for i, row in enumerate(rows):
             if len(row) > self.P and not truncate:
                 raise RLAIFError(
@@ -157,7 +178,7 @@ class Core:
                 )
             if not row:
                 raise RLAIFError(f"expected a token in every prompt, found none in prompt {i} ({self.prompts[i]!r})")
-        rows = [row[-self.P :] for row in rows]
+        rows = [keep_end(row, self.P, bos_id) for row in rows]
         flat = np.fromiter((token for row in rows for token in row), dtype=np.int32)
         if not 0 <= flat.min() <= flat.max() < self.V:
             raise RLAIFError(f"expected prompt ids from 0 to {self.V - 1}, found {flat.max()}; give vocab_size")
@@ -172,9 +193,12 @@ class Core:
             }
         )
 
+    def _prompt_ids(self, index: int) -> NDArray[np.int32]:
+        return self._flat[self._starts[index] : self._starts[index + 1]]
+
     def write_prompt(self, index: int, ids: NDArray[np.int64], mask: NDArray[np.int8]) -> None:
         """Write a prompt, left-padded, into the first P places of ids (W,) and mask (W,), and blank the rest."""
-        prompt = self._flat[self._starts[index] : self._starts[index + 1]]
+        prompt = self._prompt_ids(index)
         ids[:] = self.pad_id
         mask[:] = 0
         ids[self.P - len(prompt) : self.P] = prompt
@@ -216,7 +240,7 @@ class Core:
         return ids
 
     def action_mask(self) -> NDArray[np.int8]:
-        """1 for the V tokens worth choosing: the tokenizer knows them and they are text or the EOS; a fresh array."""
+        """1 for the V tokens worth choosing: the tokenizer knows them and they are text or an end; a fresh array."""
         return self._worth_choosing.copy()
 
     @cached_property
@@ -225,30 +249,31 @@ class Core:
         mask[: self.known_ids] = 1
         special = getattr(self.tokenizer, "all_special_ids", None) or [self.pad_id]
         mask[[i for i in special if 0 <= i < self.V]] = 0
-        mask[self.eos_id] = 1
+        mask[self.end_ids] = 1
         return mask
 
     def split_response(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], bool]:
-        """What counts of response ids: those before the first EOS, and whether there was one."""
-        ends = np.flatnonzero(ids == self.eos_id)
+        """What counts of response ids: those before the first end token, and whether there was one."""
+        ends = np.flatnonzero(np.isin(ids, self.end_ids))
         return (ids[: ends[0]], True) if len(ends) else (ids, False)
 
-    def decode(self, ids: NDArray[np.int64]) -> str:
-        """Text of response ids without special tokens; ids beyond the tokenizer's own have no text."""
-        return self.tokenizer.decode([i for i in ids.tolist() if i < self.known_ids], skip_special_tokens=True)
+    def decode(self, prompt_index: int, ids: NDArray[np.int64]) -> str:
+        """Text of response ids behind their prompt, without special tokens; ids the tokenizer lacks have no text."""
+        known = [i for i in ids.tolist() if i < self.known_ids]
+        return continuation_text(self.tokenizer, self._prompt_ids(prompt_index).tolist(), known)
 
     def score(self, responses: Sequence[Response]) -> tuple[NDArray[np.float32], list[dict[str, Any]]]:
         """Score n finished responses in one call of the backend.
 
         Returns:
-            The rewards (n,) and each row's info: prompt_index, prompt, response, response_length (tokens, the EOS
+            The rewards (n,) and each row's info: prompt_index, prompt, response, response_length (tokens, the end
             included), finish_reason ("stop" or "length"), and whatever the backend tells beside the reward.
 
         Raises:
             BackendError: If the backend fails; its message names rows and prompts, its ``rows`` are the environment's.
         """
         prompts = [self.prompts[r.prompt_index] for r in responses]
-        texts = [self.decode(r.ids) for r in responses]
+        texts = [self.decode(r.prompt_index, r.ids) for r in responses]
         try:
             scores = checked_scores(self.backend, prompts, texts)
             if taken := sorted(RESERVED_INFO & set(scores.info)):

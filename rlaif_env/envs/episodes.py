@@ -106,7 +106,7 @@ class Episodes:
 
         info, reward = outcome or ({}, None)
         parts = {key: value for key, value in info.items() if key not in RESERVED_INFO}
-        text = self.core.decode(self.core.split_response(ids)[0])
+        text = self.core.decode(prompt_index, self.core.split_response(ids)[0])
         return Scene(
             self.core.task.name, self.core.prompts[prompt_index], text, info.get("finish_reason"), reward, parts
         )
@@ -117,9 +117,9 @@ class PromptEnv(Episodes, gym.Env[Observation, Any]):
 
     Args:
         render_mode: "ansi", "human", "rgb_array" or None.
-        action_mask: Put ``action_mask``, 1 for text tokens and the EOS, into every info.
-        **settings: task, reward, reward_kwargs, tokenizer, vocab_size, split, max_prompt_tokens, max_response_tokens,
-            truncate_prompts: see `rlaif_env.envs.core.Core`.
+        action_mask: Put ``action_mask``, 1 for text tokens and the end tokens, into every info.
+        **settings: task, reward, reward_kwargs, tokenizer, vocab_size, end_ids, split, max_prompt_tokens,
+            max_response_tokens, truncate_prompts: see `rlaif_env.envs.core.Core`.
 
     Raises:
         RLAIFError: If a keyword cannot be used; the message says what was expected.

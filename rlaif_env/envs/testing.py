@@ -149,7 +149,7 @@ def responses(core: Core, seed: int, count: int) -> NDArray[np.int64]:
     """Responses (count, T): random tokens, with an EOS nowhere, at the start, at the end, and at random places."""
     generator = np.random.default_rng(seed)
     ids = generator.integers(0, core.known_ids, (count, core.T))
-    ids[ids == core.eos_id] = (core.eos_id + 1) % core.known_ids
+    ids[np.isin(ids, core.end_ids)] = next(i for i in range(core.known_ids) if i not in core.end_ids)
     for i, place in enumerate([core.T, 0, core.T - 1, *generator.integers(0, core.T, count)][:count]):
         if place < core.T:
             ids[i, place] = core.eos_id
@@ -212,7 +212,7 @@ def _check_ends(case: Case) -> None:
         for response in responses(core, case.seed, 5):
             env.reset(seed=case.seed)
             _, info, steps = play(env, response)
-            ends = np.flatnonzero(response == core.eos_id)
+            ends = np.flatnonzero(np.isin(response, core.end_ids))
             expected = ("stop", int(ends[0]) + 1) if len(ends) else ("length", core.T)
             actual = (info["finish_reason"], info["response_length"])
             assert actual == expected, f"expected finish {expected}, found {actual}"

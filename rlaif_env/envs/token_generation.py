@@ -48,7 +48,7 @@ class TokenGeneration(_SingleTokens, PromptEnv):
         token = self.core.checked_action(action, ())
         place = self.core.P + self._length
         reward, info = 0.0, self._mask_info()
-        done = bool(token == self.core.eos_id) or place + 1 == self.core.P + self.core.T
+        done = bool(np.isin(token, self.core.end_ids)) or place + 1 == self.core.P + self.core.T
         if done:
             reward, info = self._finish(np.append(self._ids[self.core.P : place], token))
         self._ids[place], self._mask[place] = token, 1
@@ -64,7 +64,7 @@ class TokenGenerationVector(_SingleTokens, PromptVectorEnv):
         places = self.core.P + self._elapsed[rows]
         self._ids[rows, places] = ids[rows]
         self._mask[rows, places] = 1
-        finished: NDArray[np.bool_] = acting & ((ids == self.core.eos_id) | (self._elapsed + 1 == self.core.T))
+        finished: NDArray[np.bool_] = acting & (np.isin(ids, self.core.end_ids) | (self._elapsed + 1 == self.core.T))
         return finished
 
     def _response_ids(self, row: int, length: int) -> NDArray[np.int64]:

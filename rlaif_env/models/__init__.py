@@ -1,7 +1,23 @@
 """The only room that loads weights: models by name, the adapters on them, encoding, sampling, the built-in assets."""
 
-from rlaif_env.models.adapters import Backbone, head_logits, plain_head
-from rlaif_env.models.encoding import encode, pad_rows, tokenizer_fingerprint
+from rlaif_env.models.adapters import Backbone
+from rlaif_env.models.architecture import (
+    end_ids,
+    head_logits,
+    keeps_keys_only,
+    linear_modules,
+    plain_head,
+    takes_any_mask,
+    trunk_of,
+)
+from rlaif_env.models.encoding import (
+    continuation_ids,
+    continuation_text,
+    encode,
+    keep_end,
+    pad_rows,
+    tokenizer_fingerprint,
+)
 from rlaif_env.models.loading import (
     BUILTIN_MODEL,
     backbone,
@@ -10,6 +26,7 @@ from rlaif_env.models.loading import (
     load_tokenizer,
     load_weights,
     logit_width,
+    model_end_ids,
     refuse_pickled,
     resolve,
 )
@@ -24,19 +41,28 @@ __all__ = [
     "OptimizerConfig",
     "Samples",
     "backbone",
+    "continuation_ids",
+    "continuation_text",
     "default_device",
     "default_dtype",
     "encode",
+    "end_ids",
     "head_logits",
+    "keep_end",
+    "keeps_keys_only",
+    "linear_modules",
     "linear_schedule",
     "load_tokenizer",
     "load_weights",
     "logit_width",
     "make_optimizer",
+    "model_end_ids",
     "pad_rows",
     "plain_head",
     "refuse_pickled",
     "resolve",
     "sample",
+    "takes_any_mask",
     "tokenizer_fingerprint",
+    "trunk_of",
 ]

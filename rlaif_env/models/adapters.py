@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from rlaif_env.api import RLAIFError
+from rlaif_env.models.architecture import check_architecture, end_ids, linear_modules
 
 if TYPE_CHECKING:
     import torch
@@ -34,32 +35,6 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def head_logits(model: Any, hidden: torch.Tensor) -> torch.Tensor:
-    """Logits of last hidden states: (m, H) -> (m, V), with the scale and soft cap that some architectures put on them.
-
-    Two-dimensional on purpose: a matrix product of a slice of (n, L, H) would copy the V x H head each time.
-    """
-    config = model.config.get_text_config()
-    logits: torch.Tensor = model.get_output_embeddings()(hidden)
-    if (scale := getattr(config, "logit_scale", None)) is not None:
-        logits = logits * scale
-    if (divisor := getattr(config, "logits_scaling", None)) is not None:
-        logits = logits / divisor
-    if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
-        logits = (logits / cap).tanh() * cap
-    return logits
-
-
-def plain_head(model: Any) -> torch.Tensor | None:
-    """The head's matrix (V, H), where `head_logits` is nothing but the product with it; else None."""
-    import torch
-
-    config, head = model.config.get_text_config(), model.get_output_embeddings()
-    altered = any(getattr(config, a, None) for a in ("logit_scale", "logits_scaling", "final_logit_softcapping"))
-    plain = type(head) is torch.nn.Linear and getattr(head, "bias", None) is None and not altered
-    return head.weight if plain else None
-
-
 class Backbone:
     """One causal LM in memory and the adapters on it.
 
@@ -70,6 +45,7 @@ class Backbone:
         model: The Hugging Face model, in eval mode (no dropout), base weights frozen.
         tokenizer: Its tokenizer, with pad and EOS.
         name: What it was asked for as.
+        end_ids: The tokens that end a response: the EOS, and those of the model's generation config.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str = "live") -> None:
@@ -84,8 +60,11 @@ class Backbone:
                 "use the model's own tokenizer or resize its embeddings"
             )
         self.model: Any = model.eval().requires_grad_(False)
+        if self.model.get_output_embeddings() is not None:  # a classifier has its own head
+            check_architecture(self.model, name)
         self.tokenizer = tokenizer
         self.name = name
+        self.end_ids = end_ids(tokenizer, getattr(model, "generation_config", None))
         self.logit_width = width
         self.adapters: list[str] = []
         self._active: str | None = None
@@ -110,12 +89,12 @@ class Backbone:
             for name, tensor in sorted(self.model.state_dict().items()):
                 if "lora_" not in name:
                     digest.update(name.replace(".base_layer", "").encode())
-                    digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+                    digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
 
     def add_lora(
-        self, adapter: str, *, rank: int, alpha: float, targets: str | Sequence[str] = "all-linear", seed: int = 0
+        self, adapter: str, *, rank: int, alpha: float, targets: Sequence[str] = (), seed: int = 0
     ) -> list[torch.nn.Parameter]:
         """Put a new LoRA adapter on the model; with B = 0 it changes nothing yet.
 
@@ -123,32 +102,39 @@ class Backbone:
             adapter: Its name; several adapters can share the model.
             rank: r of the update B·A.
             alpha: The update is scaled by alpha / rank.
-            targets: Names of the linear modules, or "all-linear".
+            targets: Full names of the linear modules; by default all but the head.
             seed: Of the initial A.
 
         Returns:
             Its parameters, float32, trainable while `using(adapter)`.
 
         Raises:
-            RLAIFError: If the name is taken.
+            RLAIFError: If the name is taken, or peft cannot put an adapter there.
         """
         import torch
         from peft import LoraConfig
+        from transformers.pytorch_utils import Conv1D
 
         if adapter in self.adapters:
             raise RLAIFError(f"expected a new adapter name, found {adapter!r} already on {self.name}")
-        wanted = targets if isinstance(targets, str) else list(targets)
-        config = LoraConfig(r=rank, lora_alpha=cast(int, alpha), target_modules=wanted, task_type="CAUSAL_LM")
+        wanted = list(targets) or linear_modules(self.model)
+        config = LoraConfig(
+            r=rank,
+            lora_alpha=cast(int, alpha),
+            target_modules=wanted,
+            fan_in_fan_out=any(isinstance(module, Conv1D) for module in self.model.modules()),  # transposed weights
+            task_type="CAUSAL_LM",
+        )
         self.fingerprint()  # of the weights before anything is attached to them
         try:
             with torch.random.fork_rng():  # peft draws initial values, which are drawn again below
                 self.model.add_adapter(config, adapter_name=adapter)
-        except Exception:  # half an adapter must not stay on a model that others use
+        except Exception as error:  # half an adapter must not stay on a model that others use
             if adapter in getattr(self.model, "peft_config", {}):
                 self.model.delete_adapter(adapter)
             elif not self.adapters:
                 self.model._hf_peft_config_loaded = False
-            raise
+            raise RLAIFError(f"expected modules of {self.name} that take a LoRA adapter, found: {error}") from error
         self.adapters.append(adapter)
         generator = torch.Generator().manual_seed(seed)
         parameters = self.lora_parameters(adapter)
@@ -227,6 +213,8 @@ class Backbone:
                             weight: Any = module.get_base_layer().weight
                             put_aside.append((weight, weight.data))
                             a, b = (cast(Any, part[adapter]).weight for part in (module.lora_A, module.lora_B))
+                            if module.fan_in_fan_out:  # Conv1D holds its weights transposed
+                                a, b = b.t(), a.t()
                             whole = torch.addmm(weight.data.to(b.dtype), b, a, alpha=module.scaling[adapter])
                             weight.data = whole.to(weight.dtype)
                 yield self.model
@@ -255,6 +243,11 @@ class Backbone:
         with torch.no_grad():
             for name, parameter in parameters.items():
                 parameter.copy_(state[name])
+
+    def save_adapter(self, adapter: str, folder: Path) -> None:
+        """Write an adapter as peft does; `peft.PeftModel.from_pretrained(base model, folder)` opens it."""
+        with self.using(adapter) as model, quiet():
+            model.save_pretrained(folder)
 
     def save_merged(self, adapter: str | None, folder: Path) -> None:
         """Write the model, with an adapter folded in, and its tokenizer in plain Hugging Face format (safetensors)."""

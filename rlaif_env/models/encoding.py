@@ -1,4 +1,8 @@
-"""Texts as token ids: encoded with the BOS where the tokenizer adds one, padded, told apart by fingerprint."""
+"""Texts as token ids and back: the BOS where the tokenizer adds one, what follows a prompt told from the whole, padding.
+
+A response is never encoded or decoded alone: SentencePiece tokenizers put a space before the first word of a text, or
+take it off, so that " good" behind "The film was" would come back as "good".
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from rlaif_env.api import RLAIFError
+from rlaif_env.api import RLAIFError, Tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -40,6 +44,33 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[lis
 def _adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
     with_special = tokenizer("a")["input_ids"]
     return bool(with_special) and with_special[0] == tokenizer.bos_token_id
+
+
+def continuation_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, text: str) -> list[int]:
+    """Token ids of a text as they follow its prompt, where the prompt stands as it is encoded alone.
+
+    Where the two would merge over the border, the text is encoded behind a line break, into which nothing merges.
+    """
+    for before in (prompt, "\n"):
+        start, whole = tokenizer([before, before + text], add_special_tokens=False)["input_ids"]
+        if before and whole[: len(start)] == start:
+            return list(whole[len(start) :])
+    return list(tokenizer.encode(text, add_special_tokens=False))
+
+
+def continuation_text(tokenizer: Tokenizer, prompt: Sequence[int], ids: Sequence[int]) -> str:
+    """Text of the ids that follow a prompt's, as the tokenizer decodes both together, without special tokens."""
+    before = tokenizer.decode(list(prompt), skip_special_tokens=True)
+    whole = tokenizer.decode([*prompt, *ids], skip_special_tokens=True)
+    if whole.startswith(before):
+        return whole[len(before) :]
+    return tokenizer.decode(list(ids), skip_special_tokens=True)
+
+
+def keep_end(ids: Sequence[int], limit: int, bos_id: int | None) -> list[int]:
+    """The last ``limit`` (at least 1) ids of a longer row; a BOS at its beginning stays there."""
+    bos = [*ids[:1]] if limit > 1 and bos_id is not None and len(ids) > limit and ids[0] == bos_id else []
+    return [*bos, *ids[-(limit - len(bos)) :]]
 
 
 def pad_rows(

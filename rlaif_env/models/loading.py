@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlaif_env.api import RLAIFError
 from rlaif_env.models.adapters import Backbone, quiet
+from rlaif_env.models.architecture import end_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -112,6 +113,23 @@ def logit_width(name: str | Path = BUILTIN_MODEL) -> int:
         return int(AutoConfig.from_pretrained(path, trust_remote_code=False).get_text_config().vocab_size)
     except Exception as error:
         raise _unknown_model(name, error) from error
+
+
+def model_end_ids(name: str | Path = BUILTIN_MODEL) -> list[int]:
+    """The tokens that end a response of a model: its tokenizer's EOS, and those of its generation config if it has one.
+
+    Raises:
+        RLAIFError: If the model is unknown or its generation config is damaged.
+    """
+    from transformers import GenerationConfig
+
+    try:
+        config = GenerationConfig.from_pretrained(resolve(name))
+    except OSError:  # it has none
+        config = None
+    except Exception as error:
+        raise _unknown_model(name, error) from error
+    return end_ids(load_tokenizer(name), config)
 
 
 def default_device() -> str:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlaif_env.api import RLAIFError
+from rlaif_env.models.architecture import keeps_keys_only
 from rlaif_env.models.encoding import pad_rows
 
 if TYPE_CHECKING:
@@ -84,12 +85,17 @@ def sample(
     ids, mask = (torch.from_numpy(a).to(device) for a in pad_rows(rows, pad_id, side="left"))
     with torch.inference_mode():
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        # a recurrent state can neither be repeated nor be cut out of the batch
+        plain_cache, repeats = keeps_keys_only(model), samples_per_prompt
+        if not plain_cache:
+            ids, mask, positions = (x.repeat_interleave(repeats, 0) for x in (ids, mask, positions))
+            repeats = 1
         state = model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=1)
         cache, logits = state.past_key_values, state.logits[:, -1]
         position = positions[:, -1]
-        if samples_per_prompt > 1:
-            cache.batch_repeat_interleave(samples_per_prompt)
-            logits, mask, position = (x.repeat_interleave(samples_per_prompt, 0) for x in (logits, mask, position))
+        if repeats > 1:
+            cache.batch_repeat_interleave(repeats)
+            logits, mask, position = (x.repeat_interleave(repeats, 0) for x in (logits, mask, position))
         alive = torch.arange(n, device=device)  # the rows in the cache, finished ones not yet compacted included
         done = torch.zeros(n, dtype=torch.bool, device=device)
         for t in range(max_new_tokens):
@@ -103,7 +109,7 @@ def sample(
             left = int((~done).sum())
             if left == 0 or t + 1 == max_new_tokens:
                 break
-            if compact and left <= 0.875 * len(alive):
+            if compact and plain_cache and left <= 0.875 * len(alive):
                 keep = (~done).nonzero()[:, 0]
                 cache.batch_select_indices(keep)
                 alive, mask, position, token, done = (x[keep] for x in (alive, mask, position, token, done))

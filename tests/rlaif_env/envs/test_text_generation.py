@@ -49,11 +49,11 @@ def test_a_step_decodes_up_to_the_first_eos_and_pays(toy: dict[str, Any]) -> Non
     assert info == {"prompt_index": 1, "prompt": "A good"}
     assert observation["attention_mask"].sum() == 2 and observation["attention_mask"][-1] == 1  # left-padded
     for action, response, length, reason in [
-        ([3, 4, EOS, 5, 5, 5], "the film", 3, "stop"),
+        ([3, 4, EOS, 5, 5, 5], " the film", 3, "stop"),
         ([EOS, 4, 4, 4, 4, 4], "", 1, "stop"),
-        ([3, 4, 5, 6, 7, EOS], "the film was a good", 6, "stop"),
-        ([3, 3, 3, 3, 3, 3], "the the the the the the", 6, "length"),
-        ([0, 2, 3, 0, EOS, 0], "the", 5, "stop"),  # pad and unknown are no text, but they were chosen
+        ([3, 4, 5, 6, 7, EOS], " the film was a good", 6, "stop"),
+        ([3, 3, 3, 3, 3, 3], " the the the the the the", 6, "length"),
+        ([0, 2, 3, 0, EOS, 0], " the", 5, "stop"),  # pad and unknown are no text, but they were chosen
     ]:
         env.reset(options={"prompt_index": 1})
         _, paid, terminated, truncated, info = env.step(np.array(action))
@@ -98,9 +98,10 @@ def test_one_reward_call_a_step_and_rows_in_order(toy: dict[str, Any]) -> None:
     envs.reset(seed=0)
     actions = np.stack([spell(text, toy["tokenizer"]) for text in ("a", "film", "", "good story")])
     _, rewards, terminated, truncated, _ = envs.step(actions)
-    assert rewards.tolist() == [1.0, 4.0, 0.0, 10.0] and rewards.dtype == np.float64
+    assert rewards.tolist() == [1.0, 5.0, 0.0, 10.0] and rewards.dtype == np.float64
     assert terminated.all() and not truncated.any()
-    assert calls == [["a", "film", "", "good story"]]
+    # behind a word a space, and none behind a prompt without a word that the tokenizer knows
+    assert calls == [["a", " film", "", "good story"]]
 
 
 def test_the_sentence_of_the_design(toy: dict[str, Any]) -> None:
@@ -228,7 +229,7 @@ def test_rewards_by_name_come_from_installed_packages(reward_plugin: Path, toy: 
 
 
 def fails(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
-    if "bad" in responses:
+    if any(response.strip() == "bad" for response in responses):
         raise KeyError("no bad words")
     return [0.0] * len(responses)
 

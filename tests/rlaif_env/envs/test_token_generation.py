@@ -42,8 +42,8 @@ def test_an_episode_token_by_token(toy: dict[str, Any]) -> None:
         assert (truncated, terminated) == (False, token == EOS)
         if token != EOS:
             assert (reward, info) == (0.0, {})
-    assert info["response"] == "the bad" and info["response_length"] == 3 and info["finish_reason"] == "stop"
-    assert reward == pytest.approx(toy["reward"](["The film was"], ["the bad"])[0])
+    assert info["response"] == " the bad" and info["response_length"] == 3 and info["finish_reason"] == "stop"
+    assert reward == pytest.approx(toy["reward"](["The film was"], [" the bad"])[0])
 
 
 def test_the_token_budget_terminates(toy: dict[str, Any]) -> None:
@@ -264,7 +264,7 @@ def test_nothing_is_decoded_before_the_end(toy: dict[str, Any]) -> None:
         for step in range(T):
             assert tokenizer.decoded == 0, step
             env.step(np.full(env.action_space.shape, 3))
-        assert tokenizer.decoded == (4 if env is envs[0] else 1)
+        assert tokenizer.decoded == 2 * (4 if env is envs[0] else 1)  # a prompt, and it with its response
         tokenizer.decoded = 0
 
 
