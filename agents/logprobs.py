@@ -20,8 +20,9 @@ def response_states(model: Any, ids: Tensor, mask: Tensor, responses: Tensor, re
     """Last hidden states at the positions that predict each response token: (n, T, H).
 
     Neighbouring rows with the same prompt share its keys and values: the prompt is read once, with its gradient, and
-    the responses after it (a recurrent state would have no gradient there). The last response token is predicted, never read, so it does not go in. Prompts and their
-    mask are (n, P), left-padded; responses and theirs (n, T) int64, right-padded.
+    the responses after it (not where there is a recurrent state: it would have no gradient). The last response token is
+    predicted, never read, so it does not go in. Prompts and their mask are (n, P), left-padded; responses and theirs
+    (n, T) int64, right-padded.
     """
     trunk = trunk_of(model)
     read, read_mask, steps = responses[:, :-1], response_mask[:, :-1], responses.shape[1]

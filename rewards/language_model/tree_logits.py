@@ -28,7 +28,8 @@ def read_prefix(model: Any, prefix: Sequence[int]) -> KeysAndValues:
     cache = DynamicCache()  # not the model's own, which forgets what is beyond a sliding window
     ids = torch.tensor([list(prefix)], device=model.device)
     trunk_of(model)(input_ids=ids, past_key_values=cache, use_cache=True)
-    return [(layer.keys, layer.values) for layer in cache.layers]
+    layers: Sequence[Any] = cache.layers
+    return [(layer.keys, layer.values) for layer in layers]
 
 
 def tree_logits(

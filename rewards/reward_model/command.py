@@ -10,6 +10,7 @@ from pathlib import Path
 from rewards.reward_model.data import load_labels
 from rewards.reward_model.report import curve_plot, reliability_plot
 from rewards.reward_model.training import Progress, RewardModelConfig, Trained, train_rm
+from rewards.reward_model.weights import check_classifier
 from rlaif_env.data.tasks import DEFAULT_TASK, load_task
 from rlaif_env.models import BUILTIN_MODEL, backbone
 from rlaif_env.runs import RunFolder, write_json
@@ -50,6 +51,8 @@ def train_and_save(config: TrainRMConfig, *, quiet: bool = False) -> tuple[Train
         limits = {name: getattr(config, name) for name in ("pairs", "texts", "test_pairs", "seed")}
         data = load_labels(task, config.labels, **limits)
         base = backbone(config.model, device=config.device, dtype=config.dtype)
+        if config.merged or config.trainable == "full":  # what is saved whole
+            check_classifier(base)
         trained = train_rm(config, base, task, data, log=run.log, progress=progress)
         summary = {
             name: {key: value for key, value in figures.items() if key != "reliability"}

@@ -22,7 +22,7 @@ import torch
 from rlaif_env.api import RLAIFError
 from rlaif_env.batches import TOKENS_PER_BATCH, length_buckets
 from rlaif_env.data.tasks import Task
-from rlaif_env.models import Backbone, encode, keep_end, linear_modules, pad_rows
+from rlaif_env.models import Backbone, encode, keep_end, linear_modules, pad_rows, trunk_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -62,7 +62,7 @@ def depth_of(model: Any) -> int:
 def _blocks(model: Any) -> tuple[Any, str, Any]:
     """The module that holds the list of layers, the list's name in it, and the norm after the last of them."""
     config = model.config.get_text_config()
-    for owner in model.base_model.modules():
+    for owner in trunk_of(model).modules():
         children = dict(owner.named_children())
         for name, child in children.items():
             if isinstance(child, torch.nn.ModuleList) and len(child) == config.num_hidden_layers:
@@ -80,13 +80,13 @@ def _blocks(model: Any) -> tuple[Any, str, Any]:
 def _first_layers(model: Any, depth: int) -> Iterator[Any]:
     """Run the model's trunk with its first layers only; its final norm stays."""
     if depth == depth_of(model):
-        yield model.base_model
+        yield trunk_of(model)
         return
     owner, name, _ = _blocks(model)
     layers = getattr(owner, name)
     setattr(owner, name, layers[:depth])
     try:
-        yield model.base_model
+        yield trunk_of(model)
     finally:
         setattr(owner, name, layers)
 

@@ -93,15 +93,30 @@ def open_base(
     return base
 
 
+def check_classifier(base: Backbone) -> None:
+    """Raise RLAIFError if transformers has no sequence classifier of a model's architecture to save it as."""
+    from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING as CLASSIFIERS
+
+    if type(base.model.config) not in CLASSIFIERS:
+        raise RLAIFError(
+            f"expected an architecture with a sequence classifier in transformers, found {base.name}, "
+            f"{base.model.config.model_type!r}, which has none; keep head and adapter on their base model with "
+            "merged=False (--no-merged)"
+        )
+
+
 def save_merged(folder: Path, base: Backbone, weight: torch.Tensor, layers: int, adapter: str | None) -> None:
     """Write the first layers, the adapter folded in, and the head as a Hugging Face sequence classifier."""
     from transformers import AutoModelForSequenceClassification
 
+    check_classifier(base)
     tokenizer = _reward_tokenizer(base.tokenizer)
     config = copy.deepcopy(base.model.config)
     text = config.get_text_config()
     if getattr(text, "layer_types", None):
         text.layer_types = text.layer_types[:layers]
+    if kinds := getattr(text, "attention_layers", None):  # GPT-Neo's, which it reads from a list of repetitions
+        text.attention_layers, text.attention_types = kinds[:layers], [[kinds[:layers], 1]]
     text.num_hidden_layers = layers
     config.num_labels, config.problem_type, config.id2label, config.label2id = 1, None, {0: "reward"}, {"reward": 0}
     config.pad_token_id = text.pad_token_id = tokenizer.pad_token_id
@@ -115,7 +130,8 @@ def save_merged(folder: Path, base: Backbone, weight: torch.Tensor, layers: int,
             "merged=False"
         )
     with base.merged(adapter):
-        trunk = base.model.base_model.state_dict()
+        whole = base.model.base_model
+        trunk = (base.model.model if whole is base.model else whole).state_dict()
         own = {prefix + name.replace(".base_layer", ""): value for name, value in trunk.items()}
         state = {name: own[name] for name in expected if name in own}
         state[heads[0]] = weight[None].to(next(iter(state.values())).dtype)

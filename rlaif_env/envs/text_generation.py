@@ -1,7 +1,7 @@
 """`RLAIF/TextGeneration-v0`: one action is one whole response, a contextual bandit as the paper's reward sees it.
 
 Observation: the prompt, left-padded: ``input_ids`` (P,) int64 and ``attention_mask`` (P,) int8.
-Action: T token ids, int64 in 0…V-1. Those after the first EOS do not count; without an EOS the response is T tokens
+Action: T token ids, int64 in 0…V-1. Those after the first end token do not count; without one the response is T tokens
 long and ``finish_reason`` is "length". An EOS at once makes the response "", which is legal and goes to the reward.
 Every step ends its episode (``terminated``) and pays the reward.
 
@@ -44,7 +44,7 @@ class TextGeneration(_WholeResponses, PromptEnv):
 
         Returns:
             The prompt once more, the reward, terminated (always True), truncated (always False), and an info of
-            ``prompt_index``, ``prompt``, ``response``, ``response_length`` (tokens, the EOS included),
+            ``prompt_index``, ``prompt``, ``response``, ``response_length`` (tokens, the end included),
             ``finish_reason`` and the backend's own figures.
 
         Raises:

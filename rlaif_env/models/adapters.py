@@ -213,7 +213,7 @@ class Backbone:
                             weight: Any = module.get_base_layer().weight
                             put_aside.append((weight, weight.data))
                             a, b = (cast(Any, part[adapter]).weight for part in (module.lora_A, module.lora_B))
-                            if module.fan_in_fan_out:  # Conv1D holds its weights transposed
+                            if cast(Any, module).fan_in_fan_out:  # Conv1D holds its weights transposed
                                 a, b = b.t(), a.t()
                             whole = torch.addmm(weight.data.to(b.dtype), b, a, alpha=module.scaling[adapter])
                             weight.data = whole.to(weight.dtype)

@@ -1,5 +1,6 @@
-"""What differs between architectures of causal LMs, told from a model itself: its trunk and head, what its attention
-takes, the modules an adapter goes on, the tokens that end its turn.
+"""What differs between architectures of causal LMs, told from a model itself.
+
+Its trunk and head, what its attention takes, the modules an adapter goes on, the tokens that end its turn.
 
 Notation: m states, H hidden width, V vocabulary.
 """
@@ -78,7 +79,7 @@ def check_architecture(model: Any, name: str) -> None:
         problem = "makes more of its last hidden states than its head and a scale or soft cap"
     if problem is not None:
         raise RLAIFError(
-            f"expected an architecture that can be sampled in batches and read by its last hidden states, found {name}, "
+            f"expected an architecture that is sampled in batches and read by its last hidden states, found {name}, "
             f"{model.config.model_type!r}, which {problem}; use another model"
         )
 

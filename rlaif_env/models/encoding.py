@@ -1,4 +1,4 @@
-"""Texts as token ids and back: the BOS where the tokenizer adds one, what follows a prompt told from the whole, padding.
+"""Texts as token ids and back: with the BOS where the tokenizer adds one, a response told from prompt and response.
 
 A response is never encoded or decoded alone: SentencePiece tokenizers put a space before the first word of a text, or
 take it off, so that " good" behind "The film was" would come back as "good".
@@ -58,13 +58,12 @@ def continuation_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, text: str)
     return list(tokenizer.encode(text, add_special_tokens=False))
 
 
-def continuation_text(tokenizer: Tokenizer, prompt: Sequence[int], ids: Sequence[int]) -> str:
+def continuation_text(tokenizer: Tokenizer | PreTrainedTokenizerBase, prompt: Sequence[int], ids: Sequence[int]) -> str:
     """Text of the ids that follow a prompt's, as the tokenizer decodes both together, without special tokens."""
-    before = tokenizer.decode(list(prompt), skip_special_tokens=True)
-    whole = tokenizer.decode([*prompt, *ids], skip_special_tokens=True)
+    before, whole = (str(tokenizer.decode(row, skip_special_tokens=True)) for row in (list(prompt), [*prompt, *ids]))
     if whole.startswith(before):
         return whole[len(before) :]
-    return tokenizer.decode(list(ids), skip_special_tokens=True)
+    return str(tokenizer.decode(list(ids), skip_special_tokens=True))
 
 
 def keep_end(ids: Sequence[int], limit: int, bos_id: int | None) -> list[int]:

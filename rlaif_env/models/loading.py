@@ -123,12 +123,13 @@ def model_end_ids(name: str | Path = BUILTIN_MODEL) -> list[int]:
     """
     from transformers import GenerationConfig
 
+    path = resolve(name)
     try:
-        config = GenerationConfig.from_pretrained(resolve(name))
-    except OSError:  # it has none
-        config = None
+        config = GenerationConfig.from_pretrained(path)
     except Exception as error:
-        raise _unknown_model(name, error) from error
+        if not isinstance(error, OSError) or (Path(path) / "generation_config.json").is_file():
+            raise _unknown_model(name, error) from error
+        config = None  # it has none
     return end_ids(load_tokenizer(name), config)
 
 
