@@ -3,7 +3,8 @@
 Observation: the prompt, left-padded, then the response so far: ``input_ids`` (P+T,) int64 and ``attention_mask`` (P+T,)
 int8. The response always begins in column P, so that a language model keeps one cache column for all rows.
 Action: a token id, 0…V-1. An episode ends (``terminated``) with an end token, ``finish_reason`` "stop", or with the
-T-th token, "length". The same tokens earn what they earn in `RLAIF/TextGeneration-v0`. Nothing is decoded before the end.
+T-th token, "length". The same tokens earn what they earn in `RLAIF/TextGeneration-v0`. Nothing is decoded before the
+end.
 
 Notation: n rows (``num_envs``), K rows a prompt (``group_size``), P prompt tokens, T response tokens, V vocabulary.
 """

@@ -32,7 +32,7 @@ def test_every_end_of_turn_ends_a_response(tmp_path: Path) -> None:
         "RLAIF/TextGeneration-v0", tokenizer=folder, reward=lambda p, r: [0.0], action_mask=True, truncate_prompts=True
     )
     _, info = env.reset(seed=0)
-    assert info["action_mask"][[1, turn]].tolist() == [1, 1]
+    assert info["action_mask"][0][[1, turn]].tolist() == [1, 1]
     action = np.full(env.action_space.shape, turn, dtype=np.int64)
     action[:2] = character_tokenizer().encode("ok")
     info = env.step(action)[4]
