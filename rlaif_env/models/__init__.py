@@ -1,9 +1,9 @@
 """The only room that loads weights: models by name, the adapters on them, encoding, sampling, the built-in assets."""
 
 from rlaif_env.models.adapters import Backbone, head_logits, plain_head
+from rlaif_env.models.assets import BUILTIN_MODEL, MODELS
 from rlaif_env.models.encoding import encode, pad_rows, tokenizer_fingerprint
 from rlaif_env.models.loading import (
-    BUILTIN_MODEL,
     backbone,
     default_device,
     default_dtype,
@@ -18,6 +18,7 @@ from rlaif_env.models.sampling import TEMPERATURE, Samples, sample
 
 __all__ = [
     "BUILTIN_MODEL",
+    "MODELS",
     "TEMPERATURE",
     "Backbone",
     "LoraConfig",
