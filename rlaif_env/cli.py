@@ -26,6 +26,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "compare": ("benchmarks.comparison.command:main", "compare the reward backends, end to end"),
     "report": ("benchmarks.report:main", "write one HTML page from a run's files"),
     "annotate": ("benchmarks.annotate:main", "collect people's preferences in the browser"),
+    "fetch": ("rlaif_env.models.assets:fetch_main", "fetch a model or the corpus by name, before it is needed"),
     "cache": ("rewards.endpoint.cache:cache_main", "look after the stored answers of language model servers"),
 }
 """Every command's name, with the function it calls ("module:function") and what it does."""

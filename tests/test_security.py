@@ -27,7 +27,7 @@ from rewards.prompts import fill
 from rlaif_env import cli, models
 from rlaif_env.api import AssetError, RLAIFError
 from rlaif_env.data.tasks import load_task
-from rlaif_env.models import assets
+from rlaif_env.models import assets, fetching
 from rlaif_env.runs import RunFolder
 from tests import ROOT
 from tests.tiny import tiny_backbone
@@ -161,7 +161,7 @@ def tar_with(*members: tuple[str, bytes, bytes, str]) -> bytes:
 
 
 GOOD = tar_with((NAME, tarfile.REGTYPE, CONTENT, ""))
-BOMB = tar_with((NAME, tarfile.REGTYPE, bytes(assets._MEMBER_LIMIT + 1), ""))
+BOMB = tar_with((NAME, tarfile.REGTYPE, bytes(fetching.MEMBER_LIMIT + 1), ""))
 TARS: dict[str, bytes] = {
     "a symbolic link out": tar_with((NAME, tarfile.SYMTYPE, b"", "/etc/hosts")),
     "a hard link out": tar_with((NAME, tarfile.LNKTYPE, b"", "../../etc/hosts")),
@@ -185,17 +185,17 @@ def test_a_hostile_tar_writes_nothing_outside(what: str, tmp_path: Path) -> None
     (tmp_path / "in.tar.gz").write_bytes(TARS[what])
     (tmp_path / "out").mkdir()
     with pytest.raises(AssetError, match=r"in\.tar\.gz: expected|data\.txt: expected"):
-        assets._copy_member(tmp_path / "in.tar.gz", NAME, tmp_path / "out" / "data.txt")
+        fetching.copy_tar_member(tmp_path / "in.tar.gz", NAME, tmp_path / "out" / "data.txt")
     assert {p.name for p in tmp_path.iterdir()} == {"in.tar.gz", "out"}
     assert {p.name for p in (tmp_path / "out").iterdir()} <= {"data.txt"}
 
 
 def test_a_good_member_goes_where_we_say_and_never_over_a_file(tmp_path: Path) -> None:
     (tmp_path / "in.tar.gz").write_bytes(GOOD)
-    assets._copy_member(tmp_path / "in.tar.gz", NAME, tmp_path / "mine")
+    fetching.copy_tar_member(tmp_path / "in.tar.gz", NAME, tmp_path / "mine")
     assert (tmp_path / "mine").read_bytes() == CONTENT
     with pytest.raises(FileExistsError):
-        assets._copy_member(tmp_path / "in.tar.gz", NAME, tmp_path / "mine")
+        fetching.copy_tar_member(tmp_path / "in.tar.gz", NAME, tmp_path / "mine")
 
 
 def zip_with(name: str, content: bytes) -> bytes:
@@ -219,8 +219,11 @@ ZIPS: dict[str, bytes] = {
 def test_a_hostile_zip_writes_nothing_outside(what: str, tmp_path: Path) -> None:
     (tmp_path / "in.whl").write_bytes(ZIPS[what])
     (tmp_path / "out").mkdir()
-    with pytest.raises(AssetError, match=r"in\.whl: expected|data\.txt: expected"):
-        assets._copy_zip_member(tmp_path / "in.whl", NAME, tmp_path / "out" / "data.txt", len(CONTENT))
+    with (
+        pytest.raises(AssetError, match=r"in\.whl: expected|data\.txt: expected"),
+        (tmp_path / "out" / "data.txt").open("xb") as file,
+    ):
+        fetching.copy_zip_member(tmp_path / "in.whl", NAME, file, len(CONTENT))
     assert {p.name for p in tmp_path.iterdir()} == {"in.whl", "out"}
     assert sum(p.stat().st_size for p in (tmp_path / "out").iterdir()) <= len(CONTENT)  # a bomb is stopped
 
@@ -228,7 +231,7 @@ def test_a_hostile_zip_writes_nothing_outside(what: str, tmp_path: Path) -> None
 def test_an_original_with_another_hash_is_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RLAIF_CACHE", str(tmp_path))
     (tmp_path / "downloads").mkdir()
-    (tmp_path / "downloads" / assets._CORPUS.file).write_bytes(GOOD)
+    (tmp_path / "downloads" / assets._CORPUS.originals[0].file).write_bytes(GOOD)
     opened: list[object] = []
     monkeypatch.setattr(tarfile, "open", lambda *args, **kwargs: opened.append(args))
     with pytest.raises(AssetError, match=f"expected SHA-256 {assets._CORPUS.sha256}, found"):

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from rlaif_env.api import RLAIFError
-from rlaif_env.models.assets import cache_folder
+from rlaif_env.models.fetching import cache_folder
 from rlaif_env.tables import Table
 
 _BUSY_SECONDS = 60.0

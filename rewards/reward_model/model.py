@@ -38,7 +38,7 @@ from rewards.reward_model.weights import attach_adapter, open_base, open_merged,
 from rlaif_env.api import BackendError, RLAIFError, Scores
 from rlaif_env.batches import TOKENS_PER_BATCH
 from rlaif_env.data.tasks import DEFAULT_TASK, TaskLike, load_task
-from rlaif_env.models import BUILTIN_MODEL, Backbone, tokenizer_fingerprint
+from rlaif_env.models import MODELS, Backbone, tokenizer_fingerprint
 
 DEFAULT_MAX_TOKENS = 1152
 """Longest text scored, EOS included (appendix A)."""
@@ -171,7 +171,7 @@ class RewardModel:
         if self.adapter is not None:
             config = base.model.peft_config[self.adapter]
             lora = {"rank": config.r, "alpha": config.lora_alpha, "targets": sorted(config.target_modules)}
-        if name != BUILTIN_MODEL and Path(name).is_dir():
+        if name not in MODELS and Path(name).is_dir():
             name = str(Path(name).resolve())
         return {
             "base": {"name": name, "fingerprint": None if self.owns_weights else base.fingerprint()},

