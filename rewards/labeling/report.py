@@ -200,7 +200,7 @@ def _people_parts(human: Mapping[str, Any] | None) -> list[str]:
         (f"{b['from']:.1f} to {b['to']:.1f}", b["pairs"], f"{b['predicted']:.2f}", interval_text(b["observed"], ".2f"))
         for b in human["reliability"]
     ]
-    reliability = Table("Predicted and observed", ("p_first", "pairs", "mean p_first", "people"), bins)
+    reliability = Table("Predicted and observed", ("confidence", "pairs", "mean confidence", "people agree"), bins)
     return [agreement.markdown(), reliability.markdown()]
 
 

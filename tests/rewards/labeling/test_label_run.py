@@ -360,8 +360,9 @@ def test_the_report_by_hand(tmp_path: Path) -> None:
     assert people["always_longer"]["estimate"] == pytest.approx(1 / 4)
     assert people["brier"] == pytest.approx((0.25 + 0.36 + 0.35**2 + 0) / 4)
     assert people["kappa"]["estimate"] == pytest.approx((1 / 4 - 7 / 16) / (1 - 7 / 16))
-    assert people["calibration_error"] == pytest.approx((0.5 + 0.6 + 0.35 + 0) / 4)
-    assert [row["pairs"] for row in people["reliability"]] == [1, 1, 1, 1]
+    # confidence against people's: a .5 (.5) and c .55 (.2) in one bin, b .6 (0), d .9 (.9)
+    assert people["calibration_error"] == pytest.approx((2 * (0.525 - 0.35) + 0.6 + 0) / 4)
+    assert [row["pairs"] for row in people["reliability"]] == [2, 1, 1]
     assert report["label_mass"]["mean"] == pytest.approx(0.5)
     page = (tmp_path / "out" / "report.md").read_text()
     assert "The same position is preferred after the swap in 60.0% [23.1%, 88.2%] of 5 pairs." in page

@@ -377,6 +377,23 @@ def test_figures_by_hand() -> None:
     json.dumps(found.to_json())
 
 
+def test_a_calibrated_model_is_calibrated_whatever_response_a_file_lists_first() -> None:
+    random = np.random.default_rng(3)
+    margin = random.normal(scale=2.0, size=4000)
+    first_wins = random.random(4000) < 1 / (1 + np.exp(-margin))
+    drawn = [whole(float(won), f"a{i}", f"b{i}") for i, won in enumerate(first_wins)]
+    chosen_first = [record if won else record.swapped() for record, won in zip(drawn, first_wins, strict=True)]
+    one = pair_figures(margin, drawn, min_gap=0.5)
+    other = pair_figures(np.where(first_wins, margin, -margin), chosen_first, min_gap=0.5)
+    assert {record.p_first for record in chosen_first} == {1.0}
+    assert one.ece < 0.02
+    assert all(row.observed and row.observed.low <= row.predicted <= row.observed.high for row in other.reliability)
+    for name in ("ece", "brier", "excess_cross_entropy"):
+        assert getattr(other, name) == pytest.approx(getattr(one, name), abs=1e-12)
+    assert other.accuracy == one.accuracy
+    assert [row.n for row in other.reliability] == [row.n for row in one.reliability]
+
+
 def test_pairs_that_share_texts_have_the_wider_interval() -> None:
     random = np.random.default_rng(0)
     disjoint = [whole(1.0, f"x{i}", f"y{i}") for i in range(200)]
