@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,6 +70,14 @@ def clusters_of_pairs(prompts: Sequence[str], first: Sequence[str], second: Sequ
     ]
     numbers = np.array([[codes.setdefault(key, len(codes)) for key in row] for row in keys], dtype=np.int64)
     return Dyads(*numbers.reshape(-1, 2).T)
+
+
+@overload
+def taken(clusters: None, rows: NDArray[np.int64]) -> None: ...
+
+
+@overload
+def taken(clusters: Clusters | Dyads, rows: NDArray[np.int64]) -> Clusters | Dyads: ...
 
 
 def taken(clusters: Clusters | Dyads | None, rows: NDArray[np.int64]) -> Clusters | Dyads | None:

@@ -10,7 +10,7 @@ found by simulation to be 93-97 % (``python -m tests.stress.coverage`` prints th
   which is Wilson's where there are no ties. Clustered rows, or shares between 0 and 1: Wilson's with the effective
   number of rows and Student's t in place of z (as for surveys: Korn and Graubard 1998). From 40 clusters with a share
   of 0.2-0.8, from 100 with 0.1-0.9. Rows that compare two of many texts (`rlaif_env.statistics.dependence`): from 40
-  texts, from 100 where some texts are in many more pairs than others.
+  texts.
 * `bootstrap_mean`, `paired_bootstrap`: the studentised bootstrap (Efron and Tibshirani 1993, chapter 12; Davison and
   Hinkley 1997, section 5.2), clusters drawn whole. From 30 rows or clusters of a continuous quantity with tails no
   heavier than exponential; from 50 where there are few values (differences of 0, ½, 1), at least 20 of them unlike the
