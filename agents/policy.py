@@ -94,11 +94,10 @@ class Policy:
         ids: NDArray[np.int64],
         mask: NDArray[Any],
         *,
-        max_new_tokens: int,
-        rng: np.random.Generator,
+        uniform: NDArray[np.float64],
         group_size: int = 1,
     ) -> Samples:
-        """Sample a response of at most T = ``max_new_tokens`` to each prompt; all randomness is from ``rng``.
+        """Sample a response of at most T tokens to each prompt by uniform numbers (n, T) in [0, 1), a row for each.
 
         K = ``group_size`` consecutive rows hold the same prompt, which is prefilled once; RLAIFError if they differ.
         """
@@ -112,10 +111,10 @@ class Policy:
             return sample(
                 model,
                 rows[::group_size],
-                max_new_tokens=max_new_tokens,
+                max_new_tokens=uniform.shape[1],
                 stop_ids=self.backbone.end_ids,
                 pad_id=self.tokenizer.pad_token_id,
-                uniform=rng.random((len(rows), max_new_tokens)),
+                uniform=uniform,
                 temperature=self.temperature,
                 samples_per_prompt=group_size,
             )

@@ -172,9 +172,8 @@ class ReinforceAgent:
             Actions (n, T), padded after EOS; NonFiniteError if the policy's probabilities are not finite.
         """
         ids, mask = np.asarray(observations["input_ids"]), np.asarray(observations["attention_mask"])
-        samples = self.policy.sample(
-            ids, mask, max_new_tokens=self.max_new_tokens, rng=self.rng, group_size=self.group_size
-        )
+        uniform = self.rng.random((len(ids), self.max_new_tokens))
+        samples = self.policy.sample(ids, mask, uniform=uniform, group_size=self.group_size)
         self._rollout = Rollout.of(ids, mask, samples, self.policy)
         self._rollout.check()
         return samples.ids

@@ -62,7 +62,7 @@ def test_sampling_and_log_probabilities(backbone: Backbone, tmp_path: Path) -> N
     policy = Policy(backbone, lora=LoraConfig(2, 4.0))
     perturb(policy)
     ids, mask = rows(backbone, [PROMPTS[0], PROMPTS[0], PROMPTS[1], PROMPTS[1]])
-    drawn = policy.sample(ids, mask, max_new_tokens=12, rng=np.random.default_rng(0), group_size=2)
+    drawn = policy.sample(ids, mask, uniform=np.random.default_rng(0).random((len(ids), 12)), group_size=2)
     seen = (np.arange(12) < drawn.lengths[:, None]).astype(np.float32)
     tensors = [torch.from_numpy(array) for array in (ids, mask, drawn.ids, seen)]
     with policy.training():
