@@ -73,6 +73,11 @@ def test_every_baseline_learns_the_bandit(baseline: str) -> None:
     assert before < 0.3 and after > 0.8, (before, after)
 
 
+def test_the_first_moving_average_is_of_the_other_responses() -> None:
+    (_, (own,)), (_, (others,)) = (run(1, baseline=baseline, n=8) for baseline in ("batch-mean", "moving-average"))
+    assert others["advantage_std"] == pytest.approx(own["advantage_std"] * 8 / 7)
+
+
 def test_full_fine_tuning_and_adafactor_learn_it_too(tmp_path: Any) -> None:
     tiny_backbone(0).save_merged(None, tmp_path / "tiny")
     config = ReinforceConfig(trainable="full", optimizer=OptimizerConfig("adafactor"), learning_rate=5e-3, beta=0.01)
