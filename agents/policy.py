@@ -25,6 +25,7 @@ from torch import Tensor
 from agents.logprobs import chunked_logprobs, response_states
 from rlaif_env.api import RLAIFError
 from rlaif_env.models import TEMPERATURE, Backbone, LoraConfig, Samples, backbone, head_logits, plain_head, sample
+from rlaif_env.models.copies import private_copy
 
 _LOGITS_HELD = 1 << 23
 """Logits in memory at one time."""
@@ -45,8 +46,8 @@ class Policy:
 
     Args:
         model: A model name or a `Backbone`.
-        trainable: "lora" (an adapter; the default), "full" (a copy of all weights, float32), or "none" (the model as it
-            is, to sample from and evaluate).
+        trainable: "lora" (an adapter; the default), "full" (a copy of all weights as they are in memory, float32), or
+            "none" (the model as it is, to sample from and evaluate).
         lora: The adapter, for "lora".
         temperature: Of sampling (0.9 in section A.3), and so of the policy's distribution everywhere.
         seed: Of the adapter's initial weights.
@@ -82,8 +83,7 @@ class Policy:
             # the model may outlive the policy; its adapter should not
             weakref.finalize(self, self.backbone.remove_lora, self.adapter)
         elif trainable == "full":
-            name = self.reference.name if isinstance(model, Backbone) else model
-            self.backbone = backbone(name, device=str(self.reference.device), dtype="float32", shared=False)
+            self.backbone = private_copy(self.reference)
             self.backbone.model.requires_grad_(True)
             self.parameters = list(self.backbone.model.parameters())
         self.tokenizer = self.reference.tokenizer

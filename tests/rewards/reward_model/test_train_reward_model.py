@@ -262,10 +262,14 @@ def test_training_twice_with_a_seed_gives_the_same_model() -> None:
 def test_gradients_through_the_model_lower_the_loss_and_save_what_they_learned(trainable: Any, tmp_path: Path) -> None:
     folder = tmp_path / "base"
     tiny_backbone().save_merged(None, folder)
+    base = backbone(folder) if trainable == "lora" else tiny_backbone()  # a live model, shared with others
+    before = base.fingerprint()
     data = toy_data(200)
     logged: list[dict[str, float]] = []
     settings = config(trainable=trainable, epochs=2, learning_rate=3e-3, batch_pairs=16, layers=2)
-    trained = train_rm(settings, backbone(folder), TASK, data, log=lambda step, metrics: logged.append(dict(metrics)))
+    trained = train_rm(settings, base, TASK, data, log=lambda step, metrics: logged.append(dict(metrics)))
+    base._fingerprint = None
+    assert base.fingerprint() == before
     validation = [row["validation_loss"] for row in logged if "validation_loss" in row]
     assert min(validation) < validation[0] - 0.01
     training = trained.report["training"]
