@@ -107,7 +107,7 @@ def advantages(
     baseline: str,
     *,
     group_size: int = 1,
-    average: float = 0.0,
+    average: float | None = None,
     values: Tensor | None = None,
 ) -> Tensor:
     """A_t = Z_t - b_t for each of the baselines: (n, T), 0 outside the mask, no gradient.
@@ -115,14 +115,16 @@ def advantages(
     The baseline of a response never depends on that response's own later tokens, except for "batch-mean", which
     includes its own return, as is usual, and so shrinks the expected gradient by (n - 1) / n.
 
-    For "leave-one-out" it is the mean, over the *other* samples of the prompt, of the whole response's return Z_0.
+    For "leave-one-out" it is the mean, over the *other* samples of the prompt, of the whole response's return Z_0. For
+    "moving-average" it is the average of the batches before; the first batch has none, so there it is the mean Z_0 of
+    the batch's other responses, 0 where there is one alone.
 
     Args:
         returns: Z, (n, T).
         mask: (n, T).
         baseline: "value", "leave-one-out", "batch-mean", "moving-average" or "none".
         group_size: K, for "leave-one-out".
-        average: The running mean of Z_0, for "moving-average".
+        average: The running mean of Z_0 before this batch, for "moving-average"; None at the first.
         values: V(x_t), (n, T), for "value".
 
     Raises:
@@ -133,7 +135,8 @@ def advantages(
     if baseline == "none":
         base = torch.zeros_like(whole)
     elif baseline == "moving-average":
-        base = torch.full_like(whole, average)
+        first = average is None and len(whole) > 1
+        base = whole - leave_one_out_advantages(whole, len(whole)) if first else torch.full_like(whole, average or 0.0)
     elif baseline == "batch-mean":
         base = whole.mean().expand_as(whole)
     elif baseline == "leave-one-out":

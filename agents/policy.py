@@ -25,6 +25,7 @@ from torch import Tensor
 from agents.logprobs import chunked_logprobs, response_states
 from rlaif_env.api import RLAIFError
 from rlaif_env.models import TEMPERATURE, Backbone, LoraConfig, Samples, backbone, head_logits, plain_head, sample
+from rlaif_env.models.copies import private_copy
 
 _LOGITS_HELD = 1 << 23
 """Logits in memory at one time."""
@@ -45,8 +46,8 @@ class Policy:
 
     Args:
         model: A model name or a `Backbone`.
-        trainable: "lora" (an adapter; the default), "full" (a copy of all weights, float32), or "none" (the model as it
-            is, to sample from and evaluate).
+        trainable: "lora" (an adapter; the default), "full" (a copy of all weights as they are in memory, float32), or
+            "none" (the model as it is, to sample from and evaluate).
         lora: The adapter, for "lora".
         temperature: Of sampling (0.9 in section A.3), and so of the policy's distribution everywhere.
         seed: Of the adapter's initial weights.
@@ -82,8 +83,7 @@ class Policy:
             # the model may outlive the policy; its adapter should not
             weakref.finalize(self, self.backbone.remove_lora, self.adapter)
         elif trainable == "full":
-            name = self.reference.name if isinstance(model, Backbone) else model
-            self.backbone = backbone(name, device=str(self.reference.device), dtype="float32", shared=False)
+            self.backbone = private_copy(self.reference)
             self.backbone.model.requires_grad_(True)
             self.parameters = list(self.backbone.model.parameters())
         self.tokenizer = self.reference.tokenizer
@@ -94,11 +94,10 @@ class Policy:
         ids: NDArray[np.int64],
         mask: NDArray[Any],
         *,
-        max_new_tokens: int,
-        rng: np.random.Generator,
+        uniform: NDArray[np.float64],
         group_size: int = 1,
     ) -> Samples:
-        """Sample a response of at most T = ``max_new_tokens`` to each prompt; all randomness is from ``rng``.
+        """Sample a response of at most T tokens to each prompt by uniform numbers (n, T) in [0, 1), a row for each.
 
         K = ``group_size`` consecutive rows hold the same prompt, which is prefilled once; RLAIFError if they differ.
         """
@@ -112,10 +111,10 @@ class Policy:
             return sample(
                 model,
                 rows[::group_size],
-                max_new_tokens=max_new_tokens,
+                max_new_tokens=uniform.shape[1],
                 stop_ids=self.backbone.end_ids,
                 pad_id=self.tokenizer.pad_token_id,
-                uniform=rng.random((len(rows), max_new_tokens)),
+                uniform=uniform,
                 temperature=self.temperature,
                 samples_per_prompt=group_size,
             )

@@ -58,7 +58,7 @@ class ReinforceConfig:
         lora: The adapter.
         optimizer: Of the policy and the value head; the gradient's norm is the policy's.
         value_learning_rate: Of the value head, for baseline "value".
-        average_decay: Of the moving-average baseline.
+        average_decay: Of the moving-average baseline; at the first update it is the mean of the other responses.
         micro_batch: Rows in one gradient pass; the update is the same for any value.
     """
 
@@ -172,9 +172,8 @@ class ReinforceAgent:
             Actions (n, T), padded after EOS; NonFiniteError if the policy's probabilities are not finite.
         """
         ids, mask = np.asarray(observations["input_ids"]), np.asarray(observations["attention_mask"])
-        samples = self.policy.sample(
-            ids, mask, max_new_tokens=self.max_new_tokens, rng=self.rng, group_size=self.group_size
-        )
+        uniform = self.rng.random((len(ids), self.max_new_tokens))
+        samples = self.policy.sample(ids, mask, uniform=uniform, group_size=self.group_size)
         self._rollout = Rollout.of(ids, mask, samples, self.policy)
         self._rollout.check()
         return samples.ids
@@ -205,7 +204,7 @@ class ReinforceAgent:
             mask,
             self.baseline,
             group_size=self.group_size,
-            average=mean if self.average is None else self.average,
+            average=self.average,
             values=reference.values,
         )
         metrics = self._step(rollout, advantage, returns, reference)

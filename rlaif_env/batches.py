@@ -11,7 +11,7 @@ HOPELESS = 3
 """So many batches in a row in which every row failed mean that the model is gone; it is not the rows."""
 
 PROMPTS_AT_ONCE = 64
-"""Held-out prompts answered together, where nothing else is asked for; the random numbers depend on it."""
+"""Held-out prompts answered together, where nothing else is asked for."""
 
 TOKENS_PER_BATCH = 2048
 """Padded tokens in one forward pass that keeps no gradient, where nothing else is asked for: memory against speed."""

@@ -127,7 +127,7 @@ def lora(backbone: Backbone, folder: Path) -> None:
     policy = Policy(backbone, lora=LoraConfig(2, 4.0))
     _perturb(policy.parameters)
     ids, mask = _rows(backbone, [PROMPTS[0], PROMPTS[0], PROMPTS[1], PROMPTS[1]])
-    drawn = policy.sample(ids, mask, max_new_tokens=12, rng=np.random.default_rng(0), group_size=2)
+    drawn = policy.sample(ids, mask, uniform=np.random.default_rng(0).random((4, 12)), group_size=2)
     seen = (np.arange(12) < drawn.lengths[:, None]).astype(np.float32)
     tensors = [torch.from_numpy(array) for array in (ids, mask, drawn.ids, seen)]
     with policy.training():

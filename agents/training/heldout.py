@@ -1,7 +1,7 @@
 """A policy on held-out prompts: what it writes, what the reward says, what the gold measure says, how far it moved.
 
-The same prompts and the same random numbers are used each time, so that two evaluations can be compared prompt by
-prompt.
+The same prompts and the same random numbers are used each time, however many are answered at once (`agents.answers`),
+so that two evaluations can be compared prompt by prompt.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from benchmarks.evaluation.length_control import length_control
 from benchmarks.evaluation.metrics import harmless_rate, win_rate
 from rewards.labeling.report import alignment, interval_text
 from rlaif_env.api import RLAIFError
-from rlaif_env.statistics import Interval, bootstrap_mean, cohens_kappa, position_bias, rate, wilson
+from rlaif_env.statistics import Interval, bootstrap_mean, clusters_of_pairs, cohens_kappa, position_bias, rate, wilson
 from rlaif_env.tables import Cell, Table
 
 
@@ -113,8 +113,11 @@ def _positions(
 def _against(people: People, own: Mapping[int, float], verdicts: Mapping[int, float]) -> dict[str, Any]:
     """How one judge's choices agree with people's; people's ties are left out and counted, the judge's count ½."""
     numbers = [number for number in own if number in verdicts]
-    prompts = [people.items[number].prompt for number in numbers]
-    aligned = alignment([own[number] for number in numbers], [verdicts[number] for number in numbers], prompts)
+    items = [people.items[number] for number in numbers]
+    clusters = clusters_of_pairs(
+        [item.prompt for item in items], [item.responses[0] for item in items], [item.responses[-1] for item in items]
+    )
+    aligned = alignment([own[number] for number in numbers], [verdicts[number] for number in numbers], clusters)
     counts = {"pairs": len(numbers), "ties_left_out": aligned.ties}
     return {**counts, "agreement": _json(aligned.share), "kappa": _json(aligned.kappa)}
 

@@ -18,7 +18,6 @@ import numpy as np
 from benchmarks.annotate.items import Form, Item
 from benchmarks.annotate.project import Judgement
 from benchmarks.annotate.store import Store
-from rewards.labeling.report import prompt_clusters
 from rlaif_env.api import Preference, RLAIFError
 from rlaif_env.data.jsonl import write_jsonl
 from rlaif_env.data.preferences import read_preferences, write_preferences
@@ -60,8 +59,9 @@ class People:
         return {number: float(np.mean([j.p_first for j in given.values()])) for number, given in self.answers.items()}
 
     def clusters(self, numbers: Iterable[int]) -> Clusters | None:
-        """The prompt of each item; None where prompts do not group them."""
-        return prompt_clusters([self.items[number].prompt for number in numbers])
+        """The prompt of each item; None where prompts do not group them (all differ, or one for all)."""
+        prompts = [self.items[number].prompt for number in numbers]
+        return prompts if 1 < len(set(prompts)) < len(prompts) else None
 
 
 def people_of(store: Store, exclude: Sequence[str] = ()) -> People:

@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 from benchmarks.comparison.outcomes import Outcome, arms_of
 from benchmarks.comparison.stages import Stage
 from benchmarks.evaluation.aggregates import iqm_over_seeds
+from benchmarks.evaluation.judges import preferred
 from benchmarks.evaluation.length_control import length_control
 from benchmarks.evaluation.metrics import holm, paired_bootstrap_test
+from benchmarks.evaluation.systems import System
 from rlaif_env.data.tasks import Task
 from rlaif_env.statistics import Floats, Interval, bootstrap_mean
 from rlaif_env.tables import Cell, Table
@@ -95,10 +97,15 @@ def with_interval(interval: Interval, *, sign: bool = False) -> str:
     return f"{interval.estimate:{form}} [{interval.low:{form}}, {interval.high:{form}}]"
 
 
+def _systems(outcomes: Sequence[Outcome], arm: str) -> list[System]:
+    """An arm's answers by seed."""
+    chosen = sorted((o for o in outcomes if o.arm == arm), key=lambda outcome: outcome.seed)
+    return [outcome.system for outcome in chosen]
+
+
 def _pooled(outcomes: Sequence[Outcome], arm: str, measure: str) -> Floats:
     """A measure of an arm over seeds and prompts, (S * B,)."""
-    chosen = sorted((o for o in outcomes if o.arm == arm), key=lambda outcome: outcome.seed)
-    return np.concatenate([outcome.system.measures[measure] for outcome in chosen])
+    return np.concatenate([system.measures[measure] for system in _systems(outcomes, arm)])
 
 
 def _prompt_of(outcomes: Sequence[Outcome], pooled: Floats) -> NDArray[np.int64]:
@@ -125,10 +132,11 @@ def _main(outcomes: Sequence[Outcome], judges: Mapping[str, str]) -> Table:
             continue
         row: list[Cell] = [f"{name} ({a} vs {b})" if b != "sft" else f"{name} ({a})"]
         for measure in shown:
-            first, second = (_pooled(outcomes, arm, measure) for arm in (a, b))
-            judged = np.isfinite(first) & np.isfinite(second)
-            p_first = (1 + np.sign(first - second)[judged]) / 2
-            clusters = _prompt_of(outcomes, first)[judged]
+            p_all = np.concatenate(
+                [preferred(*pair, measure) for pair in zip(_systems(outcomes, a), _systems(outcomes, b), strict=True)]
+            )
+            judged = np.isfinite(p_all)
+            p_first, clusters = p_all[judged], _prompt_of(outcomes, p_all)[judged]
             lengths = [np.maximum(_pooled(outcomes, arm, "length")[judged], 1) for arm in (a, b)]
             wins = length_control(p_first, *lengths, clusters=clusters)
             failed = "" if judged.all() else f"; {int((~judged).sum())} failed"

@@ -7,6 +7,8 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks.evaluation.systems import folder_state
 from rewards import make_reward
 from rewards.api import LanguageModel
@@ -15,10 +17,35 @@ from rewards.endpoint.config import ServerConfig
 from rewards.labeling.labeler import LabelingConfig, PreferenceLabeler
 from rewards.language_model.choice import language_model_from
 from rewards.language_model.config import LanguageModelConfig
-from rlaif_env.api import RewardBackend, RLAIFError
+from rlaif_env.api import BackendError, RewardBackend, RLAIFError, Scores, checked_scores
 from rlaif_env.data.tasks import Task
 
 _SCORE = tuple(entry.name for entry in fields(ScoreConfig))  # what "direct-llm" has of the labelling's settings
+
+
+class OncePerText:
+    """A judge that is asked for a score of each prompt and response once: equal texts have equal scores.
+
+    Args:
+        backend: The judge.
+    """
+
+    def __init__(self, backend: RewardBackend) -> None:
+        self.backend, self.name = backend, backend.name
+        self._known: dict[tuple[str, str], float] = {}
+
+    def score(self, prompts: Sequence[str], responses: Sequence[str]) -> Scores:
+        """The scores, without the judge's further figures; raises `BackendError` as it does, with the same rows."""
+        pairs = list(zip(prompts, responses, strict=True))
+        rows = list({pair: row for row, pair in enumerate(pairs) if pair not in self._known}.values())
+        if rows:
+            try:
+                scores = checked_scores(self.backend, *zip(*(pairs[row] for row in rows), strict=True))
+            except BackendError as error:
+                failed = {pairs[rows[i]] for i in error.rows if 0 <= i < len(rows)}
+                raise BackendError(str(error), [i for i, pair in enumerate(pairs) if pair in failed]) from error
+            self._known |= {pairs[row]: float(value) for row, value in zip(rows, scores.values, strict=True)}
+        return Scores(np.array([self._known[pair] for pair in pairs], dtype=np.float32))
 
 
 class JudgePanel:
@@ -85,7 +112,7 @@ class JudgePanel:
             elif model is not None:
                 settings = {**settings, "model": model}
             try:
-                self._backends[name] = make_reward(kind, task=self._task, **settings)
+                self._backends[name] = OncePerText(make_reward(kind, task=self._task, **settings))
             except TypeError as error:
                 raise RLAIFError(f"judge {name!r}: {error}") from error
         return self._backends[name]

@@ -1,6 +1,8 @@
 """Judges of systems: scores by any reward backend and the gold measure, pairs by a language model in both orders.
 
-A row that a judge fails on is NaN: it counts neither as a loss nor as a tie, and is counted beside every rate.
+A row that a judge fails on is NaN: it counts neither as a loss nor as a tie, and is counted beside every rate. Two
+responses of the same text are a tie, whatever a judge makes of them: its scores differ in the last digits from one
+batch to the next, and a choice between them is one of position.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from itertools import combinations, permutations
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.evaluation.length_control import RESAMPLES, length_control
 from benchmarks.evaluation.metrics import holm, paired_bootstrap_test, sign_test, win_rate
@@ -93,7 +96,7 @@ def with_gold(system: System, task: Task) -> System:
 def win_rates(
     systems: Sequence[System], measure: str, *, seed: int = 0, resamples: int = RESAMPLES
 ) -> list[dict[str, Any]]:
-    """How often each system's response has more of a measure than another's to the same prompt; exact ties count 1/2.
+    """How often each system's response has more of a measure than another's to the same prompt; ties count 1/2.
 
     Args:
         systems: Any number, on the same prompts.
@@ -120,10 +123,23 @@ def win_rates(
             )
     p_first = {}
     for i, j in combinations(range(len(systems)), 2):
-        first, second = (systems[k].measures[measure] for k in (i, j))
-        with np.errstate(invalid="ignore"):
-            p_first[i, j] = np.where(np.isnan(first) | np.isnan(second), np.nan, (1 + np.sign(first - second)) / 2)
+        p_first[i, j] = preferred(systems[i], systems[j], measure)
     return _rows(systems, measure, p_first, seed, resamples)
+
+
+def preferred(first: System, second: System, measure: str) -> Floats:
+    """Which of two systems has more of a measure on each of n prompts, (n,): 1 the first, 0 the second, ½ a tie.
+
+    NaN where either has none of it, unless the two responses are the same text, which is a tie.
+    """
+    with np.errstate(invalid="ignore"):
+        p_first = (1 + np.sign(first.measures[measure] - second.measures[measure])) / 2
+    return np.where(_same(first, second), 0.5, p_first)
+
+
+def _same(first: System, second: System) -> NDArray[np.bool_]:
+    """Where two systems give the same text, (n,)."""
+    return np.array([one == two for one, two in zip(first.responses, second.responses, strict=True)])
 
 
 def pairwise_wins(
@@ -138,6 +154,8 @@ def pairwise_wins(
 ) -> list[dict[str, Any]]:
     """How often a language model prefers each system's response to another's, asked in both orders.
 
+    About two responses of the same text it is not asked: they are a tie.
+
     Args:
         systems: Any number, on the same prompts.
         labeler: The judge.
@@ -149,17 +167,22 @@ def pairwise_wins(
 
     Returns:
         The rows of `win_rates`, a pair won where p_first is above 1/2, and in each: "soft" (mean p_first: estimate,
-        low, high), "label_mass" (mean), "position_bias" ("same_position" and "first", as `PositionBias`; None in score
-        mode, which has no positions), and "reasons" (of the failures, with their numbers).
+        low, high) and, of the pairs asked about, "label_mass" (mean), "position_bias" ("same_position" and "first", as
+        `PositionBias`; None in score mode, which has no positions), and "reasons" (of failures, with their numbers).
 
     Raises:
         RLAIFError: If the prompts differ.
         BackendError: If the labeler failed on everything some batches in a row. What was answered is kept.
     """
     _check_alike(systems)
+    pairs = list(combinations(range(len(systems)), 2))
+    open_ = {(i, j): np.flatnonzero(~_same(systems[i], systems[j])) for i, j in pairs}
     questions = {
-        (i, j): list(map(labeler.questions, systems[i].prompts, systems[i].responses, systems[j].responses))
-        for i, j in combinations(range(len(systems)), 2)
+        (i, j): [
+            labeler.questions(systems[i].prompts[row], systems[i].responses[row], systems[j].responses[row])
+            for row in open_[i, j].tolist()
+        ]
+        for i, j in pairs
     }
     distinct = sorted({question for rows in questions.values() for both in rows for question in both})
     answers = _answers(labeler, distinct, journal, batch, progress)
@@ -167,7 +190,9 @@ def pairwise_wins(
         pair: [labeler.combine(both, (answers[both[0]], answers[both[1]])) for both in rows]
         for pair, rows in questions.items()
     }
-    p_first = {pair: np.array([label.p_first for label in rows]) for pair, rows in labels.items()}
+    p_first = {pair: np.full(len(systems[0].prompts), 0.5) for pair in pairs}
+    for pair in pairs:
+        p_first[pair][open_[pair]] = [label.p_first for label in labels[pair]]
     judge = f"{'pairwise' if labeler.config.mode == 'pairwise' else 'score pairs'}:{labeler.language_model.name}"
     rows = _rows(systems, judge, p_first, seed, resamples)
     for (i, j), row in zip(permutations(range(len(systems)), 2), rows, strict=True):

@@ -218,8 +218,8 @@ def answer(
 ) -> System:
     """Let a policy answer the first prompts of a split, and measure the texts by all that needs no judge.
 
-    The random numbers depend on ``seed`` and ``batch`` alone. A model is loaded for the call and freed after it, but
-    for one that the process shares already.
+    The random numbers depend on ``seed`` and the prompt's place alone, not on ``batch``. A model is loaded for the call
+    and freed after it, but for one that the process shares already.
 
     Args:
         name: What tables are to call it.

@@ -1,14 +1,15 @@
 """What a labelling run says about its labels: position bias, label mass, and agreement with people.
 
 Figures are computed from the labelled pairs; the others are counted beside them. Agreement is with people's choices,
-where there are any and they are no ties; a tie of the labeler counts one half.
+where there are any and they are no ties; a tie of the labeler counts one half. Intervals count in that pairs share
+prompts or texts (`clusters_of_pairs`).
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,16 +17,18 @@ from numpy.typing import ArrayLike
 
 from rewards.labeling.answers import Label
 from rewards.labeling.pair_source import Pair
-from rlaif_env.api import RLAIFError
 from rlaif_env.statistics import (
     Clusters,
+    Dyads,
     Interval,
     accuracy,
     brier,
+    clusters_of_pairs,
     cohens_kappa,
     expected_calibration_error,
     position_bias,
     reliability_table,
+    taken,
 )
 from rlaif_env.tables import Table
 
@@ -38,34 +41,31 @@ class Alignment:
     # Of the others, those on which both prefer the same response, a tie of the judge counting one half; None
     # without any
     share: Interval | None
-    kappa: Interval | None  # Cohen's kappa of the two choices; None where it is not defined
+    kappa: Interval | None  # Cohen's kappa of the two choices
 
 
-def alignment(p_first: ArrayLike, human: ArrayLike, prompts: Sequence[Hashable]) -> Alignment:
+def alignment(p_first: ArrayLike, human: ArrayLike, clusters: Clusters | Dyads) -> Alignment:
     """AI labeler alignment (section 2.3), of a person's choices as of a labeler's.
+
+    Kappa is that of both orders of each pair: which response is listed first says nothing, and a file that lists the
+    preferred one first would leave a judge no agreement beyond chance.
 
     Args:
         p_first: (n,) the judge's probability that the first response is better.
         human: (n,) people's.
-        prompts: (n,) which pairs have one prompt: the clusters of the interval.
+        clusters: (n,) which pairs belong together.
     """
     judge, people = np.asarray(p_first, dtype=np.float64), np.asarray(human, dtype=np.float64)
     decided = people != 0.5
     ties = int((~decided).sum())
     if not decided.any():
         return Alignment(ties, None, None)
-    clusters = prompt_clusters([prompt for prompt, kept in zip(prompts, decided, strict=True) if kept])
-    share = accuracy(judge[decided], people[decided], clusters=clusters)
-    try:
-        kappa = cohens_kappa(*(np.sign(side[decided] - 0.5).tolist() for side in (judge, people)))
-    except RLAIFError:  # both gave one and the same answer throughout
-        kappa = None
-    return Alignment(ties, share, kappa)
-
-
-def prompt_clusters(prompts: Sequence[Hashable]) -> Clusters | None:
-    """The prompt of each row as its cluster; None where prompts do not group the rows (all differ, or one for all)."""
-    return prompts if 1 < len(set(prompts)) < len(prompts) else None
+    rows = np.flatnonzero(decided)
+    share = accuracy(judge[rows], people[rows], clusters=taken(clusters, rows))
+    sides = (np.sign(side[rows] - 0.5) for side in (judge, people))
+    both = taken(clusters, np.tile(rows, 2))
+    kappa = cohens_kappa(*(np.concatenate([side, -side]).tolist() for side in sides), clusters=both)
+    return Alignment(ties, share, replace(kappa, n=rows.size))
 
 
 class Tally:
@@ -74,8 +74,11 @@ class Tally:
     def __init__(self) -> None:
         self._status: Counter[str] = Counter()
         self._masses: list[float] = []
-        self._judged: list[tuple[float, float, float, int]] = []  # p_first, human, longer, prompt: where there is both
+        self._judged: list[
+            tuple[float, float, float, int]
+        ] = []  # p_first, human, longer, labelled pair: where both are
         self._positions: list[tuple[float, float]] = []  # P("1") in both orders
+        self._texts: list[tuple[str, str, str]] = []  # what stands for prompt and responses of each labelled pair
 
     def add(self, pair: Pair, label: Label) -> None:
         """Count one pair."""
@@ -86,7 +89,8 @@ class Tally:
             return
         if pair.human is not None:
             longer = 0.5 + 0.5 * float(np.sign(len(pair.response_1) - len(pair.response_2)))
-            self._judged.append((label.p_first, pair.human, longer, hash(pair.prompt)))
+            self._judged.append((label.p_first, pair.human, longer, len(self._texts)))
+        self._texts.append((_stand_in(pair.prompt), _stand_in(pair.response_1), _stand_in(pair.response_2)))
         if label.record["mode"] == "pairwise":
             one, two = label.record["answers"]
             self._positions.append((one["p_1"], two["p_1"]))
@@ -94,6 +98,7 @@ class Tally:
     def report(self, facts: Mapping[str, Any]) -> dict[str, Any]:
         """The report, JSON-able, what the run knows of itself (``facts``) in front."""
         masses, mass = np.array(self._masses), None
+        clusters = clusters_of_pairs(*zip(*self._texts, strict=True)) if self._texts else ()
         if masses.size:
             low, median = np.quantile(masses, [0.05, 0.5]).tolist()
             mass = {"mean": float(masses.mean()), "median": median, "5 %": low, "minimum": float(masses.min())}
@@ -103,31 +108,33 @@ class Tally:
             "labelled": self._status["ok"],
             **{name: self._status[name] for name in _WITHOUT},
             "label_mass": mass,
-            "position_bias": self._position_bias(),
-            "human": self._against_people(),
+            "position_bias": self._position_bias(clusters),
+            "human": self._against_people(clusters),
         }
 
-    def _position_bias(self) -> dict[str, Any] | None:
+    def _position_bias(self, clusters: Clusters | Dyads) -> dict[str, Any] | None:
         if not self._positions:
             return None
         one, two = np.array(self._positions).T
-        bias = position_bias(one, two)
+        bias = position_bias(one, two, clusters=clusters)  # a run has one mode: all labelled pairs or none
         return {
             "same_position": asdict(bias.same_position),
             "of_those_first": asdict(bias.first) if bias.first else None,
             "mean_p_first_position": float((one + two).mean() / 2),
         }
 
-    def _against_people(self) -> dict[str, Any] | None:
+    def _against_people(self, clusters: Clusters | Dyads) -> dict[str, Any] | None:
         if not self._judged:
             return None
-        p, human, longer, prompts = (np.array(column) for column in zip(*self._judged, strict=True))
+        p, human, longer, rows = (np.array(column) for column in zip(*self._judged, strict=True))
         judges = {"alignment": p, "always_longer": longer, "always_first": np.ones_like(p)}
-        aligned = {name: alignment(choice, human, prompts.tolist()) for name, choice in judges.items()}
+        of_rows = taken(clusters, rows)
+        aligned = {name: alignment(choice, human, of_rows) for name, choice in judges.items()}
         labeler = aligned["alignment"]
         if labeler.share is None:
             return None
-        p, human = p[human != 0.5], human[human != 0.5]
+        decided = np.flatnonzero(human != 0.5)
+        p, human, of_decided = p[decided], human[decided], taken(of_rows, decided)
         return {
             "pairs": labeler.share.n,
             "ties_left_out": labeler.ties,
@@ -137,10 +144,15 @@ class Tally:
             "calibration_error": expected_calibration_error(p, human),
             "reliability": [
                 {"from": b.low, "to": b.high, "pairs": b.n, "predicted": b.predicted, "observed": asdict(b.observed)}
-                for b in reliability_table(p, human)
+                for b in reliability_table(p, human, clusters=of_decided)
                 if b.observed
             ],
         }
+
+
+def _stand_in(text: str) -> str:
+    """Short, and different for different texts, so that a run of any length is counted in little memory."""
+    return str(hash(text)) if text.strip() else ""
 
 
 _WITHOUT = {
@@ -200,7 +212,7 @@ def _people_parts(human: Mapping[str, Any] | None) -> list[str]:
         (f"{b['from']:.1f} to {b['to']:.1f}", b["pairs"], f"{b['predicted']:.2f}", interval_text(b["observed"], ".2f"))
         for b in human["reliability"]
     ]
-    reliability = Table("Predicted and observed", ("p_first", "pairs", "mean p_first", "people"), bins)
+    reliability = Table("Predicted and observed", ("confidence", "pairs", "mean confidence", "people agree"), bins)
     return [agreement.markdown(), reliability.markdown()]
 
 

@@ -16,15 +16,16 @@ from numpy.typing import ArrayLike
 
 from rlaif_env.api import Preference, RLAIFError
 from rlaif_env.statistics import (
+    Clusters,
+    Dyads,
     Interval,
     ReliabilityBin,
     accuracy,
     brier,
+    clusters_of_pairs,
     excess_cross_entropy,
     expected_calibration_error,
-    group_codes,
     reliability_table,
-    wilson,
 )
 
 if TYPE_CHECKING:
@@ -43,9 +44,9 @@ class PairFigures:
     accuracy_at_gap: Interval | None
     excess_cross_entropy: float  # cross-entropy minus the labels' entropy, nats a pair; 0 is perfect
     brier: float  # mean squared difference of predicted and judged probability
-    ece: float  # expected calibration error, ten bins
+    ece: float  # expected calibration error, five bins of the confidence
     longer: Interval  # accuracy of preferring the longer response, for comparison
-    reliability: Sequence[ReliabilityBin]  # predicted against observed probability
+    reliability: Sequence[ReliabilityBin]  # confidence against how often it is right
 
     def to_json(self) -> dict[str, Any]:
         """The figures as JSON has them; empty bins of the reliability table are left out."""
@@ -54,6 +55,8 @@ class PairFigures:
 
 def pair_figures(margin: ArrayLike, records: Sequence[Preference], *, min_gap: float) -> PairFigures:
     """Figures of predicted log-odds r1 - r2, (m,), on m judged pairs; mean ratings, if any, are in ``meta["means"]``.
+
+    No figure depends on which response of a pair is listed first.
 
     Raises:
         RLAIFError: If there are no pairs.
@@ -73,17 +76,14 @@ def pair_figures(margin: ArrayLike, records: Sequence[Preference], *, min_gap: f
         brier=brier(predicted, target),
         ece=expected_calibration_error(predicted, target),
         longer=pair_accuracy(longer, records),
-        reliability=reliability_table(predicted, target),
+        reliability=reliability_table(predicted, target, clusters=_clusters(records)),
     )
 
 
 def pair_accuracy(p_first: ArrayLike, records: Sequence[Preference]) -> Interval:
     """Share of m pairs on which prediction and judgement prefer the same response, ties one half, with an interval.
 
-    Pairs with a prompt are clustered by it. Pairs of whole texts depend on each other where they share a text: the
-    variance is the dyadic one (Aronow, Samii & Assenova 2015), sum over texts of the squared sum of the residuals of
-    its pairs, less what is counted twice, and the interval is Wilson's with as many independent pairs as give that
-    variance.
+    Pairs that share a prompt or, without prompts, a text depend on each other: see `clusters_of_pairs`.
 
     Raises:
         RLAIFError: If there are no pairs, or the numbers differ.
@@ -93,30 +93,24 @@ def pair_accuracy(p_first: ArrayLike, records: Sequence[Preference]) -> Interval
         raise RLAIFError(
             f"expected a prediction for each of at least one pair, found {len(predicted)} and {len(records)}"
         )
-    target = np.array([record.p_first for record in records])
-    if all(record.prompt for record in records):
-        return accuracy(predicted, target, clusters=[record.prompt for record in records])
-    correct = (1 + np.sign(predicted - 0.5) * np.sign(target - 0.5)) / 2
-    m, share = len(records), float(correct.mean())
-    residual = correct - share
-    texts = [(r.prompt, r.response_1) for r in records] + [(r.prompt, r.response_2) for r in records]
-    by_text = np.bincount(group_codes(texts, 2 * m), weights=np.concatenate([residual, residual]))
-    variance = float(by_text @ by_text - residual @ residual) / m**2
-    independent = m if variance <= 0 else min(m, max(1, round(share * (1 - share) / variance)))
-    limits = wilson(share * independent, independent)
-    return Interval(share, limits.low, limits.high, m)
+    return accuracy(predicted, [record.p_first for record in records], clusters=_clusters(records))
+
+
+def _clusters(records: Sequence[Preference]) -> Clusters | Dyads:
+    return clusters_of_pairs(*zip(*((r.prompt, r.response_1, r.response_2) for r in records), strict=True))
 
 
 def reliability_plot(figures: Mapping[str, PairFigures]) -> Figure:
-    """Predicted against observed preference, one line for each set of pairs, with Wilson intervals."""
+    """Confidence in the favourite against how often it is preferred, a line for each set of pairs, with intervals."""
     figure, axes = _axes(4.6)
-    axes.plot([0, 1], [0, 1], color="grey", linewidth=1, linestyle="--")
+    axes.plot([0.5, 1], [0.5, 1], color="grey", linewidth=1, linestyle="--")
     for name, pairs in figures.items():
         rows = [(row.predicted, row.observed) for row in pairs.reliability if row.observed is not None]
         y = np.array([(o.estimate, o.estimate - o.low, o.high - o.estimate) for _, o in rows])
         label = f"{name} (n = {pairs.pairs}, ECE {pairs.ece:.3f})"
         axes.errorbar([x for x, _ in rows], y[:, 0], yerr=y[:, 1:].T, marker="o", capsize=2, label=label)
-    axes.set(xlabel="predicted: probability that the first is preferred", ylabel="observed", xlim=(0, 1), ylim=(0, 1))
+    what = "confidence: predicted probability of the response it prefers"
+    axes.set(xlabel=what, ylabel="how often that one is preferred", xlim=(0.5, 1), ylim=(0, 1))
     axes.legend(frameon=False, loc="upper left", fontsize="small")
     return figure
 

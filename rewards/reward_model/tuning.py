@@ -17,7 +17,8 @@ from rewards.reward_model.data import Judged
 from rewards.reward_model.features import extract, last_states, lora_targets
 from rewards.reward_model.head import preference_loss
 from rlaif_env.api import RLAIFError
-from rlaif_env.models import Backbone, LoraConfig, OptimizerConfig, backbone, linear_schedule, make_optimizer
+from rlaif_env.models import Backbone, LoraConfig, OptimizerConfig, linear_schedule, make_optimizer
+from rlaif_env.models.copies import private_copy
 
 _PATIENCE = 3
 _CHECKS_PER_EPOCH = 2
@@ -142,7 +143,7 @@ def _trainable(
         return base, adapter, base.add_lora(adapter, rank=rank, alpha=alpha, targets=targets, seed=config.seed)
     if config.trainable != "full":
         raise RLAIFError(f"expected trainable 'head', 'lora' or 'full', found {config.trainable!r}")
-    own = backbone(base.name, device=str(base.device), dtype="float32", shared=False)
+    own = private_copy(base)
     return own, None, list(own.model.base_model.requires_grad_(True).parameters())
 
 

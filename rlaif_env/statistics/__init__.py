@@ -12,14 +12,22 @@ from rlaif_env.statistics.agreement import (
     reliability_table,
     spearman,
 )
-from rlaif_env.statistics.intervals import (
+from rlaif_env.statistics.dependence import (
     Clusters,
+    Dyads,
     Floats,
+    MeanError,
+    cluster_error,
+    clusters_of_pairs,
+    group_codes,
+    mean_error,
+    taken,
+)
+from rlaif_env.statistics.intervals import (
     Interval,
     StudentisedBootstrap,
     bootstrap_mean,
     checked_array,
-    group_codes,
     normal_quantile,
     paired_bootstrap,
     rate,
@@ -32,8 +40,10 @@ from rlaif_env.statistics.text_measures import new_names, new_numbers, repeated_
 
 __all__ = [
     "Clusters",
+    "Dyads",
     "Floats",
     "Interval",
+    "MeanError",
     "PositionBias",
     "ReliabilityBin",
     "StudentisedBootstrap",
@@ -41,10 +51,13 @@ __all__ = [
     "bootstrap_mean",
     "brier",
     "checked_array",
+    "cluster_error",
+    "clusters_of_pairs",
     "cohens_kappa",
     "excess_cross_entropy",
     "expected_calibration_error",
     "group_codes",
+    "mean_error",
     "new_names",
     "new_numbers",
     "normal_quantile",
@@ -57,6 +70,7 @@ __all__ = [
     "spearman",
     "studentised_bootstrap",
     "t_quantile",
+    "taken",
     "wilson",
     "word_counts",
 ]

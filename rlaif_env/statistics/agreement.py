@@ -1,11 +1,13 @@
 """Agreement and calibration. Two intervals, with where they were found to cover 93-97 %.
 
-* `cohens_kappa`: delta method on Fisher's z. From 100 rows, from 300 where the rarer label is under a third.
+* `cohens_kappa`: delta method on Fisher's z. From 100 rows, from 300 where the rarer label is under a third; dependent
+  rows as for `rate`.
 * `spearman`: Fisher's z with the variance of Bonett and Wright (2000). From 50 rows.
 
 Arguments that mean the same everywhere: ``p_first``, (n,) probability in [0, 1] that the first response is better, as
-predicted; ``target``, (n,) the same as judged, hard or soft; ``clusters`` and ``level`` as in
-`rlaif_env.statistics.intervals`. All raise `RLAIFError` where arrays are empty, differ in length or leave their range.
+predicted; ``target``, (n,) the same as judged, hard or soft; ``clusters`` (pairs that share texts too:
+`clusters_of_pairs`) and ``level`` as in `rlaif_env.statistics.intervals`. All raise `RLAIFError` where arrays are
+empty, differ in length or leave their range.
 """
 
 from __future__ import annotations
@@ -18,19 +20,12 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from rlaif_env.api import RLAIFError
-from rlaif_env.statistics.intervals import (
-    Clusters,
-    Interval,
-    checked_array,
-    group_codes,
-    normal_quantile,
-    rate,
-    wilson,
-)
+from rlaif_env.statistics.dependence import Clusters, Dyads, group_codes, mean_error, taken
+from rlaif_env.statistics.intervals import Interval, checked_array, normal_quantile, rate, t_quantile
 
 
 def accuracy(
-    p_first: ArrayLike, target: ArrayLike, *, clusters: Clusters | None = None, level: float = 0.95
+    p_first: ArrayLike, target: ArrayLike, *, clusters: Clusters | Dyads | None = None, level: float = 0.95
 ) -> Interval:
     """Share of pairs on which two sources prefer the same response, with the interval of `rate`.
 
@@ -50,24 +45,34 @@ class PositionBias:
     first: Interval | None  # of those, the share that prefers the first position; None where there are none
 
 
-def position_bias(p_position_1: ArrayLike, p_position_1_swapped: ArrayLike, *, level: float = 0.95) -> PositionBias:
-    """Position bias of a pairwise judge, the two shares with Wilson intervals.
+def position_bias(
+    p_position_1: ArrayLike,
+    p_position_1_swapped: ArrayLike,
+    *,
+    clusters: Clusters | Dyads | None = None,
+    level: float = 0.95,
+) -> PositionBias:
+    """Position bias of a pairwise judge, the two shares with the intervals of `rate` (Wilson's for independent pairs).
 
     Args:
         p_position_1: (n,) probability given to the response shown first, in the original order.
         p_position_1_swapped: (n,) the same after the swap (again the response *shown* first). Exactly ½ prefers
             no position.
+        clusters: (n,) which pairs belong together.
         level: Nominal coverage.
     """
     original = checked_array("p_position_1", p_position_1, low=0.0, high=1.0)
     swapped = checked_array("p_position_1_swapped", p_position_1_swapped, length=original.size, low=0.0, high=1.0)
-    first = int(((original > 0.5) & (swapped > 0.5)).sum())
-    second = int(((original < 0.5) & (swapped < 0.5)).sum())
-    same = first + second
-    return PositionBias(wilson(same, original.size, level=level), wilson(first, same, level=level) if same else None)
+    first = (original > 0.5) & (swapped > 0.5)
+    same = first | ((original < 0.5) & (swapped < 0.5))
+    rows = np.flatnonzero(same)
+    of_those = rate(first[rows], clusters=taken(clusters, rows), level=level) if rows.size else None
+    return PositionBias(rate(same, clusters=clusters, level=level), of_those)
 
 
-def cohens_kappa(a: Sequence[Hashable], b: Sequence[Hashable], *, level: float = 0.95) -> Interval:
+def cohens_kappa(
+    a: Sequence[Hashable], b: Sequence[Hashable], *, clusters: Clusters | Dyads | None = None, level: float = 0.95
+) -> Interval:
     """Agreement beyond chance of two raters' labels a and b, (n,) of any kind (Cohen 1960).
 
     Kappa is 1 for perfect agreement and 0 for what chance gives with the same label frequencies; the interval is by the
@@ -92,9 +97,13 @@ def cohens_kappa(a: Sequence[Hashable], b: Sequence[Hashable], *, level: float =
     gradient = (np.eye(k) - (1 - kappa) * (columns[:, None] + rows[None, :])) / (1 - chance)
     variance = float((table * (gradient - (table * gradient).sum()) ** 2).sum()) / n
     if abs(kappa) == 1 or variance == 0:  # no spread to go by: the interval of the observed agreement
-        share = wilson(round(observed * n), n, level=level)
+        share = rate(codes[:n] == codes[n:], clusters=clusters, level=level)
         return Interval(kappa, (share.low - chance) / (1 - chance), (share.high - chance) / (1 - chance), n)
-    half = normal_quantile(level) * math.sqrt(variance) / (1 - kappa**2)
+    quantile, error = normal_quantile(level), math.sqrt(variance)
+    if clusters is not None:
+        spread = mean_error(gradient[codes[:n], codes[n:]], clusters)
+        quantile, error = t_quantile(0.5 + level / 2, spread.df), spread.error
+    half = quantile * error / (1 - kappa**2)
     return Interval(kappa, math.tanh(math.atanh(kappa) - half), math.tanh(math.atanh(kappa) + half), n)
 
 
@@ -148,18 +157,29 @@ def excess_cross_entropy(margin: ArrayLike, target: ArrayLike) -> float:
 class ReliabilityBin:
     """One row of a reliability table."""
 
-    low: float  # lower edge of the bin of predicted probability
+    low: float  # lower edge of the bin of confidence
     high: float  # upper edge, included in the last bin only
-    n: int  # rows in it
-    predicted: float  # their mean prediction, NaN if n = 0
-    # Their mean target with Wilson's interval (a little too wide for soft targets), None if n = 0
+    n: int  # pairs in it
+    predicted: float  # their mean confidence, NaN if n = 0
+    # The share of them whose favourite is the judged one, with the interval of `rate`; None if n = 0
     observed: Interval | None
 
 
 def reliability_table(
-    p_first: ArrayLike, target: ArrayLike, *, bins: int = 10, level: float = 0.95
+    p_first: ArrayLike,
+    target: ArrayLike,
+    *,
+    bins: int = 5,
+    clusters: Clusters | Dyads | None = None,
+    level: float = 0.95,
 ) -> list[ReliabilityBin]:
-    """Predicted against observed probability in bins of equal width, empty ones included.
+    """Confidence against how often it is right, in bins of equal width from ½ to 1, empty ones included.
+
+    Which response of a pair is listed first says nothing (files of chosen and rejected always begin with the chosen
+    one), so a pair has to count the same in either order: (p, y) and (1 - p, 1 - y), half each. That table is symmetric
+    about ½, and its upper half, where every pair is counted once, says it all: the confidence c = max(p, 1 - p) in the
+    favourite, the response that is predicted to be preferred, against y' = y or 1 - y, the probability that the
+    favourite is (½ where p = ½: the mean of both orders). A calibrated predictor has E[y' | c] = c whatever the order.
 
     Raises:
         RLAIFError: If bins < 1, too.
@@ -168,25 +188,26 @@ def reliability_table(
     judged = checked_array("target", target, length=predicted.size, low=0.0, high=1.0)
     if bins < 1:
         raise RLAIFError(f"expected at least one bin, found {bins}")
-    edges = np.linspace(0.0, 1.0, bins + 1)
-    place = np.clip(np.searchsorted(edges, predicted, side="right") - 1, 0, bins - 1)
-    count, p_sum, t_sum = (np.bincount(place, weights=w, minlength=bins) for w in (None, predicted, judged))
-    return [
-        ReliabilityBin(
-            float(edges[i]),
-            float(edges[i + 1]),
-            int(count[i]),
-            float(p_sum[i] / count[i]) if count[i] else math.nan,
-            wilson(min(float(t_sum[i]), float(count[i])), int(count[i]), level=level) if count[i] else None,
-        )
-        for i in range(bins)
-    ]
+    confidence = np.maximum(predicted, 1 - predicted)
+    right = 0.5 + np.sign(predicted - 0.5) * (judged - 0.5)
+    edges = np.linspace(0.5, 1.0, bins + 1)
+    place = np.clip(np.searchsorted(edges, confidence, side="right") - 1, 0, bins - 1)
+    table = []
+    for i in range(bins):
+        rows = np.flatnonzero(place == i)
+        mean, observed = math.nan, None
+        if rows.size:
+            mean = float(confidence[rows].mean())
+            observed = rate(right[rows], clusters=taken(clusters, rows), level=level)
+        table.append(ReliabilityBin(float(edges[i]), float(edges[i + 1]), rows.size, mean, observed))
+    return table
 
 
-def expected_calibration_error(p_first: ArrayLike, target: ArrayLike, *, bins: int = 10) -> float:
-    """Mean distance between predicted and observed probability over the bins of `reliability_table`, by rows.
+def expected_calibration_error(p_first: ArrayLike, target: ArrayLike, *, bins: int = 5) -> float:
+    """Mean distance between confidence and how often it is right over the bins of `reliability_table`, by pairs.
 
-    Few rows a bin make it positive even for a calibrated predictor; compare only figures with equal n and bins.
+    Five bins from ½ to 1 are the usual ten from 0 to 1 over both orders of every pair. Few rows a bin make it positive
+    even for a calibrated predictor; compare only figures with equal n and bins.
     """
     table = [row for row in reliability_table(p_first, target, bins=bins) if row.observed]
     gaps = sum(row.n * abs(row.predicted - float(row.observed or 0.0)) for row in table)

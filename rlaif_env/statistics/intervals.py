@@ -9,7 +9,8 @@ found by simulation to be 93-97 % (``python -m tests.stress.coverage`` prints th
 * `rate`: wins, losses and ties counted ½. Independent rows: the score interval of Tango (1998) for paired proportions,
   which is Wilson's where there are no ties. Clustered rows, or shares between 0 and 1: Wilson's with the effective
   number of rows and Student's t in place of z (as for surveys: Korn and Graubard 1998). From 40 clusters with a share
-  of 0.2-0.8, from 100 with 0.1-0.9.
+  of 0.2-0.8, from 100 with 0.1-0.9. Rows that compare two of many texts (`rlaif_env.statistics.dependence`): from 40
+  texts.
 * `bootstrap_mean`, `paired_bootstrap`: the studentised bootstrap (Efron and Tibshirani 1993, chapter 12; Davison and
   Hinkley 1997, section 5.2), clusters drawn whole. From 30 rows or clusters of a continuous quantity with tails no
   heavier than exponential; from 50 where there are few values (differences of 0, ½, 1), at least 20 of them unlike the
@@ -30,16 +31,14 @@ All raise `RLAIFError` where values are empty, not finite or outside their range
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from rlaif_env.api import RLAIFError
-
-Floats = NDArray[np.float64]
-Clusters = Sequence[Hashable] | NDArray[np.generic]
+from rlaif_env.statistics.dependence import Clusters, Dyads, Floats, cluster_error, group_codes, mean_error
 
 RESAMPLES = 10_000
 """Of every bootstrap, where nothing else is asked for."""
@@ -91,23 +90,6 @@ def checked_array(
     if (bad := np.flatnonzero((array < low) | (array > high))).size:
         raise RLAIFError(f"expected {name} from {low:g} to {high:g}, found {array[bad[0]]:g} in row {bad[0]}")
     return array
-
-
-def group_codes(clusters: Clusters | None, n: int) -> NDArray[np.int64]:
-    """Number the clusters of n rows 0 … m-1 in order of appearance, int64 (n,); without clusters each row is its own.
-
-    Raises:
-        RLAIFError: If there are not n of them, or one is not hashable.
-    """
-    if clusters is None:
-        return np.arange(n)
-    if len(clusters) != n:
-        raise RLAIFError(f"expected one cluster for each of {n} rows, found {len(clusters)}")
-    codes: dict[Hashable, int] = {}
-    try:
-        return np.array([codes.setdefault(cluster, len(codes)) for cluster in clusters], dtype=np.int64)
-    except TypeError as error:
-        raise RLAIFError(f"expected clusters to be hashable, such as strings or numbers: {error}") from error
 
 
 def normal_quantile(level: float) -> float:
@@ -181,24 +163,21 @@ def _tango_limits(wins: float, losses: float, n: float, z: float) -> tuple[float
     return low, high
 
 
-def rate(outcomes: ArrayLike, *, clusters: Clusters | None = None, level: float = 0.95) -> Interval:
+def rate(outcomes: ArrayLike, *, clusters: Clusters | Dyads | None = None, level: float = 0.95) -> Interval:
     """Mean of outcomes (n,) in [0, 1], such as wins (1), ties (½) and losses (0), with an interval inside [0, 1].
 
     Failed rows are to be left out and counted beside it. See the head of this module for the method.
     """
     values = checked_array("outcomes", outcomes, low=0.0, high=1.0)
     n, z = values.size, normal_quantile(level)
-    codes = group_codes(clusters, n)
-    m = int(codes.max()) + 1
-    share = float(values.mean())
-    error, _ = _cluster_error(values, codes)
-    if m == n and np.isin(values, (0.0, 0.5, 1.0)).all():
+    spread, share = mean_error(values, clusters), float(values.mean())
+    if spread.rows == n and np.isin(values, (0.0, 0.5, 1.0)).all():
         low, high = _tango_limits(float((values == 1).sum()), float((values == 0).sum()), n, z)
         return Interval(share, (1 + low) / 2, (1 + high) / 2, n)
-    if error == 0:  # clusters that all have the same mean count as one row each
-        return Interval(share, *_wilson_limits(share, m, z), n)
-    effective = share * (1 - share) / error**2
-    return Interval(share, *_wilson_limits(share, effective, t_quantile(0.5 + level / 2, m - 1)), n)
+    if spread.error == 0:  # clusters that all have the same mean count as one row each
+        return Interval(share, *_wilson_limits(share, spread.rows, z), n)
+    effective = share * (1 - share) / spread.error**2
+    return Interval(share, *_wilson_limits(share, effective, t_quantile(0.5 + level / 2, spread.df)), n)
 
 
 # --- bootstrap --------------------------------------------------------------------------------------------------------
@@ -223,17 +202,6 @@ def resampled_counts(m: int, resamples: int, rng: np.random.Generator) -> Iterat
         drawn = rng.integers(0, m, size=(rows, m))
         drawn += np.arange(rows)[:, None] * m
         yield np.bincount(drawn.ravel(), minlength=rows * m).reshape(rows, m).astype(np.float64)
-
-
-def _cluster_error(values: Floats, codes: NDArray[np.int64]) -> tuple[float, Floats]:
-    """Standard error of a mean of clustered rows by linearisation, and (m, 2): each cluster's centred sum and size."""
-    sizes = np.bincount(codes).astype(np.float64)
-    sums = np.bincount(codes, weights=values - values.mean())
-    m = sizes.size
-    # sums that are rounding error only must read as no spread at all
-    sums[np.abs(sums) <= 1e-12 * sizes * max(1e-300, float(np.abs(values).max()))] = 0.0
-    error = math.sqrt(m / max(1, m - 1) * float(sums @ sums)) / values.size
-    return error, np.stack([sums, sizes], axis=1)
 
 
 @dataclass(frozen=True)
@@ -270,7 +238,7 @@ def studentised_bootstrap(
         RLAIFError: If values are empty or not finite, clusters do not match, or there are fewer than two of them.
     """
     array = checked_array("values", values)
-    error, parts = _cluster_error(array, group_codes(clusters, array.size))
+    error, parts = cluster_error(array, group_codes(clusters, array.size))
     m, scale = len(parts), float(np.abs(parts[:, 0]).max()) or 1.0
     s, k = parts[:, 0] / scale, parts[:, 1]
     terms = np.stack([s, k, s * s, s * k, k * k], axis=1)

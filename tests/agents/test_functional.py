@@ -69,6 +69,30 @@ def test_each_baseline_by_hand() -> None:
         assert torch.allclose(found, torch.tensor(expected)), baseline
 
 
+def test_the_first_moving_average_leaves_out_the_response_it_is_taken_from() -> None:
+    returns = torch.tensor([[4.0, 3.0, 2.0], [2.0, 0.0, 0.0]])
+    found = F.advantages(returns, MASK, "moving-average")
+    assert torch.allclose(found, torch.tensor([[2.0, 1.0, 0.0], [-2.0, 0, 0]]))
+    assert torch.equal(F.advantages(returns[:1], MASK[:1], "moving-average"), returns[:1])  # nothing to go by
+
+
+def test_the_gradient_of_every_first_batch_is_the_policy_s_but_for_the_batch_mean() -> None:
+    """Exactly, over all pairs of actions of one softmax: E[grad] is -grad J, halved where a mean holds its own row."""
+    logits = torch.tensor([0.3, -1.0, 0.5], dtype=torch.float64)
+    rewards, mask = torch.tensor([1.0, 5.0, -2.0], dtype=torch.float64), torch.ones(2, 1, dtype=torch.float64)
+    x = logits.clone().requires_grad_()
+    (x.softmax(-1) @ rewards).backward()
+    for baseline, share in (("moving-average", 1.0), ("none", 1.0), ("batch-mean", 0.5)):
+        y = logits.clone().requires_grad_()
+        logp = y.log_softmax(-1)
+        for i in range(3):
+            for j in range(3):
+                advantage = F.advantages(rewards[[i, j]][:, None], mask, baseline)
+                chance = float((logp[i] + logp[j]).detach().exp())
+                (chance * F.policy_gradient_loss(logp[[i, j]][:, None], advantage, mask)).backward(retain_graph=True)
+        assert torch.allclose(y.grad, -share * x.grad, atol=1e-12), baseline  # type: ignore[arg-type,operator]
+
+
 @pytest.mark.parametrize(
     ("baseline", "message"),
     [

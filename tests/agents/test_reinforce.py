@@ -73,6 +73,11 @@ def test_every_baseline_learns_the_bandit(baseline: str) -> None:
     assert before < 0.3 and after > 0.8, (before, after)
 
 
+def test_the_first_moving_average_is_of_the_other_responses() -> None:
+    (_, (own,)), (_, (others,)) = (run(1, baseline=baseline, n=8) for baseline in ("batch-mean", "moving-average"))
+    assert others["advantage_std"] == pytest.approx(own["advantage_std"] * 8 / 7)
+
+
 def test_full_fine_tuning_and_adafactor_learn_it_too(tmp_path: Any) -> None:
     tiny_backbone(0).save_merged(None, tmp_path / "tiny")
     config = ReinforceConfig(trainable="full", optimizer=OptimizerConfig("adafactor"), learning_rate=5e-3, beta=0.01)
@@ -86,6 +91,32 @@ def test_full_fine_tuning_and_adafactor_learn_it_too(tmp_path: Any) -> None:
         rewards.append(metrics["reward"])
     assert np.mean(rewards[-3:]) > np.mean(rewards[:3]) + 0.3
     assert metrics["kl"] > 0.5, "the reference must stay where it was"
+
+
+def test_full_fine_tuning_of_a_live_model_leaves_it_to_the_others() -> None:
+    """No file has its weights, and a scorer and an adapter are on it."""
+    live, tied = (tiny_backbone(3, **shape) for shape in ({}, {"tie_word_embeddings": True}))
+    live.add_lora("scorer", rank=2, alpha=4.0)
+    with torch.no_grad():
+        for name, parameter in live.lora_parameters("scorer").items():
+            parameter.copy_(torch.full_like(parameter, 0.1)) if "lora_B" in name else None
+    for model in (live, tied):
+        before = {name: value.clone() for name, value in model.model.state_dict().items()}
+        config = ReinforceConfig(trainable="full", learning_rate=1e-2, beta=0.1)
+        envs = environment(model, 8, 4)
+        agent = ReinforceAgent(model, config, envs=envs)
+        assert not any("lora" in name or "base_layer" in name for name in agent.policy.state())
+        prompts, _ = envs.reset(seed=0)
+        _, rewards, *_ = envs.step(agent.act(prompts))
+        first = agent.update(rewards)
+        assert (
+            first["kl"] == pytest.approx(0, abs=1e-5) and first["sampler_drift"] < 1e-4
+        )  # it starts as the live model
+        agent.act(prompts)
+        assert agent.update(rewards)["kl"] != 0
+        assert all(torch.equal(value, before[name]) for name, value in model.model.state_dict().items())
+        assert not any(parameter.requires_grad for parameter in model.model.parameters())
+    assert tied.model.config.tie_word_embeddings and len(agent.policy.parameters) == len(list(tied.model.parameters()))
 
 
 def test_same_seed_same_metrics_and_weights() -> None:

@@ -17,10 +17,12 @@ from numpy.typing import NDArray
 
 from benchmarks.evaluation.aggregates import iqm_over_seeds
 from benchmarks.evaluation.length_control import length_control
+from rewards.labeling.report import alignment
 from rlaif_env.statistics import (
     Floats,
     Interval,
     bootstrap_mean,
+    clusters_of_pairs,
     cohens_kappa,
     paired_bootstrap,
     rate,
@@ -102,6 +104,26 @@ def _clustered_share(m: int, p: float, correlation: float) -> Draw:
     def draw(rng: np.random.Generator, _: int) -> tuple[Interval, float]:
         clusters = _clusters(rng, m)
         return rate(_shared_uniforms(rng, clusters, correlation) < p, clusters=clusters), p
+
+    return draw
+
+
+def _shared_texts(texts: int, pairs: int, uneven: bool = False, kappa: bool = False) -> Draw:
+    """A judge that sees each text's quality with an error of the text's own, on pairs that share texts."""
+    truth = 0.5 + float(np.arcsin((2 / (2 + 2 * 0.5 + 0.2)) ** 0.5)) / np.pi  # two normals agree in sign
+
+    def draw(rng: np.random.Generator, _: int) -> tuple[Interval, float]:
+        weights = rng.exponential(size=texts) ** 2 if uneven else np.ones(texts)
+        first = rng.choice(texts, size=pairs, p=weights / weights.sum())
+        second = (first + rng.integers(1, texts, size=pairs)) % texts
+        quality, error = rng.normal(size=texts), rng.normal(0, 0.5**0.5, size=texts)
+        better = quality[first] - quality[second]
+        seen = better + error[first] - error[second] + rng.normal(0, 0.2**0.5, size=pairs)
+        clusters = clusters_of_pairs([""] * pairs, first.astype(str).tolist(), second.astype(str).tolist())
+        aligned = alignment(seen > 0, better > 0, clusters)
+        found = aligned.kappa if kappa else aligned.share
+        assert found is not None
+        return found, 2 * truth - 1 if kappa else truth
 
     return draw
 
@@ -209,6 +231,11 @@ def settings() -> list[Setting]:
         Setting("rate, clustered", "40 prompts, p = 0.5, correlation 0.5", _clustered_share(40, 0.5, 0.7)),
         Setting("rate, clustered", "40 prompts, p = 0.8, correlation 0.1", _clustered_share(40, 0.8, 0.32)),
         Setting("rate, clustered", "100 prompts, p = 0.9, correlation 0.5", _clustered_share(100, 0.9, 0.7)),
+        Setting("rate, shared texts", "200 pairs of 40 texts", _shared_texts(40, 200)),
+        Setting("rate, shared texts", "100 pairs of 100 texts", _shared_texts(100, 100)),
+        Setting("rate, shared texts", "600 pairs of 200 texts", _shared_texts(200, 600)),
+        Setting("rate, shared texts", "200 pairs of 40 texts, some in many", _shared_texts(40, 200, uneven=True)),
+        Setting("rate, shared texts", "300 pairs of 100 texts, some in many", _shared_texts(100, 300, uneven=True)),
         Setting("bootstrap_mean", "n = 30, normal", _mean(30, lambda rng, n: rng.normal(size=n), 0.0)),
         Setting("bootstrap_mean", "n = 30, exponential", _mean(30, exponential, 1.0)),
         Setting("bootstrap_mean", "n = 100, exponential", _mean(100, exponential, 1.0)),
@@ -230,6 +257,7 @@ def settings() -> list[Setting]:
         Setting("cohens_kappa", "n = 100, kappa 0, labels 50:50", _raters(100, 0.0, 0.5)),
         Setting("cohens_kappa", "n = 100, kappa 0.6, labels 50:50", _raters(100, 0.6, 0.5)),
         Setting("cohens_kappa", "n = 300, kappa 0.8, labels 80:20", _raters(300, 0.8, 0.8)),
+        Setting("cohens_kappa, shared texts", "600 pairs of 200 texts", _shared_texts(200, 600, kappa=True)),
         Setting("spearman", "n = 50, correlation 0", _ranks(50, 0.0)),
         Setting("spearman", "n = 50, correlation 0.7", _ranks(50, 0.7)),
         Setting("spearman", "n = 200, correlation 0.9", _ranks(200, 0.9)),

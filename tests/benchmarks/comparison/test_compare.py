@@ -18,10 +18,11 @@ from rich.console import Console
 
 from agents.reinforce import ReinforceConfig
 from agents.training.config import TrainingConfig
+from benchmarks.comparison import tables
 from benchmarks.comparison.command import compare
 from benchmarks.comparison.config import AblationConfig, CompareConfig
 from benchmarks.comparison.figures import FIGURES
-from benchmarks.comparison.outcomes import over_optimised_from
+from benchmarks.comparison.outcomes import Outcome, over_optimised_from
 from benchmarks.comparison.pipeline import Pipeline
 from benchmarks.comparison.stages import Stage, Stages
 from benchmarks.evaluation.systems import System
@@ -270,6 +271,16 @@ def test_a_damaged_stage_record_is_refused(folder: Path, done: Path) -> None:
             compare(settings(folder, done))
     finally:
         record.write_text(kept)
+
+
+def test_policies_that_write_the_same_tie_under_every_judge() -> None:
+    noise = 1e-6 * np.random.default_rng(0).normal(size=(2, 6))
+    outcomes = []
+    for arm, off in zip(("sft", "direct-llm"), noise, strict=True):
+        measures = {"judge:direct-llm": 0.5 + off, "length": np.full(6, 4.0)}
+        outcomes.append(Outcome(arm, 0, System(arm, "", list("abcdef"), ["same"] * 6, measures), None, {}))
+    (row,) = tables._main(outcomes, {"judge:direct-llm": "direct-llm"}).rows
+    assert str(row[1]).startswith("50 [") and row[3] == "1.000"
 
 
 def test_over_optimisation_is_told_where_gold_falls_for_sure_while_the_reward_rises() -> None:

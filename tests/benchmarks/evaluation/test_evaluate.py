@@ -20,7 +20,7 @@ from agents.policy import Policy
 from agents.training.command import main as train_main
 from agents.training.heldout import evaluate_policy
 from benchmarks.evaluation.command import EvaluateConfig, evaluate, main
-from benchmarks.evaluation.judge_panel import JudgePanel
+from benchmarks.evaluation.judge_panel import JudgePanel, OncePerText
 from benchmarks.evaluation.judges import judged, pairwise_wins, score_rows, win_rates, with_gold
 from benchmarks.evaluation.systems import System, answer, find_source, read_responses, read_system, write_system
 from benchmarks.evaluation.tables import evaluation, write_evaluation
@@ -260,8 +260,8 @@ def test_a_judge_without_one_score_is_an_error_not_a_result() -> None:
 def test_win_rates_by_hand() -> None:
     nan = np.nan
     a = system("a", ["x"] * 6, gold=[1, 2, 3, 4, nan, 0])
-    b = system("b", ["x"] * 6, gold=[0, 2, 5, 1, 9, nan])
-    c = system("c", ["x"] * 6, gold=[-1, -1, -1, -1, -1, -1])
+    b = system("b", ["y"] * 6, gold=[0, 2, 5, 1, 9, nan])
+    c = system("c", ["z"] * 6, gold=[-1, -1, -1, -1, -1, -1])
     rows = {(row["a"], row["b"]): row for row in win_rates([a, b, c], "gold", resamples=200)}
     assert len(rows) == 6
     ab, ba = rows["a", "b"], rows["b", "a"]
@@ -275,7 +275,7 @@ def test_win_rates_by_hand() -> None:
 
 
 def test_repeated_prompts_are_one_cluster_each() -> None:
-    once = [system(name, ["x"] * 4, gold=values) for name, values in (("a", [1, 1, 1, 0]), ("b", [0, 0, 0, 1]))]
+    once = [system(name, [name] * 4, gold=values) for name, values in (("a", [1, 1, 1, 0]), ("b", [0, 0, 0, 1]))]
     twice = [
         System(s.name, s.source, s.prompts * 2, s.responses * 2, {k: np.tile(v, 2) for k, v in s.measures.items()})
         for s in once
@@ -286,7 +286,7 @@ def test_repeated_prompts_are_one_cluster_each() -> None:
 
 
 def test_a_pair_without_one_judged_row_is_shown_as_that() -> None:
-    a, b = system("a", ["x"] * 2, gold=[1, np.nan]), system("b", ["x"] * 2, gold=[np.nan, 1])
+    a, b = system("a", ["x"] * 2, gold=[1, np.nan]), system("b", ["y"] * 2, gold=[np.nan, 1])
     row = win_rates([a, b], "gold")[0]
     assert (row["raw"], row["length_controlled"], row["p_holm"], row["failed"]) == (None, None, None, 2)
     table = evaluation([a, b], win_rates([a, b], "gold"), {})["tables"][0]
@@ -299,7 +299,7 @@ def test_length_control_takes_away_what_length_alone_won() -> None:
     lengths[0] += rng.integers(0, 25, 500)
     wins = rng.random(500) < 1 / (1 + np.exp(-4 * (lengths[0] / lengths[1] - 1)))
     a, b = (
-        system(name, ["x"] * 500, length=row, judge__j=score)
+        system(name, [name] * 500, length=row, judge__j=score)
         for name, row, score in (("a", lengths[0], wins), ("b", lengths[1], ~wins))
     )
     row = win_rates([a, b], "judge:j")[0]
@@ -333,21 +333,45 @@ def test_pairs_are_asked_in_both_orders_and_never_twice(tmp_path: Path) -> None:
     judge = Judge(push=0.25)  # sees the first position so much better that it often wins in both orders
     with Journal(tmp_path / "pairs.jsonl") as journal:
         rows = pairwise_wins([a, b, c, same], labeler(judge), journal=journal, batch=5, resamples=200)
-    # each of three pairs of different systems, and those of "same" again: no question is asked twice
-    assert len(judge.asked) == len(set(judge.asked)) == 8 * (3 * 2 + 1)
+    # each of three pairs of different systems: neither "same" against the others nor against its equal is asked again
+    assert len(judge.asked) == len(set(judge.asked)) == 8 * 3 * 2
     found = {(row["a"], row["b"]): row for row in rows}
     assert found["a", "same"]["raw"]["estimate"] == found["a", "same"]["soft"]["estimate"] == 0.5
     assert found["a", "same"]["ties"] == 8
+    assert found["a", "same"]["position_bias"] is found["a", "same"]["label_mass"] is None
     assert found["a", "b"]["wins"] == found["b", "a"]["losses"]
     assert found["a", "b"]["soft"]["estimate"] == pytest.approx(1 - found["b", "a"]["soft"]["estimate"])
-    # P("1") is 0.95 or 0.45: whoever is liked, no pair has the same position above ½ in both orders but the equal ones
+    # P("1") is 0.95 or 0.45: whoever is liked, no pair has the same position above ½ in both orders
     assert found["a", "b"]["position_bias"]["same_position"]["estimate"] == 0
-    assert found["a", "same"]["position_bias"]["first"]["n"] == 8
     assert found["a", "b"]["label_mass"] == pytest.approx(0.8 * 1.0)
     again = Judge(push=0.25)
     with Journal(tmp_path / "pairs.jsonl") as journal:
         assert pairwise_wins([a, b, c, same], labeler(again), journal=journal, resamples=200) == rows
     assert again.asked == []
+
+
+def test_equal_texts_are_a_tie_though_their_scores_differ_by_what_batches_do() -> None:
+    texts, others = [f"text {i}" for i in range(8)], [f"text {i}" if i < 4 else f"another text {i}" for i in range(8)]
+    noise = 1e-6 * np.random.default_rng(0).normal(size=8)  # backends may differ by 1e-5 between batches
+    a = system("a", texts, judge__j=[1.0] * 8)
+    b = system("b", others, judge__j=np.array([1.0] * 4 + [2.0] * 4) + noise)
+    row = win_rates([a, b], "judge:j", resamples=200)[0]
+    assert [row[name] for name in ("wins", "ties", "losses")] == [0, 4, 4]
+    row = pairwise_wins([a, b], labeler(judge := Judge(push=0.25)), resamples=200)[0]
+    assert row["ties"] == 4 and row["position_bias"]["same_position"]["n"] == 4 and len(judge.asked) == 8
+    unjudged = system("a", ["x", "y"], gold=[np.nan, 1.0]), system("b", ["x", "z"], gold=[np.nan, 2.0])
+    assert [win_rates(unjudged, "gold")[0][name] for name in ("ties", "losses", "failed")] == [1, 1, 0]
+
+
+def test_a_panel_s_judge_scores_a_text_once_and_names_the_rows_that_fail() -> None:
+    judge = Length()
+    once = OncePerText(judge)
+    assert once.score(["p", "p", "q"], ["aa", "aa", "aa"]).values.tolist() == [2, 2, 2]
+    assert once.score(["q", "p"], ["aa", "aa"]).values.tolist() == [2, 2] and judge.calls == 1
+    with pytest.raises(BackendError, match="no score") as caught:
+        once.score(["p", "p", "p", "p"], ["aa", "b!", "c", "b!"])
+    assert caught.value.rows == (1, 3)
+    assert once.score(["p"], ["c"]).values.tolist() == [1]  # it was not lost with the others
 
 
 def test_pairs_without_an_answer_are_counted_with_their_reason() -> None:
@@ -579,10 +603,11 @@ def test_settings_under_a_judge_s_name_go_before_the_shared_ones(models: Path) -
         settings={"short": {"scale": [0, 1]}, "pairwise": {"scale": [0, 2], "minimum_mass": 0.5}},
         pairwise=True,
     )
-    whole, short, pairs = panel.backend("direct-llm"), panel.backend("short"), panel.labeler()
-    assert [tuple(judge.scale) for judge in (whole, short, pairs)] == [(0, 3), (0, 1), (0, 2)]  # type: ignore[attr-defined]
+    whole, short = (panel.backend(name).backend for name in ("direct-llm", "short"))  # type: ignore[attr-defined]
+    pairs = panel.labeler()
+    assert [tuple(judge.scale) for judge in (whole, short, pairs)] == [(0, 3), (0, 1), (0, 2)]
     assert pairs.config.mode == "score" and pairs.config.minimum_mass == 0.5
-    assert whole.language_model is short.language_model is pairs.language_model  # type: ignore[attr-defined]
+    assert whole.language_model is short.language_model is pairs.language_model
 
 
 def test_a_changed_policy_is_another_evaluation(options: dict[str, Any], tmp_path: Path) -> None:

@@ -17,9 +17,11 @@ from transformers import PreTrainedTokenizerFast
 
 from rewards.endpoint.config import ServerConfig
 from rewards.endpoint.limits import Limits
+from rewards.labeling.answers import Label
 from rewards.labeling.command import LabelConfig, label, main
 from rewards.labeling.labeler import PreferenceLabeler
-from rewards.labeling.pair_source import SampledPairs, read_pairs
+from rewards.labeling.pair_source import Pair, SampledPairs, read_pairs
+from rewards.labeling.report import Tally, alignment
 from rewards.language_model.config import LanguageModelConfig
 from rlaif_env.api import BackendError, DataError, RLAIFError
 from rlaif_env.data.journal import Journal
@@ -359,15 +361,49 @@ def test_the_report_by_hand(tmp_path: Path) -> None:
     # lengths: "first " is shorter than "second ", "first first " longer: b and d are longer first, a and c second
     assert people["always_longer"]["estimate"] == pytest.approx(1 / 4)
     assert people["brier"] == pytest.approx((0.25 + 0.36 + 0.35**2 + 0) / 4)
-    assert people["kappa"]["estimate"] == pytest.approx((1 / 4 - 7 / 16) / (1 - 7 / 16))
-    assert people["calibration_error"] == pytest.approx((0.5 + 0.6 + 0.35 + 0) / 4)
-    assert [row["pairs"] for row in people["reliability"]] == [1, 1, 1, 1]
+    # in both orders: people first and second as often, the labeler a tie in 1/4 and each of them in 3/8
+    assert people["kappa"]["estimate"] == pytest.approx((1 / 4 - 3 / 8) / (1 - 3 / 8))
+    assert people["kappa"]["n"] == 4
+    # confidence against people's: a .5 (.5) and c .55 (.2) in one bin, b .6 (0), d .9 (.9)
+    assert people["calibration_error"] == pytest.approx((2 * (0.525 - 0.35) + 0.6 + 0) / 4)
+    assert [row["pairs"] for row in people["reliability"]] == [2, 1, 1]
     assert report["label_mass"]["mean"] == pytest.approx(0.5)
     page = (tmp_path / "out" / "report.md").read_text()
     assert "The same position is preferred after the swap in 60.0% [23.1%, 88.2%] of 5 pairs." in page
     assert "| labeler | 37.5% [" in page
     assert "Most of these choices follow the position" in page
     assert "always the longer" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_pairs_that_share_texts_are_no_independent_pairs() -> None:
+    """300 pairs of 30 snippets, each of them read rightly or wrongly as a whole, against as many of 600 snippets."""
+    rng = np.random.default_rng(0)
+    widths = {}
+    for texts in (30, 600):
+        tally, wrong = Tally(), rng.random(texts) < 0.3
+        order = rng.permutation(600) % texts
+        for one, two in order.reshape(-1, 2).tolist():
+            human, p_1 = float(rng.random() < 0.5), 0.9 if wrong[one] else 0.4
+            record = {"mode": "pairwise", "answers": [{"p_1": p_1}, {"p_1": 0.6}]}
+            p_first = 0.9 * human + 0.05 if not wrong[one] else 0.95 - 0.9 * human
+            tally.add(Pair("", f"text {one}", f"text {two}", human), Label(p_first, 1.0, "ok", "", record))
+        report = tally.report({})
+        found = [report["human"]["alignment"], report["human"]["kappa"], report["position_bias"]["same_position"]]
+        found.append(report["human"]["reliability"][-1]["observed"])
+        widths[texts] = np.array([interval["high"] - interval["low"] for interval in found])
+        assert [interval["n"] for interval in found] == [300] * 4
+    assert (widths[30] > 1.5 * widths[600]).all()
+
+
+def test_agreement_does_not_depend_on_what_a_file_lists_first() -> None:
+    rng = np.random.default_rng(1)
+    human, p = rng.integers(0, 2, 60).astype(float), rng.random(60)
+    drawn, chosen_first = (
+        alignment(np.where(swap, 1 - p, p), np.where(swap, 1 - human, human), np.arange(60))
+        for swap in (np.zeros(60, bool), human == 0)
+    )
+    assert drawn == chosen_first and drawn.share is not None and drawn.kappa is not None
+    assert drawn.kappa.estimate == pytest.approx(2 * drawn.share.estimate - 1)
 
 
 def test_the_report_of_score_mode_has_no_position(tmp_path: Path) -> None:

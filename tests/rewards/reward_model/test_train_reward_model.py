@@ -262,10 +262,14 @@ def test_training_twice_with_a_seed_gives_the_same_model() -> None:
 def test_gradients_through_the_model_lower_the_loss_and_save_what_they_learned(trainable: Any, tmp_path: Path) -> None:
     folder = tmp_path / "base"
     tiny_backbone().save_merged(None, folder)
+    base = backbone(folder) if trainable == "lora" else tiny_backbone()  # a live model, shared with others
+    before = base.fingerprint()
     data = toy_data(200)
     logged: list[dict[str, float]] = []
     settings = config(trainable=trainable, epochs=2, learning_rate=3e-3, batch_pairs=16, layers=2)
-    trained = train_rm(settings, backbone(folder), TASK, data, log=lambda step, metrics: logged.append(dict(metrics)))
+    trained = train_rm(settings, base, TASK, data, log=lambda step, metrics: logged.append(dict(metrics)))
+    base._fingerprint = None
+    assert base.fingerprint() == before
     validation = [row["validation_loss"] for row in logged if "validation_loss" in row]
     assert min(validation) < validation[0] - 0.01
     training = trained.report["training"]
@@ -375,6 +379,23 @@ def test_figures_by_hand() -> None:
     assert float(found.longer) == (1 + 1 + 0.5 + 0.5) / 4
     assert "accuracy_at_gap" in found.to_json()
     json.dumps(found.to_json())
+
+
+def test_a_calibrated_model_is_calibrated_whatever_response_a_file_lists_first() -> None:
+    random = np.random.default_rng(3)
+    margin = random.normal(scale=2.0, size=4000)
+    first_wins = random.random(4000) < 1 / (1 + np.exp(-margin))
+    drawn = [whole(float(won), f"a{i}", f"b{i}") for i, won in enumerate(first_wins)]
+    chosen_first = [record if won else record.swapped() for record, won in zip(drawn, first_wins, strict=True)]
+    one = pair_figures(margin, drawn, min_gap=0.5)
+    other = pair_figures(np.where(first_wins, margin, -margin), chosen_first, min_gap=0.5)
+    assert {record.p_first for record in chosen_first} == {1.0}
+    assert one.ece < 0.02
+    assert all(row.observed and row.observed.low <= row.predicted <= row.observed.high for row in other.reliability)
+    for name in ("ece", "brier", "excess_cross_entropy"):
+        assert getattr(other, name) == pytest.approx(getattr(one, name), abs=1e-12)
+    assert other.accuracy == one.accuracy
+    assert [row.n for row in other.reliability] == [row.n for row in one.reliability]
 
 
 def test_pairs_that_share_texts_have_the_wider_interval() -> None:

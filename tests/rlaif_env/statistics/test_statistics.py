@@ -8,7 +8,7 @@ from statistics import NormalDist
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
@@ -286,16 +286,47 @@ def test_excess_cross_entropy_by_hand() -> None:
 
 
 def test_reliability_table_and_calibration_error_by_hand() -> None:
-    predicted, target = [0.05, 0.15, 0.15, 1.0, 0.1], [0.0, 1.0, 0.0, 1.0, 0.5]
+    #   confidence:      .95   .85   .85   1.0  .9   .5
+    predicted, target = [0.05, 0.15, 0.85, 1.0, 0.9, 0.5], [0.0, 1.0, 1.0, 1.0, 0.5, 1.0]
     table = s.reliability_table(predicted, target)
-    assert [row.n for row in table] == [1, 3, 0, 0, 0, 0, 0, 0, 0, 1]  # 0.1 is in the second bin, 1.0 in the last
-    assert table[1].predicted == pytest.approx(0.4 / 3)
-    assert table[1].observed is not None and table[1].observed.estimate == pytest.approx(0.5)
-    assert table[2].observed is None and math.isnan(table[2].predicted)
-    assert (table[0].low, table[-1].high) == (0.0, 1.0)
-    expected = (1 * 0.05 + 3 * (0.5 - 0.4 / 3) + 1 * 0.0) / 5
+    assert [row.n for row in table] == [1, 0, 0, 2, 3]  # 0.9 is in the last bin, as 1.0 is
+    assert table[3].predicted == pytest.approx(0.85)
+    assert table[3].observed is not None and table[3].observed.estimate == pytest.approx(0.5)
+    assert table[0].observed is not None and table[0].observed.estimate == 0.5  # no favourite: the mean of both orders
+    assert table[1].observed is None and math.isnan(table[1].predicted)
+    assert (table[0].low, table[-1].high) == (0.5, 1.0)
+    expected = (1 * 0.0 + 2 * (0.85 - 0.5) + 3 * (2.85 - 2.5) / 3) / 6
     assert s.expected_calibration_error(predicted, target) == pytest.approx(expected)
-    assert s.expected_calibration_error(predicted, target, bins=1) == pytest.approx(abs(0.5 - 1.45 / 5))
+    assert s.expected_calibration_error(predicted, target, bins=1) == pytest.approx(abs(5.05 - 4.0) / 6)
+
+
+PREDICTIONS = st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1), st.booleans()), min_size=1, max_size=30)
+
+
+@given(PREDICTIONS)
+def test_the_order_of_a_pair_changes_no_figure(rows: list[tuple[float, float, bool]]) -> None:
+    # 1 - (1 - x) is x from ½ up only: below it, a confidence is the rounded 1 - x either way
+    p, y = (np.maximum(values, 1 - np.array(values)) for values in zip(*((p, y) for p, y, _ in rows), strict=True))
+    swapped = np.array([swap for *_, swap in rows])
+    q, z = np.where(swapped, 1 - p, p), np.where(swapped, 1 - y, y)
+    for figure in (s.expected_calibration_error, s.brier, lambda a, b: float(s.accuracy(a, b))):
+        assert figure(q, z) == pytest.approx(figure(p, y), abs=1e-12)
+    margin = 4 * p - 2
+    one, other = s.excess_cross_entropy(margin, y), s.excess_cross_entropy(np.where(swapped, -margin, margin), z)
+    assert other == pytest.approx(one, abs=1e-12)
+    assert [(row.n, row.predicted, row.observed) for row in s.reliability_table(q, z) if row.n] == [
+        (row.n, row.predicted, row.observed) for row in s.reliability_table(p, y) if row.n
+    ]
+
+
+@given(PREDICTIONS)
+def test_five_bins_of_confidence_are_the_usual_ten_over_both_orders(rows: list[tuple[float, float, bool]]) -> None:
+    p, y = (np.array(values) for values in zip(*((p, y) for p, y, _ in rows), strict=True))
+    assume((np.abs(p[:, None] - np.linspace(0, 1, 11)[1:-1]) > 1e-9).all())  # an edge belongs to the bin above it
+    both, target = np.concatenate([p, 1 - p]), np.concatenate([y, 1 - y])
+    place = np.minimum(9, (both * 10).astype(int))
+    ten = sum(abs(float((both - target)[place == i].sum())) for i in range(10)) / both.size
+    assert s.expected_calibration_error(p, y) == pytest.approx(ten, abs=1e-9)
 
 
 # --- text -------------------------------------------------------------------------------------------------------------

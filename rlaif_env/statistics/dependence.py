@@ -1,0 +1,145 @@
+"""Which rows depend on each other, and what that does to the error of their mean.
+
+Rows that share a prompt are a cluster. Rows that compare two of many texts depend on each other where they share
+either: each of a few hundred snippets in several pairs links all of them, so that no clusters are left to count or to
+draw whole. Their variance is the dyadic one (Aronow, Samii and Assenova 2015): the products of the residuals of all two
+rows that share a text, each once.
+
+With k the effective number of texts, (sum of uses)² / sum of squared uses, it is enlarged by k / (k - 2) and read with
+Student's t of k / 2 - 1 degrees of freedom, since every row uses two of them (clusters: m / (m - 1) and m - 1). It is
+never under that of independent rows, as chance can have the sum of products.
+
+Notation: n rows, m clusters.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlaif_env.api import RLAIFError
+
+Floats = NDArray[np.float64]
+Clusters = Sequence[Hashable] | NDArray[np.generic]
+
+
+@dataclass(frozen=True)
+class Dyads:
+    """n rows that each belong to two groups, such as the texts they compare; rows that share one are dependent."""
+
+    first: NDArray[np.int64]  # (n,) number of one group
+    second: NDArray[np.int64]  # (n,) number of the other; the same where a row has only one
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+    def sums(self, values: Floats) -> Floats:
+        """Sum of values (n,) in each group, numbered as here."""
+        two, size = self.first != self.second, int(max(self.first.max(), self.second.max())) + 1
+        sums = np.bincount(self.first, weights=values, minlength=size).astype(np.float64)
+        return sums + np.bincount(self.second[two], weights=values[two], minlength=size)
+
+    def products(self, values: Floats) -> float:
+        """Sum of values_i · values_j over all ordered (i, j) that share a group, i = j too. values: (n,)."""
+        sums, two = self.sums(values), self.first != self.second
+        low, high = np.minimum(self.first, self.second)[two], np.maximum(self.first, self.second)[two]
+        twice = np.bincount(np.unique(low * len(sums) + high, return_inverse=True)[1], weights=values[two])
+        return float(sums @ sums - twice @ twice)
+
+
+def clusters_of_pairs(prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> Clusters | Dyads:
+    """What makes compared pairs dependent: their prompt, and their texts where that is empty or the same for all.
+
+    Args:
+        prompts: (n,) what both responses answer.
+        first: (n,) one response.
+        second: (n,) the other.
+    """
+    grouping = len(set(prompts)) > 1
+    if grouping and all(prompt.strip() for prompt in prompts):
+        return prompts
+    codes: dict[tuple[str, ...], int] = {}
+    keys = [
+        ((p,), (p,)) if grouping and p.strip() else ((p, a), (p, b))
+        for p, a, b in zip(prompts, first, second, strict=True)
+    ]
+    numbers = np.array([[codes.setdefault(key, len(codes)) for key in row] for row in keys], dtype=np.int64)
+    return Dyads(*numbers.reshape(-1, 2).T)
+
+
+@overload
+def taken(clusters: None, rows: NDArray[np.int64]) -> None: ...
+
+
+@overload
+def taken(clusters: Clusters | Dyads, rows: NDArray[np.int64]) -> Clusters | Dyads: ...
+
+
+def taken(clusters: Clusters | Dyads | None, rows: NDArray[np.int64]) -> Clusters | Dyads | None:
+    """The clusters of some rows, by their numbers, in that order and as often; None stays None."""
+    if isinstance(clusters, Dyads):
+        return Dyads(clusters.first[rows], clusters.second[rows])
+    return None if clusters is None else [clusters[row] for row in rows.tolist()]
+
+
+def group_codes(clusters: Clusters | None, n: int) -> NDArray[np.int64]:
+    """Number the clusters of n rows 0 … m-1 in order of appearance, int64 (n,); without clusters each row is its own.
+
+    Raises:
+        RLAIFError: If there are not n of them, or one is not hashable.
+    """
+    if clusters is None:
+        return np.arange(n)
+    if len(clusters) != n:
+        raise RLAIFError(f"expected one cluster for each of {n} rows, found {len(clusters)}")
+    codes: dict[Hashable, int] = {}
+    try:
+        return np.array([codes.setdefault(cluster, len(codes)) for cluster in clusters], dtype=np.int64)
+    except TypeError as error:
+        raise RLAIFError(f"expected clusters to be hashable, such as strings or numbers: {error}") from error
+
+
+def cluster_error(values: Floats, codes: NDArray[np.int64]) -> tuple[float, Floats]:
+    """Standard error of a mean of clustered rows by linearisation, and (m, 2): each cluster's centred sum and size."""
+    sizes = np.bincount(codes).astype(np.float64)
+    sums = np.bincount(codes, weights=values - values.mean())
+    m = sizes.size
+    # sums that are rounding error only must read as no spread at all
+    sums[np.abs(sums) <= 1e-12 * sizes * max(1e-300, float(np.abs(values).max()))] = 0.0
+    error = math.sqrt(m / max(1, m - 1) * float(sums @ sums)) / values.size
+    return error, np.stack([sums, sizes], axis=1)
+
+
+@dataclass(frozen=True)
+class MeanError:
+    """How surely a mean of n rows is known."""
+
+    error: float  # its standard error; 0 where dependent rows leave nothing to tell it by
+    df: float  # degrees of freedom of that
+    rows: float  # so many independent rows there would be if dependent ones were all alike: n if there are none
+
+
+def mean_error(values: Floats, clusters: Clusters | Dyads | None) -> MeanError:
+    """The error of the mean of values (n,), n ≥ 1.
+
+    Raises:
+        RLAIFError: As `group_codes`.
+    """
+    n = values.size
+    if not isinstance(clusters, Dyads):
+        error, parts = cluster_error(values, group_codes(clusters, n))
+        return MeanError(error, len(parts) - 1, len(parts))
+    if len(clusters) != n:
+        raise RLAIFError(f"expected one cluster for each of {n} rows, found {len(clusters)}")
+    uses, rows = clusters.sums(np.ones(n)), n**2 / clusters.products(np.ones(n))
+    pieces = float(uses.sum() * n / (uses @ uses))  # k, over the groups of a row
+    df, residual = max(1.0, pieces - 1), values - values.mean()
+    if np.ptp(values) == 0 or pieces <= 1:
+        return MeanError(0.0, df, rows)
+    variance = max(clusters.products(residual), float(residual @ residual)) / n**2
+    return MeanError(math.sqrt(variance * pieces / (pieces - 1)), df, rows)
