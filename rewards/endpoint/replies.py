@@ -119,6 +119,15 @@ def error_message(body: str) -> str:
     return _error_text(row) if isinstance(row, dict) else body.strip()[:120]
 
 
+def used_tokens(body: str) -> tuple[int, int] | None:
+    """The tokens read and written for an answer that could not be read otherwise; None where it does not say."""
+    try:
+        row = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    return _usage(row.get("usage")) if isinstance(row, dict) else None
+
+
 def _usage(usage: Any) -> tuple[int, int] | None:
     if not isinstance(usage, dict):
         return None
