@@ -65,7 +65,7 @@ def label(config: LabelConfig, console: Console, model: LanguageModel | None = N
         if config.dry_run:
             return _estimate(job, prompts, console)
         total = sum(1 for _ in job.stored_pairs()) if prompts is None else len(prompts)
-        settings = asdict(config) | {"task": job.task.to_json()}
+        settings = asdict(config) | {"task": job.task.to_json(), "content": job.content()}
         run = stack.enter_context(RunFolder.create(config.out, settings, command="label", exist=True, free=OPERATIONAL))
         console.print(f"Writing to {run.path}; the same command with --out {run.path} goes on", soft_wrap=True)
         journal = stack.enter_context(Journal(run.path / "journal.jsonl", job.note))

@@ -20,6 +20,7 @@ from rlaif_env import options
 from rlaif_env.api import BackendError, DataError, RLAIFError
 from rlaif_env.data.journal import Journal
 from rlaif_env.data.tasks import DEFAULT_TASK, load_task
+from rlaif_env.files import content_of
 from rlaif_env.models import TEMPERATURE, encode, load_tokenizer
 
 OPERATIONAL = (
@@ -133,6 +134,11 @@ class LabelJob:
         """The policy, on the labeler's device."""
         here = self.config.labeler
         return language_model_from(LanguageModelConfig(str(self.config.policy), device=here.device, dtype=here.dtype))
+
+    def content(self) -> dict[str, str]:
+        """What changes when the weights of a model do."""
+        policy = self.config.policy
+        return {"labeler": self.config.labeler.content} | ({"policy": content_of(policy)} if policy else {})
 
     def questions(self, pair: Pair) -> dict[str, str]:
         """The two questions of a pair by key; one if they are the same."""

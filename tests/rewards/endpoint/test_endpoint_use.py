@@ -220,7 +220,7 @@ def test_what_could_not_be_used_is_counted_too() -> None:
 
 def test_the_cost_is_that_of_all_runs_of_the_job(server: FaultServer, tmp_path: Path) -> None:
     source = write_rows(tmp_path / "pairs.jsonl", pair_rows(2))
-    options = {"task": "helpful", "input": source, "labeler": served(server), "out": tmp_path / "out"}
+    options: dict[str, Any] = {"task": "helpful", "input": source, "labeler": served(server), "out": tmp_path / "out"}
     label(LabelConfig(**options), quiet())
     write_rows(source, pair_rows(5))
     report = label(LabelConfig(**options), quiet())
