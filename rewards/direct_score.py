@@ -144,7 +144,8 @@ class DirectLLMScore(Live):
             raise BackendError(
                 f"expected {self.name} to put at least {self.config.minimum_mass:g} of its probability on the scores "
                 f"{self.scale[0]} to {self.scale[1]}, found {mass[bad[0]]:.2g} in row {bad[0]} (and {len(bad) - 1} "
-                f"more) for response {responses[bad[0]][:60]!r}; use another template, exemplars (shots) or model",
+                f"more) for response {responses[bad[0]][:60]!r}; use another template, exemplars (shots), model or "
+                "minimum_mass",
                 bad,
             )
         return probabilities, mass, bounded

@@ -130,10 +130,10 @@ def numerics(agent: ReinforceAgent) -> dict[str, Any]:
     }
 
 
-def not_identical(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """The numerics that differ, in words; "" where none does."""
+def differing_in(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """The figures or settings that differ, in words; "" where none does."""
     differing = [name for name in {**before, **now} if before.get(name) != now.get(name)]
-    return ", ".join(f"{name} {before.get(name)} -> {now.get(name)}" for name in differing)
+    return ", ".join(f"{name} {before.get(name)!s:.60} -> {now.get(name)!s:.60}" for name in differing)
 
 
 def write(folder: Path, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
