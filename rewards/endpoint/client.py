@@ -26,7 +26,7 @@ import httpx
 
 from rewards.endpoint.cache import AnswerCache, cache_key
 from rewards.endpoint.limits import Limits, Usage, checked_url, is_loopback, retry_after
-from rewards.endpoint.replies import MalformedReply, Reply, error_message, parse_reply, used_tokens
+from rewards.endpoint.replies import MalformedReply, Reply, WithheldReply, error_message, parse_reply, used_tokens
 from rlaif_env.api import RLAIFError
 
 T = TypeVar("T")
@@ -282,6 +282,8 @@ class EndpointClient:
             reply = parse_reply(text, logprobs=logprobs)
         except MalformedReply as error:
             self._spend(content, used_tokens(text), 1)  # the server answered, though not so that it can be used
+            if isinstance(error, WithheldReply):
+                raise RequestFailed(str(error), status=response.status_code) from None
             raise _Passing(str(error)) from None
         self._spend(content, reply.tokens, max(1, len(reply.positions)))
         if self.served is not None and reply.model != self.served:
