@@ -99,7 +99,8 @@ class Pipeline:
         c = self.config
         labeler = LanguageModelConfig(c.model) if who == "same-size" else c.labeler
         policy = None if self._has_preferences("train") else self.initial
-        settings = LabelConfig(**vars(c.label), task=c.task, pairs=c.label_pairs, labeler=labeler, policy=policy)
+        asked = vars(c.label.preference)
+        settings = LabelConfig(**asked, task=c.task, pairs=c.label_pairs, labeler=labeler, policy=policy)
         return self.labelled("labels", settings)
 
     def labelled(self, name: str, settings: LabelConfig) -> Stage:

@@ -69,6 +69,8 @@ class LabelConfig(LabelingConfig):
         super().__post_init__()
         if self.batch < 1 or (self.pairs is not None and self.pairs < 1):
             raise RLAIFError(f"expected batch and pairs from 1, found {self.batch} and {self.pairs}")
+        if self.mode == "pairwise" and self.scale is not None:
+            raise RLAIFError(f"expected a scale with mode 'score' only, found {self.scale} with mode {self.mode!r}")
         if self.template is not None and self.template_file is not None:
             raise RLAIFError("expected a template or a file that holds one (template_file), found both")
 
