@@ -144,7 +144,8 @@ class DirectLLMScore(Live):
             raise BackendError(
                 f"expected {self.name} to put at least {self.config.minimum_mass:g} of its probability on the scores "
                 f"{self.scale[0]} to {self.scale[1]}, found {mass[bad[0]]:.2g} in row {bad[0]} (and {len(bad) - 1} "
-                f"more) for response {responses[bad[0]][:60]!r}; use another template, exemplars (shots) or model",
+                f"more) for response {responses[bad[0]][:60]!r}; use another template, exemplars (shots), model or "
+                "minimum_mass",
                 bad,
             )
         return probabilities, mass, bounded
@@ -197,9 +198,14 @@ def from_kwargs(
         template: A prompt of your own with ``{prompt}`` and ``{response}`` or ``{text}``.
         minimum_mass: A row on whose scores the model puts less probability than this raises.
     """
-    if isinstance(model, str | Path) or url is not None or server:
+    ready = isinstance(model, LanguageModel)
+    others: dict[str, Any] = {"url": url, "server": server, "device": device, "dtype": dtype}
+    others |= {"tokenizer": tokenizer, "chat": chat} if ready else {}
+    if not isinstance(model, str | Path) and (given := ", ".join(name for name, value in others.items() if value)):
+        raise RLAIFError(f"reward 'direct-llm': expected no other settings with a live model, found {given}")
+    if isinstance(model, str | Path):
         named = LanguageModelConfig(str(model), url, chat, device, dtype, cast(ServerConfig, server or {}))
         language_model = language_model_from(named)
     else:
-        language_model = model if isinstance(model, LanguageModel) else LocalLM(model, tokenizer, chat=chat)
+        language_model = model if ready else LocalLM(model, tokenizer, chat=chat)
     return DirectLLMScore(language_model, task, scale=scale, shots=shots, template=template, minimum_mass=minimum_mass)

@@ -1,10 +1,11 @@
-"""Files: written so that a crash cannot leave them half done; the data files that come with a package.
+"""Files: written so that a crash cannot leave them half done; told apart by content; those that come with a package.
 
 The system's errors are raised as they are; the caller explains them.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 import sys
@@ -40,6 +41,31 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         with suppress(OSError):
             partial.unlink()
         raise
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def content_of(source: str | Path) -> str:
+    """What stands for the content of a file, or of all files of a folder: a hash; any other name stands for itself.
+
+    A run's folder is known by the model or policy that it left: its logs decide nothing.
+    """
+    path = Path(source).expanduser()
+    if os.path.isfile(path):  # no error for a text that is too long to be a path
+        return f"sha256:{file_sha256(path)}"
+    if not os.path.isdir(path):
+        return str(source)
+    path = next((path / part for part in ("policy", "model") if (path / part).is_dir()), path)
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    lines = "".join(f"{file.relative_to(path).as_posix()}\0{file_sha256(file)}\n" for file in files)
+    return f"sha256:{hashlib.sha256(lines.encode()).hexdigest()}"
 
 
 def sync(path: Path) -> None:

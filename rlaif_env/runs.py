@@ -47,11 +47,19 @@ class RunError(RLAIFError):
     """A run folder cannot be made, written or read."""
 
 
-class RunFolder:
-    """A folder, ``path``, that one process writes a run to, from `create` to `close`."""
+class OtherRunError(RunError):
+    """A folder holds a run of another configuration; ``settings`` are the names of those that differ."""
 
-    def __init__(self, path: Path, lock: filelock.BaseFileLock) -> None:
-        self.path = path
+    def __init__(self, message: str, settings: Sequence[str]) -> None:
+        super().__init__(message)
+        self.settings = tuple(settings)
+
+
+class RunFolder:
+    """A folder, ``path``, that one process writes a run of a configuration to, from `create` to `close`."""
+
+    def __init__(self, path: Path, config: Mapping[str, Any], lock: filelock.BaseFileLock) -> None:
+        self.path, self.config = path, config  # as JSON holds it, and as the caller gave it
         self._lock = lock
         self._writer: Any = None
 
@@ -78,7 +86,7 @@ class RunFolder:
 
         Raises:
             RunError: If the folder cannot be written, is being written by another process, holds other files, or holds
-                a run (with ``exist``: a run of another configuration).
+                a run (with ``exist``: a run of another configuration, which is an `OtherRunError`).
         """
         resolved = json.loads(_json_text(config, "the configuration"))
         folder = _new_default_folder(command, resolved) if path is None else Path(path)
@@ -103,7 +111,14 @@ class RunFolder:
                 (folder / "run.lock").unlink(missing_ok=True)
             lock.release()
             raise
-        return cls(folder, lock)
+        return cls(folder, resolved, lock)
+
+    def amend(self, names: Collection[str], **facts: Any) -> None:
+        """Have config.json say of some settings what they are now, and facts beside the settings."""
+        record = json.loads((self.path / "config.json").read_bytes())
+        amended = {**record, "config": record["config"] | {name: self.config[name] for name in names}, **facts}
+        if amended != record:
+            write_json(self.path / "config.json", amended)
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Append an update's figures (NumPy scalars and one-element tensors too) to metrics.jsonl and to TensorBoard.
@@ -315,25 +330,26 @@ def _refuse_another_run(
     try:
         record = json.loads(file.read_bytes())
         before, now = {"command": record["command"]}, {"command": command}
-        settings = _flat(record["config"])
+        settings = settled(record["config"], free)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RunError(f"expected {file} to be a run's configuration, found something else: {error}") from error
     if exist != "changed":
-        before, now = before | settings, now | _flat(config)
+        before, now = before | settings, now | settled(config, free)
     missing = object()
-    settled = [k for k in {**before, **now} if not any(k == name or k.startswith(f"{name}.") for name in free)]
-    different = [k for k in settled if before.get(k, missing) != now.get(k, missing)]
+    different = [k for k in {**before, **now} if before.get(k, missing) != now.get(k, missing)]
     if different:
         shown = "; ".join(f"{k}: {before.get(k, 'nothing')!r} there, {now.get(k, 'nothing')!r} here" for k in different)
-        raise RunError(f"expected {file.parent} to hold a run of this configuration, found another ({shown})")
+        message = f"expected {file.parent} to hold a run of this configuration, found another ({shown})"
+        raise OtherRunError(message, different)
 
 
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings under dotted names."""
-    flat: dict[str, Any] = {}
-    for name, value in config.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return flat
+def settled(config: Mapping[str, Any], free: Collection[str] = (), prefix: str = "") -> dict[str, Any]:
+    """Nested settings under dotted names, without those that are free and those in groups that are."""
+    names: dict[str, Any] = {}
+    for name, value in ((f"{prefix}{name}", value) for name, value in config.items()):
+        if name not in free:
+            names |= settled(value, free, f"{name}.") if isinstance(value, dict) else {name: value}
+    return names
 
 
 def _json_text(value: Any, name: str, indent: int | None = None) -> str:

@@ -34,7 +34,7 @@ def parsed(argv: Sequence[str]) -> TrainConfig:
     first, rest = known.parse_known_args(argv)
     config = TrainConfig(out=first.out, resume=first.resume)
     if first.resume is not None:
-        config = replace(_recorded(resumed(config)[0].out or Path()), resume=first.resume)
+        config = replace(_recorded(resumed(config)[0].out or Path()), resume=first.resume, change_reward=False)
     if first.reward not in (None, config.reward):
         config = replace(config, reward=first.reward, reward_options={})
     names = [word[len(_PREFIX) :].partition("=")[0].replace("-", "_") for word in rest if word.startswith(_PREFIX)]
@@ -91,7 +91,7 @@ def _recorded(folder: Path) -> TrainConfig:
     """
     try:
         values: dict[str, Any] = json.loads((folder / "config.json").read_bytes())["config"]
-        nested = values["agent"]
+        nested, _ = values["agent"], values.pop("content")
         nested |= {"lora": LoraConfig(**nested["lora"]), "optimizer": OptimizerConfig(**nested["optimizer"])}
         return TrainConfig(**values | {"agent": ReinforceConfig(**nested), "out": folder})
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:

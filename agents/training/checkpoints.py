@@ -11,7 +11,6 @@ run code.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
@@ -29,6 +28,7 @@ from torch import Tensor
 from agents.passes import NonFiniteError
 from agents.reinforce import ReinforceAgent
 from rlaif_env.api import RLAIFError
+from rlaif_env.files import file_sha256
 from rlaif_env.runs import RunError, RunFolder
 
 _TENSORS, _STATE, _MANIFEST = "agent.safetensors", "state.json", "manifest.json"
@@ -130,10 +130,10 @@ def numerics(agent: ReinforceAgent) -> dict[str, Any]:
     }
 
 
-def not_identical(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """The numerics that differ, in words; "" where none does."""
+def differing_in(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """The figures or settings that differ, in words; "" where none does."""
     differing = [name for name in {**before, **now} if before.get(name) != now.get(name)]
-    return ", ".join(f"{name} {before.get(name)} -> {now.get(name)}" for name in differing)
+    return ", ".join(f"{name} {before.get(name)!s:.60} -> {now.get(name)!s:.60}" for name in differing)
 
 
 def write(folder: Path, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
@@ -171,11 +171,7 @@ def _manifest(folder: Path) -> bytes:
     """The one manifest that fits the files that are there: comparing it bytewise also checks the manifest itself."""
     files = {}
     for file in sorted(path for path in folder.iterdir() if path.name != _MANIFEST):
-        digest = hashlib.sha256()
-        with file.open("rb") as stream:
-            while chunk := stream.read(1 << 20):
-                digest.update(chunk)
-        files[file.name] = {"sha256": digest.hexdigest(), "bytes": file.stat().st_size}
+        files[file.name] = {"sha256": file_sha256(file), "bytes": file.stat().st_size}
     return (json.dumps({"format": 1, "files": files}, indent=2) + "\n").encode()
 
 

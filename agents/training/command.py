@@ -8,9 +8,9 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,23 +22,16 @@ from safetensors import SafetensorError
 from agents.policy import Policy
 from agents.reinforce import ReinforceAgent
 from agents.training.arguments import parsed, resumed
-from agents.training.config import TrainConfig
+from agents.training.config import FREE, REWARD, TrainConfig, resolved_config, reward_facts
 from agents.training.display import display, report
-from agents.training.heldout import HeldOut, evaluate_policy
+from agents.training.heldout import HeldOut, evaluate_policy, read_json
 from agents.training.interrupts import Interrupts
 from agents.training.log import Log
 from agents.training.loop import learn
 from agents.training.safety import Parts, Safety, check_start
-from rlaif_env.api import RLAIFError
+from rlaif_env.api import BackendError, RLAIFError
 from rlaif_env.data.tasks import Task, load_task
-from rlaif_env.options import OPERATIONAL
-from rlaif_env.runs import RunError, RunFolder, write_json
-
-_FREE = (
-    *("out", "resume", "checkpoint_every", "keep_checkpoints", "agent.micro_batch"),
-    *(f"reward_options.{name}" for name in OPERATIONAL),
-)
-"""Settings that may be others when a run is gone on with: they do not change what is learned."""
+from rlaif_env.runs import OtherRunError, RunError, RunFolder, write_json
 
 
 @dataclass(frozen=True)
@@ -68,12 +61,13 @@ def train(config: TrainConfig, console: Console | None = None) -> TrainResult:
     with ExitStack() as stack:
         run = None
         if config.out is not None and (config.out / "config.json").exists():  # refuse before models are loaded
-            run = stack.enter_context(_folder(config))
+            run = stack.enter_context(_folder(config, chosen))
             if chosen is None and (run.path / "finished.json").exists():
                 return _finished(run, console, task)
         parts = _parts(config, task)
         agent = parts.agent
-        run = run or stack.enter_context(_folder(config))
+        run = run or stack.enter_context(_folder(config, chosen))
+        stack.enter_context(_mendable(run.path))
         dtype = str(agent.policy.reference.model.dtype).removeprefix("torch.")
         console.print(
             f"[bold]{config.model}[/] on {agent.policy.backbone.device} ({dtype}), task [bold]{task.name}[/], reward "
@@ -98,8 +92,32 @@ def train(config: TrainConfig, console: Console | None = None) -> TrainResult:
         return TrainResult(run.path, before, after, interrupted=False)
 
 
-def _folder(config: TrainConfig) -> RunFolder:
-    return RunFolder.create(config.out, asdict(config), command="train", exist=True, free=_FREE)
+def _folder(config: TrainConfig, chosen: Path | None) -> RunFolder:
+    """The run's folder; an error that says how to go on if only the reward is another than that of the run there."""
+    finished = chosen is None and config.out is not None and (config.out / "finished.json").exists()
+    free = (*FREE, *(REWARD if config.change_reward and not finished else ()))
+    try:
+        return RunFolder.create(config.out, resolved_config(config), command="train", exist=True, free=free)
+    except OtherRunError as error:
+        if finished or not all(name.startswith(REWARD) for name in error.settings):
+            raise
+        raise RunError(
+            f"{error}; with --change-reward it goes on with the reward that is here, and records it"
+        ) from None
+
+
+@contextmanager
+def _mendable(run: Path) -> Iterator[None]:
+    """Say of a reward that fails how the run goes on."""
+    try:
+        yield
+    except BackendError as error:
+        again = f"rlaif train --resume {run}"
+        raise type(error)(
+            f"{error}. `{again}` asks again from the last checkpoint on; `{again} --change-reward --reward.NAME VALUE` "
+            "goes on with another setting of the reward",
+            error.rows,
+        ) from error
 
 
 def _finished(run: RunFolder, console: Console, task: Task) -> TrainResult:
@@ -153,11 +171,12 @@ def _evaluation(when: str, config: TrainConfig, parts: Parts, run: RunFolder, co
     if parts.held_out is None:
         return None
     file = run.path / f"{when}.json"
-    if when == "before" and file.exists():
+    reward = reward_facts(run.config)
+    if when == "before" and file.exists() and read_json(file).get("reward") == reward:
         return HeldOut.read(file)
     with console.status(f"{when}: answering {parts.held_out.num_envs} held-out prompts"):
         evaluation = evaluate_policy(parts.agent.policy, parts.held_out, parts.task, seed=config.seed)
-    write_json(file, evaluation)
+    write_json(file, {**vars(evaluation), "reward": reward})
     return evaluation
 
 

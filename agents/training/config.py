@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from agents.reinforce import ReinforceConfig
 from rlaif_env.api import RLAIFError
 from rlaif_env.data.tasks import DEFAULT_TASK, EVAL_PROMPTS, EVAL_SPLIT
+from rlaif_env.files import content_of
 from rlaif_env.models import BUILTIN_MODEL
+from rlaif_env.options import OPERATIONAL
+from rlaif_env.runs import settled
+
+FREE = (
+    *("out", "resume", "change_reward", "checkpoint_every", "keep_checkpoints", "agent.micro_batch"),
+    *(f"reward_options.{name}" for name in OPERATIONAL),
+)
+"""Settings that may be others when a run is gone on with: they do not change what is learned."""
+
+REWARD = ("reward_options", "content")
+"""What may be another with ``change_reward``: the reward's settings, and the content of the models they name."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +75,8 @@ class TrainConfig(TrainingConfig):
             configuration is gone on with; of a finished one the result is given.
         resume: "latest" (of the folder out, or of the newest run under runs/), a run folder, or one of its checkpoints
             to go back to. On the command line, settings that are not given are then that run's.
+        change_reward: Go on with the run though the reward's settings, or the models they name, are others than they
+            were. From which update on they are is recorded, and the evaluation before training is made again.
     """
 
     task: str = DEFAULT_TASK
@@ -76,8 +90,21 @@ class TrainConfig(TrainingConfig):
     validation_prompts: int = 32
     out: Path | None = None
     resume: str | None = None
+    change_reward: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.keep_checkpoints < 1:
             raise RLAIFError(f"expected keep_checkpoints of at least 1, found {self.keep_checkpoints}")
+
+
+def resolved_config(config: TrainConfig) -> dict[str, Any]:
+    """All that makes a run: its settings, and the content of the files and folders that the reward's settings name."""
+    named = {n: str(v) for n, v in settled(config.reward_options, ("server",)).items() if isinstance(v, str | Path)}
+    content = {name: content for name, path in named.items() if (content := content_of(path)) != path}
+    return {**asdict(config), "content": {"reward": content}}
+
+
+def reward_facts(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides a run's reward, by dotted names, of what `resolved_config` gives."""
+    return settled({name: config[name] for name in REWARD}, FREE)

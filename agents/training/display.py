@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
-from agents.training.heldout import HeldOut, changes
+from agents.training.heldout import HeldOut, changes, read_json
 from rlaif_env.data.tasks import Task
 from rlaif_env.runs import RunFolder, write_json
 from rlaif_env.tables import Table, printable
@@ -68,6 +68,9 @@ def _figures(metrics: Mapping[str, float], spent: Mapping[str, float]) -> str:
 def report(run: RunFolder, console: Console, task: Task, before: HeldOut, after: HeldOut) -> None:
     """Print the table before / after and the samples; write evaluation.json and evaluation.jsonl."""
     compared = changes(before, after)
+    history = read_json(run.path / "config.json").get("reward_changes", {}).items()
+    changed = "".join(f"; the reward was changed after update {update}, {what}" for update, what in history)
+    changed += "; all columns are of the last reward" if changed else ""
     rows = []
     for name in filter(compared.__contains__, _HEADLINES):
         old, new, change = compared[name]
@@ -78,7 +81,7 @@ def report(run: RunFolder, console: Console, task: Task, before: HeldOut, after:
         f"before / after on {len(before.prompts)} held-out prompts",
         ["measure", "before", "after", "change, 95 % interval"],
         rows,
-        "change: after - before, mean over prompts, bootstrap interval; no reward sees the gold measure",
+        "change: after - before, mean over prompts, bootstrap interval; no reward sees the gold measure" + changed,
     )
     console.print(table.rich())
     texts = zip(before.prompts[:8], before.responses, after.responses, strict=False)

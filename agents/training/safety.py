@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from agents.passes import NonFiniteError, is_out_of_memory, plain
 from agents.reinforce import ReinforceAgent
 from agents.training import checkpoints
-from agents.training.config import TrainConfig
+from agents.training.config import REWARD, TrainConfig, reward_facts
 from agents.training.heldout import evaluate_policy, read_json
 from agents.training.interrupts import Interrupts
 from agents.training.log import Log
@@ -84,6 +84,7 @@ class Safety:
         self._validated = 0  # the update after which it was done last
         self._whole: dict[str, Any] = {}  # all values as of the last whole update
         self._saved: dict[str, Any] | None = None  # those of the last checkpoint
+        self._reward = reward_facts(run.config)
 
     def begin(self, chosen: Path | None) -> Observations:
         """Bring agent, environments and files to the chosen checkpoint, else the newest whole one, else the start."""
@@ -98,6 +99,7 @@ class Safety:
         if (self.run.path / "metrics.jsonl").exists():
             self.log.tell("no checkpoint was saved before this run ended: beginning again")
         checkpoints.cut_back(self.run.path, {})
+        self._record_reward(0, "")
         prompts: Observations = self.envs.reset(seed=self.config.seed)[0]
         self._whole = self._values()
         return prompts
@@ -111,18 +113,33 @@ class Safety:
         prompts: Observations = self.envs.unwrapped.set_state(values["environment"])  # type: ignore[attr-defined]
         if values["numerics"]["agent.micro_batch"] != rows:
             self.agent.passes.micro_batch = rows
-        self.log.watch.set_state(values["watch"])
-        self._best, self._validated = values["best"], values["validated"]
+        self._validated = values["validated"]
+        if not (changed := checkpoints.differing_in(values["reward"], self._reward)):
+            self.log.watch.set_state(values["watch"])
+            self._best = values["best"]
         self._whole = self._saved = self._values()
         self._tidy()
         self.log.tell(f"going on after update {checkpoint.update} of {self.config.updates}")
-        if differing := checkpoints.not_identical(values["numerics"], checkpoints.numerics(self.agent)):
+        self._record_reward(checkpoint.update, changed)
+        if differing := checkpoints.differing_in(values["numerics"], checkpoints.numerics(self.agent)):
             text = (
                 f"from update {checkpoint.update + 1} on, figures and weights are no longer bit-identical to those of "
                 f"a run that was not cut short: {differing}"
             )
             self.log.warn(Alarm("not-identical", checkpoint.update, text))
         return prompts
+
+    def _record_reward(self, update: int, changed: str) -> None:
+        """Have config.json say what the reward is from an update on, and each update after which it became another."""
+        record = read_json(self.run.path / "config.json")
+        known = record.get("reward_changes", {})
+        changes = {after: what for after, what in known.items() if int(after) < update}
+        if changed and update:
+            changes[str(update)] = changed
+            text = f"from update {update + 1} on, rewards are not what they were before: {changed}"
+            self.log.warn(Alarm("reward-changed", update, text))
+        if changes != known or reward_facts(record["config"]) != self._reward:
+            self.run.amend(REWARD, reward_changes=changes)
 
     def _values(self) -> dict[str, Any]:
         return {
@@ -169,6 +186,7 @@ class Safety:
         if self._saved is not self._whole:
             tensors = checkpoints.agent_tensors(self.agent)
             further = {"position": checkpoints.position(self.run), "numerics": checkpoints.numerics(self.agent)}
+            further["reward"] = self._reward
             with self.run.checkpoint(done) as folder:
                 checkpoints.write(folder, tensors, self._whole | further)
             self._saved = self._whole

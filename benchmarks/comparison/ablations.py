@@ -63,7 +63,7 @@ def _labelling(pipeline: Pipeline) -> Table:
 def _agreement(pipeline: Pipeline, labeler: LanguageModelConfig, way: LabelingConfig) -> list[Cell]:
     """How a labeler is asked, and how well it agrees with people then."""
     asked, task = pipeline.config.ablation, pipeline.config.task
-    settings = LabelConfig(**vars(way), task=task, split="test", pairs=asked.pairs, labeler=labeler)
+    settings = LabelConfig(**vars(way.preference), task=task, split="test", pairs=asked.pairs, labeler=labeler)
     report = pipeline.labelled("labels-ablation", settings).read_json("report.json")
     human, bias = report.get("human"), report["position_bias"]
     if human is None:

@@ -24,7 +24,7 @@ from agents.training.command import train
 from agents.training.config import TrainConfig
 from benchmarks.comparison.config import ARMS, CompareConfig
 from benchmarks.comparison.outcomes import History, Outcome
-from benchmarks.comparison.stages import Stage, Stages, content_of, settings_of
+from benchmarks.comparison.stages import Stage, Stages, settings_of
 from benchmarks.evaluation.judges import judged, with_gold
 from benchmarks.evaluation.systems import System, answer, read_system, write_system
 from rewards import make_reward
@@ -35,6 +35,7 @@ from rewards.reward_model.command import TrainRMConfig, train_and_save
 from rlaif_env.api import DataError, Preference, RLAIFError
 from rlaif_env.data.preferences import read_preferences, write_preferences
 from rlaif_env.data.tasks import load_task
+from rlaif_env.files import content_of
 from rlaif_env.options import OPERATIONAL
 from rlaif_env.runs import write_json
 from rlaif_env.statistics import Floats
@@ -98,7 +99,8 @@ class Pipeline:
         c = self.config
         labeler = LanguageModelConfig(c.model) if who == "same-size" else c.labeler
         policy = None if self._has_preferences("train") else self.initial
-        settings = LabelConfig(**vars(c.label), task=c.task, pairs=c.label_pairs, labeler=labeler, policy=policy)
+        asked = vars(c.label.preference)
+        settings = LabelConfig(**asked, task=c.task, pairs=c.label_pairs, labeler=labeler, policy=policy)
         return self.labelled("labels", settings)
 
     def labelled(self, name: str, settings: LabelConfig) -> Stage:

@@ -143,18 +143,3 @@ def settings_of(config: Any, *without: str) -> dict[str, Any]:
         *outer, last = name.split(".")
         reduce(getitem, outer, values).pop(last)
     return values
-
-
-def content_of(source: str | Path) -> str:
-    """What stands for a file's or folder's content in a key: a hash; a name that is neither stands for itself."""
-    path = Path(source)
-    if not path.exists():
-        return str(source)
-    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(f"{file.relative_to(path)}\0{file.stat().st_size}\n".encode())
-        with file.open("rb") as stream:
-            while chunk := stream.read(1 << 20):
-                digest.update(chunk)
-    return f"sha256:{digest.hexdigest()}"

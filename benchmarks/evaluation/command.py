@@ -1,6 +1,6 @@
 """The command ``rlaif evaluate``: policies against policies on the same held-out prompts, under any number of judges.
 
-    config.json        the resolved configuration, and the state of every policy and judge
+    config.json        the resolved configuration, and a hash of the content of every policy and judge
     systems/           a file a system: its responses and every score so far
     pairwise.jsonl     the answers of the pairwise judge
     responses.jsonl, evaluation.json     the results: see `benchmarks.evaluation.tables`
@@ -140,7 +140,7 @@ def evaluate(config: EvaluateConfig, console: Console | None = None) -> dict[str
     prompts = held_out_prompts(task, config.split, config.prompts)
     policies = _named(config.policies)
     sources = {name: find_source(source, config.reference) for name, source in policies.items()}
-    reference_of(config.reference)
+    reference = reference_of(config.reference)
     for source in sources.values():
         if source.kind == "file":
             read_responses(source.path, task, split=config.split, prompts=config.prompts)
@@ -154,8 +154,8 @@ def evaluate(config: EvaluateConfig, console: Console | None = None) -> dict[str
     )
     digest = hashlib.sha256(json.dumps(prompts).encode()).hexdigest()
     kept = {name: value for name, value in asdict(config).items() if name != "out"}
-    kept |= {"task": task.to_json(), "prompts_sha256": digest, "judge_states": judges.states()}
-    kept |= {"policy_states": {name: source.state for name, source in sources.items()}}
+    contents = {"judge": judges.contents(), "policy": {name: source.content for name, source in sources.items()}}
+    kept |= {"task": task.to_json(), "prompts_sha256": digest, "content": contents | {"reference": reference.content}}
     if config.out is None or not (config.out / "config.json").exists():
         with _working(console, "loading the judges"):
             judges.build_all()

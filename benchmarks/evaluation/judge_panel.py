@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.evaluation.systems import folder_state
 from rewards import make_reward
 from rewards.api import LanguageModel
 from rewards.direct_score import ScoreConfig
@@ -19,6 +17,7 @@ from rewards.language_model.choice import language_model_from
 from rewards.language_model.config import LanguageModelConfig
 from rlaif_env.api import BackendError, RewardBackend, RLAIFError, Scores, checked_scores
 from rlaif_env.data.tasks import Task
+from rlaif_env.files import content_of
 
 _SCORE = tuple(entry.name for entry in fields(ScoreConfig))  # what "direct-llm" has of the labelling's settings
 
@@ -140,10 +139,12 @@ class JudgePanel:
         if self._pairwise:
             self.labeler()
 
-    def states(self) -> dict[str, str]:
-        """What changes when a judge's own weights do, by judge."""
-        folders = {name: Path(model) for name, (_, model) in self.specs.items() if model is not None}
-        return {name: folder_state(folder) for name, folder in folders.items() if folder.is_dir()}
+    def contents(self) -> dict[str, str]:
+        """What changes when a judge's weights do, by judge."""
+        shared = [name for name, (kind, model) in self.specs.items() if kind == "direct-llm" and model is None]
+        shared += ["pairwise"] if self._pairwise else []
+        own = {name: content_of(model) for name, (_, model) in self.specs.items() if model is not None}
+        return own | (dict.fromkeys(shared, self._judge.content) if shared else {})
 
 
 def _judge_spec(spec: str) -> tuple[str, tuple[str, str | None]]:

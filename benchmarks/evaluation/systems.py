@@ -8,7 +8,6 @@ same prompts with the same random numbers, those of the held-out evaluation of `
 from __future__ import annotations
 
 import gc
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +22,7 @@ from rlaif_env.api import DataError, RLAIFError
 from rlaif_env.batches import PROMPTS_AT_ONCE
 from rlaif_env.data.jsonl import check_text, read_jsonl
 from rlaif_env.data.tasks import EVAL_PROMPTS, EVAL_SPLIT, Task
+from rlaif_env.files import content_of
 from rlaif_env.models import (
     BUILTIN_MODEL,
     TEMPERATURE,
@@ -89,8 +89,12 @@ class Source:
     kind: Literal["file", "model", "checkpoint"]
     path: str  # the file, the model's name or folder, or the checkpoint's folder
     temperature: float  # the sampling temperature of the run, or the usual one; 0 for a file
-    state: str  # changes when the contents do
     run: Mapping[str, Any] | None = None  # the configuration of the training run that a checkpoint belongs to
+
+    @property
+    def content(self) -> str:
+        """What changes when the responses or the weights do, those under a checkpoint's too; read anew each time."""
+        return " on ".join(map(content_of, (self.path, *([self.run["model"]] if self.run else []))))
 
 
 def find_source(source: str | Path, reference: str | Path = BUILTIN_MODEL) -> Source:
@@ -110,7 +114,7 @@ def find_source(source: str | Path, reference: str | Path = BUILTIN_MODEL) -> So
     if str(source).endswith((".jsonl", ".jsonl.gz")):
         if not path.is_file():
             raise DataError(f"expected a file of responses at {path}, found none")
-        return Source("file", str(path), 0.0, hashlib.sha256(path.read_bytes()).hexdigest())
+        return Source("file", str(path), 0.0)
     if not path.is_dir():
         return _model(source)
     if (path / _CHECKPOINT).is_file():
@@ -118,7 +122,7 @@ def find_source(source: str | Path, reference: str | Path = BUILTIN_MODEL) -> So
             raise RLAIFError(
                 f"expected the checkpoint {path} inside its run folder (for the model and the adapter's rank)"
             )
-        return Source("checkpoint", str(path), run["agent"]["temperature"], folder_state(path), run)
+        return Source("checkpoint", str(path), run["agent"]["temperature"], run)
     if (path / "reward_model.json").is_file() or (path / "model" / "reward_model.json").is_file():
         raise RLAIFError(f"expected a policy, found a reward model in {path}: use it as a judge")
     for command, part in (("train", "policy"), ("sft", "model")):
@@ -146,7 +150,7 @@ def _model(name: str | Path, run: Mapping[str, Any] | None = None) -> Source:
     if folder.is_dir() and not any(folder.glob("*.safetensors")):
         raise RLAIFError(f"expected safetensors weights in {folder}, found none")
     temperature = run.get("agent", {}).get("temperature", TEMPERATURE) if run else TEMPERATURE
-    return Source("model", str(name), temperature, folder_state(folder) if folder.is_dir() else str(name))
+    return Source("model", str(name), temperature)
 
 
 def _run_of(folder: Path, command: str) -> Mapping[str, Any] | None:
@@ -156,12 +160,6 @@ def _run_of(folder: Path, command: str) -> Mapping[str, Any] | None:
         return dict(record["config"]) if record["command"] == command else None
     except (OSError, ValueError, KeyError, TypeError):
         return None  # a model's config.json is another file
-
-
-def folder_state(folder: Path) -> str:
-    """Digest of the names, sizes and times of all weights in a folder."""
-    files = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(folder.rglob("*.safetensors"))]
-    return hashlib.sha256(json.dumps(files).encode()).hexdigest()
 
 
 def held_out_prompts(task: Task, split: str, count: int) -> list[str]:

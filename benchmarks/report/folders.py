@@ -115,6 +115,8 @@ class _Reader:
         report.provenance = {n: self.record[n] for n in _RECORD if n in self.record}
         if str(self.record.get("git_commit", "")).endswith("+changes"):
             report.warnings.append("The code had changes that its commit does not hold.")
+        for update, what in _field(self.record, "reward_changes", dict, file).items():
+            report.warnings.append(f"The reward was changed after update {update}: {what}.")
         self._curves(report, config)
         if command == "train" and evaluation:
             report.tables.append(before_after_table(evaluation, str(self.folder / "evaluation.json")))

@@ -26,7 +26,7 @@ import httpx
 
 from rewards.endpoint.cache import AnswerCache, cache_key
 from rewards.endpoint.limits import Limits, Usage, checked_url, is_loopback, retry_after
-from rewards.endpoint.replies import MalformedReply, Reply, error_message, parse_reply
+from rewards.endpoint.replies import MalformedReply, Reply, WithheldReply, error_message, parse_reply, used_tokens
 from rlaif_env.api import RLAIFError
 
 T = TypeVar("T")
@@ -237,11 +237,7 @@ class EndpointClient:
                     self._reserved -= estimate
                     self.usage.busy_seconds += time.monotonic() - started
             await self._pause(attempt, failure, until)
-        read, written = reply.tokens or (len(content) // 4, max(1, len(reply.positions)))
         self.usage.answers += 1
-        self.usage.tokens_in += read
-        self.usage.tokens_out += written
-        self.usage.cost += self.limits.cost(read, written)
         if key is not None:
             if not live.unstored:
                 live.loop.call_soon(self._store, live)
@@ -285,10 +281,22 @@ class EndpointClient:
         try:
             reply = parse_reply(text, logprobs=logprobs)
         except MalformedReply as error:
+            self._spend(content, used_tokens(text), 1)  # the server answered, though not so that it can be used
+            if isinstance(error, WithheldReply):
+                raise RequestFailed(str(error), status=response.status_code) from None
             raise _Passing(str(error)) from None
+        self._spend(content, reply.tokens, max(1, len(reply.positions)))
         if self.served is not None and reply.model != self.served:
             raise _Passing(f"expected an answer of model {self.served!r}, found one of {reply.model!r}")
         return reply
+
+    def _spend(self, content: bytes, said: tuple[int, int] | None, written: int) -> None:
+        """Count the tokens of one answer: those that the server says, else a guess."""
+        self.usage.estimated += said is None
+        tokens = said or (len(content) // 4, written)
+        self.usage.tokens_in += tokens[0]
+        self.usage.tokens_out += tokens[1]
+        self.usage.cost += self.limits.cost(*tokens)
 
     def _refused(self, status: int, text: str, wait: str | None) -> RequestFailed | _Passing:
         """What an answer of another status than 200 means."""

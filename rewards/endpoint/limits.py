@@ -6,7 +6,7 @@ import email.utils
 import ipaddress
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from urllib.parse import urlsplit
 
 from rlaif_env.api import RLAIFError
@@ -60,9 +60,16 @@ class Usage:
     hits: int = 0  # answered from the cache
     retries: int = 0  # requests that were asked again
     busy_seconds: float = 0.0  # on the wire, summed over requests
-    tokens_in: int = 0  # read by the server, estimated from the characters where it does not say
+    tokens_in: int = 0  # read by the server, those of answers that could not be used included
     tokens_out: int = 0  # written
+    estimated: int = 0  # of the answers, those whose tokens the server does not say: a guess from the characters
     cost: float = 0.0  # in the currency of the prices
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+    def __sub__(self, other: Usage) -> Usage:
+        return Usage(*(a - b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
 
 def checked_url(url: str) -> str:

@@ -207,6 +207,15 @@ class EndpointLM(Live, AbstractContextManager["EndpointLM"]):
         until = self._client.until()
 
         async def answer(prompt: str) -> Reply:
+            reply = await ask(prompt)
+            if reply.reasoning and not reply.text:
+                raise RequestFailed(
+                    f"expected a text of at most {max_new_tokens} tokens, found that the model only thought; turn "
+                    "thinking off (extra), or allow more tokens"
+                )
+            return reply
+
+        async def ask(prompt: str) -> Reply:
             payload = {**capabilities.prompt_fields(prompt), **settings, **self.config.extra}
             cut = {"top_k": top_k} if top_k and self._takes_top_k else {}
             try:

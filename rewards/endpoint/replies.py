@@ -28,6 +28,10 @@ class MalformedReply(RLAIFError):
     """A server's answer that cannot be read; asking again may help."""
 
 
+class WithheldReply(MalformedReply):
+    """An answer that the server, or the model, does not give to this question; asking again does not help."""
+
+
 @dataclass(frozen=True)
 class Position:
     """One generated token: its text, and the likeliest tokens at its place; two of them may have the same text."""
@@ -71,7 +75,8 @@ def parse_reply(body: str, *, logprobs: bool) -> Reply:
         logprobs: Whether log-probabilities must be there.
 
     Raises:
-        MalformedReply: If it is no such answer, or has no log-probabilities and must.
+        MalformedReply: If it is no such answer, or has no text or none of the log-probabilities that must be there.
+        WithheldReply: If it was filtered or refused.
     """
     try:
         row = json.loads(body)
@@ -89,15 +94,17 @@ def parse_reply(body: str, *, logprobs: bool) -> Reply:
     choice = min(
         (c for c in choices if isinstance(c, dict)), key=lambda c: c["index"] if isinstance(c.get("index"), int) else 0
     )
-    message = choice.get("message")
-    if isinstance(message, dict):
-        text = message.get("content") or ""
-        reasoning = bool(message.get("reasoning_content") or message.get("reasoning"))
-    else:
-        text, reasoning = choice.get("text"), False
+    message, positions, finish = choice.get("message"), _positions(choice.get("logprobs")), choice.get("finish_reason")
+    chat = message if isinstance(message, dict) else {"content": choice.get("text")}
+    text, reasoning = chat.get("content"), bool(chat.get("reasoning_content") or chat.get("reasoning"))
+    if finish == "content_filter" or chat.get("refusal"):
+        why = f"a refusal: {chat['refusal']!s:.200}" if chat.get("refusal") else "that it was filtered (content_filter)"
+        raise WithheldReply(f"expected an answer, found {why}; change the texts, or use another model or server")
+    if text is None and chat is message and (positions or reasoning):
+        text = ""  # what was asked for are the tokens; or it only thought, which `reasoning` says
     if not isinstance(text, str):
-        raise MalformedReply(f"expected an answer with text, found the fields {', '.join(sorted(choice))}")
-    positions = _positions(choice.get("logprobs"))
+        fields = ", ".join(sorted(choice))
+        raise MalformedReply(f"expected an answer with text, found {text!r:.80} (finish_reason {finish!r}) in {fields}")
     if logprobs and not positions:
         raise MalformedReply("expected log-probabilities in the answer, found none")
     return Reply(text, positions, reasoning, str(row.get("model") or ""), _usage(row.get("usage")))
@@ -117,6 +124,15 @@ def error_message(body: str) -> str:
     except (ValueError, RecursionError):
         row = None
     return _error_text(row) if isinstance(row, dict) else body.strip()[:120]
+
+
+def used_tokens(body: str) -> tuple[int, int] | None:
+    """The tokens read and written for an answer that could not be read otherwise; None where it does not say."""
+    try:
+        row = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    return _usage(row.get("usage")) if isinstance(row, dict) else None
 
 
 def _usage(usage: Any) -> tuple[int, int] | None:

@@ -2,6 +2,7 @@
 
     config.json          the resolved configuration
     journal.jsonl        the answer to every question asked, written and synced batch by batch
+    usage.jsonl          what each batch asked of the labeler's server, if it is behind one
     responses.jsonl      the sampled responses, if there is a policy
     preferences.jsonl    the labelled pairs, in the order of the input
     errors.jsonl         the pairs without a label, each with the reason
@@ -39,6 +40,7 @@ __all__ = ["LabelConfig", "label", "main"]
 
 
 Pairs = Callable[[], Iterable[Pair]]
+_LEAST_MEASURED, _MOST_MEASURED = 8, 32  # questions that a dry run asks of a server; between them a tenth
 
 
 def label(config: LabelConfig, console: Console, model: LanguageModel | None = None) -> dict[str, Any]:
@@ -63,16 +65,18 @@ def label(config: LabelConfig, console: Console, model: LanguageModel | None = N
         if config.dry_run:
             return _estimate(job, prompts, console)
         total = sum(1 for _ in job.stored_pairs()) if prompts is None else len(prompts)
-        settings = asdict(config) | {"task": job.task.to_json()}
+        settings = asdict(config) | {"task": job.task.to_json(), "content": job.content()}
         run = stack.enter_context(RunFolder.create(config.out, settings, command="label", exist=True, free=OPERATIONAL))
         console.print(f"Writing to {run.path}; the same command with --out {run.path} goes on", soft_wrap=True)
         journal = stack.enter_context(Journal(run.path / "journal.jsonl", job.note))
+        usage = stack.enter_context(Journal(run.path / "usage.jsonl", job.note_usage))
         pairs: Pairs = job.stored_pairs
         if prompts is not None:
             responses = stack.enter_context(Journal(run.path / "responses.jsonl", SampledPairs.check))
             pairs = _sampled(job, prompts, responses, console)
         started, before = time.monotonic(), len(journal)
-        _ask_all(job, pairs, total, journal, console)
+        _ask_all(job, pairs, total, journal, usage, console)
+        tokens = job.tokens
         facts = {
             "task": job.task.name,
             "mode": config.mode,
@@ -80,8 +84,8 @@ def label(config: LabelConfig, console: Console, model: LanguageModel | None = N
             "parameters": job.labeler.parameters,
             "asked_in_this_run": len(journal) - before,
             "seconds_of_this_run": round(time.monotonic() - started, 1),
-            "tokens": {"input": job.tokens[0], "output": job.tokens[1], "exact": job.exact},
-            "cost": job.cost(job.tokens),
+            "tokens": tokens,
+            "cost": job.cost(tokens["input"], tokens["output"]),
             **job.server(),
         }
         report = _write(job, pairs(), journal, run.path, facts)
@@ -106,7 +110,7 @@ def _sampled(job: LabelJob, prompts: Sequence[str], journal: Journal, console: C
     return sampled.__iter__
 
 
-def _ask_all(job: LabelJob, pairs: Pairs, total: int, journal: Journal, console: Console) -> None:
+def _ask_all(job: LabelJob, pairs: Pairs, total: int, journal: Journal, usage: Journal, console: Console) -> None:
     """Ask everything that is not in the journal, batch by batch."""
     started = time.monotonic()
     hopeless = asked = 0
@@ -114,7 +118,7 @@ def _ask_all(job: LabelJob, pairs: Pairs, total: int, journal: Journal, console:
         bar = progress.add_task("labelling", total=total, figures="")
         for batch, finished in _batches(job, pairs, journal):
             job.load()
-            hopeless = 0 if job.ask(batch, journal) else hopeless + 1
+            hopeless = 0 if job.ask(batch, journal, usage) else hopeless + 1
             asked += len(batch)
             if hopeless >= HOPELESS:
                 raise BackendError(
@@ -123,11 +127,12 @@ def _ask_all(job: LabelJob, pairs: Pairs, total: int, journal: Journal, console:
                     "same command goes on from there"
                 )
             done, rate = finished + asked, asked / max(time.monotonic() - started, 1e-9)
-            cost = job.cost(job.tokens)
+            cost = job.cost(job.tokens["input"], job.tokens["output"])
             figures = f"{rate:.2f} labels/s  {(total - done) / rate / 60:.1f} min left"
             figures += "" if cost is None else f"  cost {cost:.4f}"
             progress.update(bar, completed=done, figures=figures)
         progress.update(bar, completed=total)
+    job.settle(usage)  # a server that was probed and not asked
 
 
 def _batches(job: LabelJob, pairs: Pairs, journal: Container[str]) -> Iterator[tuple[list[Pair], int]]:
@@ -174,7 +179,11 @@ def _write(
 
 
 def _estimate(job: LabelJob, prompts: list[str] | None, console: Console) -> dict[str, Any]:
-    """Count what the job would take, without a model's weights; unknown texts count at their longest."""
+    """Say what the job would take, without a model's weights; unknown texts count at their longest.
+
+    How many requests of a server a question takes depends on what its model answers: some of the questions are asked.
+    The tokens read are taken to grow with a question's characters.
+    """
     config = job.config
     longest = " word" * job.task.max_response_tokens
     pairs: Iterable[Pair] = job.stored_pairs()
@@ -183,6 +192,7 @@ def _estimate(job: LabelJob, prompts: list[str] | None, console: Console) -> dic
     journal: Container[str] = () if config.out is None else Journal(config.out / "journal.jsonl")
     count = done = 0
     asked: set[str] = set()
+    sample: dict[str, str] = {}  # the questions with the least keys; those are hashes, so that they may be any
     tokens = [0, 0]
     for pair in pairs:
         count += 1
@@ -191,17 +201,25 @@ def _estimate(job: LabelJob, prompts: list[str] | None, console: Console) -> dic
         spent = [job.spent(question) for key, question in new.items() if key not in asked]
         tokens = [sum(column) for column in zip(tokens, *spent, strict=True)]
         asked |= new.keys()
-    cost = job.cost(tokens)
+        sample = dict(sorted((sample | new).items())[:_MOST_MEASURED])
     about = "at most " if config.cot or prompts is not None else "" if job.exact else "about "
+    measured = ""
+    estimate = {"pairs": count, "done": done, "questions": len(asked)}
+    if config.labeler.url is not None and sample:
+        some = list(sample.values())[: max(_LEAST_MEASURED, len(asked) // 10)]
+        estimate["requests"], *tokens = job.measured(some, len(asked), tokens[0])
+        about, measured = "about ", f", measured on {len(some)} of them: about {estimate['requests']:,} requests"
+    cost = job.cost(*tokens)
     prices = "--labeler.server.limits.price-in and price-out"
     priced = f"; give {prices} for the cost" if cost is None else f"; cost {about}{cost:.4f}"
     console.print(
         f"{count} pairs, {done} of them labelled already; {len(asked)} questions to "
-        f"{job.labeler.language_model.name}: {about}{tokens[0]:,} tokens read, {about}{tokens[1]:,} written{priced}",
+        f"{job.labeler.language_model.name}{measured}: {about}{tokens[0]:,} tokens read, {about}{tokens[1]:,} "
+        f"written{priced}",
         highlight=False,
         soft_wrap=True,
     )
-    return {"pairs": count, "done": done, "questions": len(asked), "tokens": tokens, "cost": cost}
+    return {**estimate, "tokens": tokens, "cost": cost}
 
 
 def _progress(console: Console) -> Progress:

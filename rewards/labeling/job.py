@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from rewards.api import LanguageModel
+from rewards.endpoint.limits import Usage
 from rewards.endpoint.model import EndpointLM
 from rewards.labeling.answers import Answer, Label
 from rewards.labeling.labeler import LabelingConfig, PreferenceLabeler
@@ -19,6 +20,7 @@ from rlaif_env import options
 from rlaif_env.api import BackendError, DataError, RLAIFError
 from rlaif_env.data.journal import Journal
 from rlaif_env.data.tasks import DEFAULT_TASK, load_task
+from rlaif_env.files import content_of
 from rlaif_env.models import TEMPERATURE, encode, load_tokenizer
 
 OPERATIONAL = (
@@ -46,7 +48,8 @@ class LabelConfig(LabelingConfig):
         labeler: The language model that labels; its prices (those of server.limits) count wherever it runs.
         template_file: A text file with the template.
         batch: Pairs asked at a time; so much is lost at most when the process is killed.
-        dry_run: Only say how many tokens it would take and what they would cost.
+        dry_run: Only say how many tokens it would take and what they would cost; of a server it is measured on a few
+            of the questions, whose answers are not kept.
     """
 
     task: str = DEFAULT_TASK
@@ -66,6 +69,8 @@ class LabelConfig(LabelingConfig):
         super().__post_init__()
         if self.batch < 1 or (self.pairs is not None and self.pairs < 1):
             raise RLAIFError(f"expected batch and pairs from 1, found {self.batch} and {self.pairs}")
+        if self.mode == "pairwise" and self.scale is not None:
+            raise RLAIFError(f"expected a scale with mode 'score' only, found {self.scale} with mode {self.mode!r}")
         if self.template is not None and self.template_file is not None:
             raise RLAIFError("expected a template or a file that holds one (template_file), found both")
 
@@ -76,23 +81,30 @@ class LabelJob:
     Args:
         config: The options.
         model: A live labeler to use instead of the one that ``config`` names.
+
+    Attributes:
+        used: What the labeler's server has been asked over all runs of the job.
     """
 
     def __init__(self, config: LabelConfig, model: LanguageModel | None = None) -> None:
+        if config.dry_run and config.labeler.url is not None:  # its few answers are no part of the job
+            server = replace(config.labeler.server, cache=False)
+            config = replace(config, labeler=replace(config.labeler, server=server))
         self.config = config
         self.task = load_task(config.task)
         self._served: EndpointLM | None = None
+        self.used, self._settled = Usage(), Usage()
         settings = {entry.name: getattr(config, entry.name) for entry in fields(LabelingConfig)}
         if config.template_file is not None:
             settings["template"] = _text_of(config.template_file)
         opened = model
-        if model is None and config.labeler.url is not None and config.mode == "score" and not config.dry_run:
+        if model is None and config.labeler.url is not None and config.mode == "score":
             with suppress(BackendError):  # said when something is to be asked: what was answered can be written without
                 opened = self._loaded()  # now, as it may need another scale than the one asked for
         self.labeler = PreferenceLabeler(opened or _NotLoaded(config.labeler.name), self.task, **settings)
         self.exact = model is None and config.labeler.url is None
         self._tokenizer = load_tokenizer(config.labeler.model) if self.exact else None
-        self.tokens = [0, 0]  # read, written, over all runs of the job
+        self._tokens = [0, 0]  # read, written, over all runs of the job, of a labeler that is not behind a server
         self.last_failure = ""
         self._failures: dict[str, Answer] = {}
 
@@ -125,6 +137,11 @@ class LabelJob:
         here = self.config.labeler
         return language_model_from(LanguageModelConfig(str(self.config.policy), device=here.device, dtype=here.dtype))
 
+    def content(self) -> dict[str, str]:
+        """What changes when the weights of a model do."""
+        policy = self.config.policy
+        return {"labeler": self.config.labeler.content} | ({"policy": content_of(policy)} if policy else {})
+
     def questions(self, pair: Pair) -> dict[str, str]:
         """The two questions of a pair by key; one if they are the same."""
         both = self.labeler.questions(pair.prompt, pair.response_1, pair.response_2)
@@ -142,27 +159,46 @@ class LabelJob:
         return loaded
 
     def server(self) -> dict[str, Any]:
-        """What the labeler's server can do and has been asked in this process; empty without one."""
-        served = self._served
-        return {"server": served.facts, "server_usage": asdict(served.usage)} if served else {}
+        """What the labeler's server can do, where it was needed now, and what it has been asked; empty without one."""
+        facts = {"server": self._served.facts} if self._served else {}
+        return facts if self.config.labeler.url is None else {**facts, "server_usage": asdict(self.used)}
+
+    @property
+    def tokens(self) -> dict[str, Any]:
+        """Tokens read and written over all runs of the job, and whether that was counted, not guessed."""
+        if self.config.labeler.url is not None:
+            used = self.used
+            return {"input": used.tokens_in, "output": used.tokens_out, "exact": not used.estimated}
+        return {"input": self._tokens[0], "output": self._tokens[1], "exact": self.exact}
 
     def close(self) -> None:
         """Close what this job opened."""
         if self._served:
             self._served.close()
 
-    def ask(self, pairs: Sequence[Pair], journal: Journal) -> bool:
+    def settle(self, usage: Journal) -> None:
+        """Put what the server was asked since the last time in the journal of that."""
+        if self._served and (now := replace(self._served.usage)) != self._settled:
+            usage.append({str(len(usage)): asdict(now - self._settled)})
+            self.used, self._settled = self.used + now - self._settled, now
+
+    def ask(self, pairs: Sequence[Pair], journal: Journal, usage: Journal) -> bool:
         """Ask what is open of some pairs and put the answers in the journal; False if all that was asked failed."""
         asked = {k: q for pair in pairs for k, q in self.questions(pair).items() if k not in journal}
         order = sorted(asked, key=lambda key: asked[key])
-        answers = dict(zip(order, self.labeler.ask([asked[key] for key in order]), strict=True))
+        try:
+            answers = dict(zip(order, self.labeler.ask([asked[key] for key in order]), strict=True))
+        finally:
+            self.settle(usage)
         rows = {}
         for key, answer in answers.items():
             if answer.status != "ok":
                 self._failures[key] = answer
                 self.last_failure = answer.reason
                 continue
-            rows[key] = {**answer.to_json(), "tokens": self.spent(asked[key], self.count(answer.rationales))}
+            rows[key] = answer.to_json()
+            if self.config.labeler.url is None:
+                rows[key]["tokens"] = self.spent(asked[key], self.count(answer.rationales))
             self.note(rows[key])
         journal.append(rows)
         return not answers or any(answer.status != "failed" for answer in answers.values())
@@ -196,13 +232,43 @@ class LabelJob:
         tokens = row.get("tokens", (0, 0))
         if not isinstance(tokens, list | tuple) or [type(count) for count in tokens] != [int, int]:
             raise DataError(f"expected two numbers of tokens, found {tokens!r:.60}")
-        self.tokens = [a + b for a, b in zip(self.tokens, tokens, strict=True)]
+        self._tokens = [a + b for a, b in zip(self._tokens, tokens, strict=True)]
 
-    def cost(self, tokens: Sequence[int]) -> float | None:
+    def note_usage(self, row: Mapping[str, Any]) -> None:
+        """Count what an earlier batch asked of the server; raises `DataError` where the row does not say."""
+        try:
+            self.used += Usage(**{name: value for name, value in row.items() if name != "key"})
+        except TypeError as error:
+            raise DataError(f"expected what a server was asked, found {row!r:.60} ({error})") from error
+
+    def cost(self, read: int, written: int) -> float | None:
         """What tokens read and written cost, None without prices."""
         limits = self.config.labeler.server.limits
-        cost = (tokens[0] * limits.price_in + tokens[1] * limits.price_out) / 1e6
-        return cost if limits.price_in or limits.price_out else None
+        return limits.cost(read, written) if limits.price_in or limits.price_out else None
+
+    def measured(self, questions: Sequence[str], count: int, size: int) -> tuple[int, int, int]:
+        """Ask the server some questions, for how many requests, tokens read and tokens written all of them take.
+
+        Args:
+            questions: Those that are asked.
+            count: How many there are.
+            size: The tokens that `spent` says are read for all of them.
+
+        Raises:
+            BackendError: If none could be answered.
+        """
+        self.load()
+        assert self._served is not None
+        before = replace(self._served.usage)
+        answers = self.labeler.ask(questions)
+        if all(answer.status != "ok" for answer in answers):
+            raise BackendError(
+                f"expected {self.labeler.language_model.name} to answer some of {len(answers)} questions, found that "
+                f"all failed ({answers[0].reason})"
+            )
+        used, share = self._served.usage - before, count / len(questions)
+        read = used.tokens_in * size / sum(self.spent(question)[0] for question in questions)
+        return round(used.requests * share), round(read), round(used.tokens_out * share)
 
 
 class _NotLoaded:

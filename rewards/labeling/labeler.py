@@ -135,6 +135,11 @@ class LabelingConfig(ScoreConfig):
             raise RLAIFError(f"expected a minimum_mass between 0 and 1, found {self.minimum_mass}")
 
     @property
+    def preference(self) -> LabelingConfig:
+        """How a preference is asked for; a pairwise prompt has no scale, which is then the direct score's alone."""
+        return self if self.mode == "score" else replace(self, scale=None)
+
+    @property
     def score(self) -> ScoreConfig:
         """How one response's score is asked for; shots and template of a pairwise prompt are no score's."""
         asked = self if self.mode == "score" else replace(self, shots=0, template=None)

@@ -9,6 +9,7 @@ from rewards.api import configured
 from rewards.endpoint.config import ServerConfig
 from rewards.endpoint.limits import checked_url
 from rlaif_env.api import RLAIFError
+from rlaif_env.files import content_of
 from rlaif_env.models import BUILTIN_MODEL
 
 
@@ -46,6 +47,11 @@ class LanguageModelConfig:
         server = replace(self.server, limits=limits)
         if changed := [name for name, value in vars(server).items() if value != getattr(ServerConfig(), name)]:
             raise RLAIFError(f"expected a server's URL with the settings {', '.join(changed)}, found none")
+
+    @property
+    def content(self) -> str:
+        """What stands for its weights: the content of its folder; a hub's or a server's model is known by its name."""
+        return content_of(self.model) if self.url is None else self.name
 
     @property
     def name(self) -> str:

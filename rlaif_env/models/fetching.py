@@ -7,7 +7,6 @@ finished. Two processes at once fetch once. Later calls compare file sizes only;
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -26,6 +25,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from rlaif_env.api import AssetError
+from rlaif_env.files import file_sha256
 
 _log = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ def verify(assets: Iterable[Asset]) -> list[Path]:
         if (files := _manifest(folder, asset)) is None:
             damage.append(f"{folder / _MANIFEST}: expected the list of files, found none that can be read")
         for name, facts in (files or {}).items():
-            digest = _sha256(folder / name) if (folder / name).is_file() else "no such file"
+            digest = file_sha256(folder / name) if (folder / name).is_file() else "no such file"
             if digest != facts["sha256"]:
                 damage.append(f"{folder / name}: expected SHA-256 {facts['sha256']}, found {digest}")
     if damage:
@@ -169,7 +169,7 @@ def _make(asset: Asset, cache: Path) -> None:
         done = scratch / "done"
         done.mkdir()
         asset.build(originals, scratch, done)
-        files = {p.name: {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in sorted(done.iterdir())}
+        files = {p.name: {"bytes": p.stat().st_size, "sha256": file_sha256(p)} for p in sorted(done.iterdir())}
         named = " ".join(original.file for original in asset.originals)
         manifest = {"original": named, "sha256": asset.sha256, "files": files}
         (done / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
@@ -264,17 +264,9 @@ def copy(source: IO[bytes], target: IO[bytes], size: int) -> None:
         raise AssetError(f"{Path(target.name).name}: expected {size} bytes in the archive, found {copied}")
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 def check_sha256(path: Path, expected: str) -> None:
     """An error if a file is another than the one that is expected."""
-    if (digest := _sha256(path)) != expected:
+    if (digest := file_sha256(path)) != expected:
         raise AssetError(f"{path}: expected SHA-256 {expected}, found {digest}. Delete it and try again.")
 
 

@@ -88,6 +88,7 @@ class FaultServer:
         self.keep_requests = True
         self.answered: Counter[str] = Counter()  # whole, right answers by prompt and what was begun
         self.failed: Counter[str] = Counter()
+        self.counted: Counter[str] = Counter()  # requests, and the tokens read and written for answers of status 200
         self.headers: list[dict[str, str]] = []
         self.in_flight = self.most_in_flight = 0
 
@@ -143,6 +144,7 @@ class FaultServer:
         if self.key is not None and headers.get("authorization") != f"Bearer {self.key}":
             wrong = headers.get("authorization", "").removeprefix("Bearer ")
             return await self._send(writer, 401, {"error": {"message": f"Incorrect API key provided: {wrong}"}})
+        self.counted["requests"] += not path.endswith("/models")
         status, value = self._value(path, request)
         probing = request.get("max_tokens", 1) == 4
         fault = "" if probing or self.random.random() >= self.faults else self.random.choice(self.kinds)
@@ -175,6 +177,9 @@ class FaultServer:
             value = {**value, "model": "another"}
         if status == 200 and not probing and fault in ("", "late") and "choices" in value:
             self.answered["|".join(_texts(request))] += 1
+        if status == 200 and "usage" in value:
+            self.counted["in"] += value["usage"]["prompt_tokens"]
+            self.counted["out"] += value["usage"]["completion_tokens"]
         return await self._send(writer, status, value)
 
     async def _send(

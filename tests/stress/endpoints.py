@@ -3,10 +3,11 @@
     python -m tests.stress.endpoints faults     10,000 labels while a fifth of all answers fail, in eleven ways
     python -m tests.stress.endpoints kill       kill -9 in the middle of 5,000, and again
     python -m tests.stress.endpoints speed      64 in flight against a 50 ms server, beside a bare httpx loop
+    python -m tests.stress.endpoints costs      what a labelling says it cost, and would cost, beside the server's count
     python -m tests.stress.endpoints agreement --url http://localhost:8000/v1 --model NAME
                                               a server with the built-in model's weights against the model itself
 
-Each prints one JSON object. The first three bring their own server (`tests.stress.endpoint_server`).
+Each prints one JSON object. The first four bring their own server (`tests.stress.endpoint_server`).
 """
 
 from __future__ import annotations
@@ -28,20 +29,26 @@ from typing import Any
 
 import httpx
 import numpy as np
+from rich.console import Console
 
 from rewards.direct_score import DirectLLMScore
 from rewards.endpoint.cache import AnswerCache
 from rewards.endpoint.client import RequestFailed
+from rewards.endpoint.config import ServerConfig
 from rewards.endpoint.likelihoods import AnswerLikelihoods
+from rewards.endpoint.limits import Limits
 from rewards.endpoint.model import EndpointLM
+from rewards.labeling.command import LabelConfig, label
+from rewards.language_model.config import LanguageModelConfig
 from rewards.language_model.local import LocalLM
 from rlaif_env.data.tasks import load_task
 from rlaif_env.statistics import spearman
 from tests import ROOT
 from tests.stress.endpoint_server import FAULTS, FaultServer, scores_of
 
-__all__ = ["CHILD", "agreement_run", "fault_run", "kill_run", "main", "speed_run"]
+__all__ = ["CHILD", "LABELLINGS", "agreement_run", "cost_run", "fault_run", "kill_run", "main", "speed_run"]
 
+_ANSWERED = ("429", "500", "reset", "truncated", "no-choices", "no-logprobs", "wrong-model", "late")
 _LABELS = [str(i) for i in range(2, 10)]
 CHILD = """
 import sys
@@ -216,6 +223,53 @@ def speed_run(n: int = 1500, *, in_flight: int = 64, seconds: float = 0.05, roun
     }
 
 
+LABELLINGS: Mapping[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "completion, score": ("vllm", {}, {"mode": "score"}),
+    "completion, pairwise": ("vllm", {}, {}),
+    "completion, pairwise, cot": ("vllm", {}, {"cot": True, "rationale_tokens": 16}),
+    "completion, score, prefix": ("vllm", {"boundaries": "prefix"}, {"mode": "score"}),
+    "completion in the chat's shape, score": ("llama.cpp", {}, {"mode": "score"}),
+    "chat that goes on, score": ("vllm", {"route": "chat"}, {"mode": "score"}),
+    "chat that goes on, pairwise": ("vllm", {"route": "chat"}, {}),
+    "chat that does not, score": ("openai", {}, {"mode": "score"}),
+    "chat that does not, pairwise": ("openai", {}, {}),
+}
+"""Kinds of server and ways of asking: the server's style, how it is asked, the labelling."""
+
+
+def cost_run(name: str, n: int = 60, *, faults: float = 0.0) -> dict[str, float]:
+    """Label n pairs at a price for each of `LABELLINGS`, before that as a dry run.
+
+    Returns:
+        What the report says of requests, tokens read and written, and cost, each as a share of what the server counted
+        ("report requests", "report in", ...); and the same of the dry run's estimate.
+    """
+    style, server, labelling = LABELLINGS[name]
+    limits = Limits(price_in=1.0, price_out=4.0, retries=12)
+    with tempfile.TemporaryDirectory() as folder, FaultServer(style, faults=faults, kinds=_ANSWERED) as running:
+        source = Path(folder) / "pairs.jsonl"
+        texts = [" ".join(f"word{j}" for j in range(i % 40)) for i in range(n)]
+        rows = [{"prompt": f"{i} {x}", "response_1": f"one {x}", "response_2": f"two {i}"} for i, x in enumerate(texts)]
+        source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        labeler = LanguageModelConfig("scorer", running.url, server=ServerConfig(cache=False, limits=limits, **server))
+        config = LabelConfig(task="helpful", input=source, labeler=labeler, **labelling)
+        estimate = label(replace(config, dry_run=True), Console(quiet=True))
+        running.counted.clear()
+        report = label(replace(config, out=Path(folder) / "out"), Console(quiet=True))
+        counted = {**running.counted, "cost": (running.counted["in"] + 4 * running.counted["out"]) / 1e6}
+    said = {
+        "report": {
+            "requests": report["server_usage"]["requests"],
+            "in": report["tokens"]["input"],
+            "out": report["tokens"]["output"],
+            "cost": report["cost"],
+        },
+        "dry run": dict(zip(("in", "out"), estimate["tokens"], strict=True))
+        | {"requests": estimate["requests"], "cost": estimate["cost"]},
+    }
+    return {f"{who} {what}": round(v / counted[what], 3) for who, values in said.items() for what, v in values.items()}
+
+
 async def _bare_loop(url: str, prompts: Sequence[str], in_flight: int) -> float:
     """Seconds that a plain loop takes for the same requests, answers read as JSON."""
     queue = iter(prompts)
@@ -267,7 +321,7 @@ def agreement_run(url: str, model: str, *, n: int = 100, **settings: Any) -> dic
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure one thing and print it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("faults", "kill", "speed", "agreement"))
+    parser.add_argument("what", choices=("faults", "kill", "speed", "costs", "agreement"))
     parser.add_argument("--n", type=int, help="labels, questions, requests or snippets")
     parser.add_argument("--url", default="http://localhost:8000/v1")
     parser.add_argument("--model", default="smollm2-135m-instruct")
@@ -279,6 +333,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         found = dict(kill_run(config.n or 5000))
     elif config.what == "speed":
         found = speed_run(config.n or 1500)
+    elif config.what == "costs":
+        found = {name: cost_run(name, config.n or 60) for name in LABELLINGS}
+        found["completion, score, a fifth failing"] = cost_run("completion, score", config.n or 60, faults=0.2)
     else:
         found = agreement_run(
             config.url, config.model, n=config.n or 100, boundaries=config.boundaries, limits={"concurrency": 2}

@@ -245,15 +245,15 @@ from rlaif_env.api import Scores
 hook = None
 class Vowels:
     name = "vowels"
-    def __init__(self):
-        self.calls = 0
+    def __init__(self, weight):
+        self.weight, self.calls = weight, 0
     def score(self, prompts, responses):
         self.calls += 1
         if hook is not None:
             hook(self.calls, len(responses))
-        return Scores(np.array([sum(c in "aeiou" for c in r) / 4 for r in responses], dtype=np.float32))
-def make(task, **kwargs):
-    return Vowels()
+        return Scores(np.array([self.weight * sum(c in "aeiou" for c in r) / 4 for r in responses], dtype=np.float32))
+def make(task, weight=1.0, model=None):
+    return Vowels(weight)
 """
 
 
@@ -383,6 +383,116 @@ def test_another_configuration_is_refused_by_name_and_another_split_is_told(
     assert warning["kind"] == "not-identical" and warning["step"] == 3
     assert "no longer bit-identical" in warning["text"] and "agent.micro_batch 16 -> 1" in warning["text"]
     assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["000006"]
+
+
+def test_a_row_that_cannot_be_scored_does_not_end_a_training_for_ever(
+    job: Callable[..., TrainConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, run = job(tmp_path / "x"), tmp_path / "run"
+    line = ["--task", config.task, "--model", config.model, "--updates", "6", "--prompts-per-update", "2"]
+    line += ["--group-size", "2", "--eval-prompts", "2", "--checkpoint-every", "2", "--agent.lora.rank", "2"]
+    line += ["--agent.learning-rate", "1e-2", "--reward.model", config.model, "--reward.scale", "1", "5"]
+    assert main([*line, "--out", str(tmp_path / "free"), "--reward.minimum-mass", "0"]) == 0
+    masses: dict[int, float] = {}
+    for row in map(json.loads, (tmp_path / "free" / "samples.jsonl").read_text().splitlines()):
+        masses[row["step"]] = min(row["label_mass"], masses.get(row["step"], 1.0))
+    before = json.loads((tmp_path / "free" / "before.json").read_text())["measures"]["label_mass"]
+    lows = {step: least for step, least in masses.items() if least < min([*before, *list(masses.values())[: step - 1]])}
+    fails = max(lows)  # the last update with a mass under all before it
+    least = lows[fails]
+    assert fails > 1
+    mass = str(np.nextafter(least, 1.0))
+    for _ in range(2):  # the same command fails again
+        with pytest.raises(RLAIFError, match=r"to put at least .* of its probability .*; use another .* minimum_mass"):
+            main([*line, "--out", str(run), "--reward.minimum-mass", mass])
+    with pytest.raises(RLAIFError, match="minimum_mass") as told:
+        main(["--resume", str(run)])
+    command = re.search(r"`rlaif train (--resume \S+ --change-reward) --reward.NAME VALUE` goes on", str(told.value))
+    assert command is not None
+    with pytest.raises(
+        RunError, match=r"\(reward_options.minimum_mass: .* here\); with --change-reward it goes on with"
+    ):
+        main(["--resume", str(run), "--reward.minimum-mass", "1e-12"])
+    capsys.readouterr()
+    assert main([*command[1].split(), "--reward.minimum-mass", "1e-12"]) == 0
+    what = f"reward_options.minimum_mass {mass} -> 1e-12"
+    record = json.loads((run / "config.json").read_text())
+    assert record["reward_changes"] == {str(fails - 1): what}
+    assert record["config"]["reward_options"]["minimum_mass"] == 1e-12
+    (alarm,) = map(json.loads, (run / "warnings.jsonl").read_text().splitlines())
+    assert (alarm["kind"], alarm["step"]) == ("reward-changed", fails - 1) and alarm["text"].endswith(what)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"the reward was changed after update {fails - 1}" in shown
+    with pytest.raises(RunError, match=r"reward_options\.minimum_mass"):  # a finished run is what it is
+        main(["--resume", str(run), "--change-reward", "--reward.minimum-mass", "1e-9"])
+    assert [row["step"] for row in read_metrics(run)] == [1, 2, 3, 4, 5, 6]
+    for name in ("metrics.jsonl", "samples.jsonl"):  # the mass decided only whether a row has a score
+        assert _without_times(run / name) == _without_times(tmp_path / "free" / name)
+
+
+def test_a_held_out_row_that_cannot_be_scored_does_not_either(job: Callable[..., TrainConfig], tmp_path: Path) -> None:
+    model = str(job(tmp_path).model)
+    settings: dict[str, Any] = {"reward": "direct-llm", "updates": 1}
+    with pytest.raises(RLAIFError, match=r"at least 0\.9 of its probability .* --change-reward --reward\.NAME VALUE`"):
+        train(job(tmp_path / "run", reward_options={"model": model, "minimum_mass": 0.9}, **settings))
+    mended = job(tmp_path / "run", reward_options={"model": model, "minimum_mass": 0}, change_reward=True, **settings)
+    assert train(mended).after is not None
+    record = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert record["config"]["reward_options"]["minimum_mass"] == 0
+    assert record["reward_changes"] == {}  # no update was made under the other
+
+
+def _without_times(file: Path) -> list[dict[str, Any]]:
+    rows = map(json.loads, file.read_text().splitlines())
+    return [{name: value for name, value in row.items() if not name.startswith("time/")} for row in rows]
+
+
+def test_a_reward_is_changed_when_asked_for_and_its_updates_are_known(
+    job: Callable[..., TrainConfig], plugin: Any, tmp_path: Path
+) -> None:
+    out, model = tmp_path / "run", tmp_path / "rm"
+    model.mkdir()
+    (model / "weights").write_text("one")
+
+    def settings(weight: float, **changed: Any) -> TrainConfig:
+        changed |= {"reward_options": {"weight": weight, "model": str(model)}, "validation_prompts": 2}
+        return job(out, checkpoint_every=1, keep_checkpoints=9, validate_every=1, **changed)
+
+    def changes() -> Any:
+        return json.loads((out / "config.json").read_text()).get("reward_changes", {})
+
+    def stopped(config: TrainConfig, after: int) -> None:
+        plugin.hook = at(after, lambda: signal.raise_signal(signal.SIGINT))
+        assert train(config).interrupted
+        plugin.hook = None
+
+    stopped(settings(1.0), 2)
+    old = json.loads((out / "before.json").read_text())["measures"]["reward"]
+    with pytest.raises(RunError, match=r"\(reward_options.weight: 1.0 there, 2.0 here\); with --change-reward"):
+        train(settings(2.0))
+    with pytest.raises(RunError, match=r"\(seed: 0 there, 1 here\)$"):
+        train(settings(2.0, change_reward=True, seed=1))
+    stopped(settings(2.0, change_reward=True), 2)
+    assert changes() == {"2": "reward_options.weight 1.0 -> 2.0"}
+    assert json.loads((out / "before.json").read_text())["measures"]["reward"] == [2 * value for value in old]
+    best = json.loads((out / "checkpoints" / "best.json").read_text())
+    assert best["step"] > 2  # what was best under the other reward is not compared with
+    (model / "weights").write_text("two")
+    with pytest.raises(RunError, match=r"\(content.reward.model: 'sha256:.*' here\); with --change-reward"):
+        train(settings(2.0))
+    stopped(settings(2.0, change_reward=True), 1)
+    assert list(changes()) == ["2", "4"] and changes()["4"].startswith("content.reward.model sha256:")
+    stopped(settings(2.0), 1)  # not asked for again
+    assert list(changes()) == ["2", "4"]
+    stopped(settings(2.0, resume=str(out / "checkpoints" / "000003")), 1)  # what came later is undone
+    assert list(changes()) == ["2", "3"]
+    stopped(settings(2.0, resume=str(out / "checkpoints" / "000001")), 1)
+    assert list(changes()) == ["1"]
+    kinds = [json.loads(line)["kind"] for line in (out / "warnings.jsonl").read_text().splitlines()]
+    assert kinds == ["reward-changed"]
+    (model / "weights").write_text("one")
+    stopped(settings(1.0, change_reward=True, resume=str(out / "checkpoints" / "000001")), 1)
+    assert changes() == {} and not (out / "warnings.jsonl").exists()
 
 
 def test_a_damaged_checkpoint_is_passed_over_with_a_message(

@@ -211,8 +211,9 @@ class DryStages(Stages):
 
 
 def test_what_a_server_answers_is_kept_apart_by_its_url(folder: Path, tmp_path: Path) -> None:
-    def keys(url: str, concurrency: int = 1, **server: Any) -> dict[str, str]:
-        labeler = LanguageModelConfig("served", url, server=ServerConfig(limits=Limits(concurrency), **server))
+    def keys(url: str, concurrency: int = 1, *, chat: bool = False, **server: Any) -> dict[str, str]:
+        limits = Limits(concurrency, retries=concurrency, timeout=concurrency, price_in=concurrency)
+        labeler = LanguageModelConfig("served", url, chat, server=ServerConfig(limits=limits, **server))
         pipeline = Pipeline(replace(settings(folder, tmp_path), labeler=labeler), Console(quiet=True))
         pipeline.stages = DryStages(tmp_path / "stages", Console(quiet=True))
         for arm in ("direct-llm", "distilled-rm", "human-rm"):
@@ -225,7 +226,9 @@ def test_what_a_server_answers_is_kept_apart_by_its_url(folder: Path, tmp_path: 
     assert {name for name in here if here[name] == there[name]} == alike
     assert set(here) > alike | {"labels", "rm-ai", "train-distilled-rm-seed0", "judge-direct-llm-of-human-rm-seed0"}
     assert keys("http://localhost:1/v1", 64, cache=False) == here
-    assert keys("http://localhost:1/v1", revision="2")["labels"] != here["labels"]
+    for server in ({"revision": "2"}, {"route": "chat"}, {"boundaries": "prefix"}, {"extra": {"x": 1}}, {"chat": True}):
+        other = keys("http://localhost:1/v1", **server)
+        assert {name for name in here if here[name] == other[name]} == alike, server
 
 
 def test_the_direct_score_is_asked_for_as_the_labels_are() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import re
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import is_dataclass, replace
 from pathlib import Path
@@ -616,5 +618,26 @@ def test_a_changed_policy_is_another_evaluation(options: dict[str, Any], tmp_pat
     evaluate(EvaluateConfig(**options), Console(file=screen, width=150))
     assert "Win rates:" not in screen.getvalue() and "Against sft" in screen.getvalue()  # two systems need no matrix
     write_rows(tmp_path / "made.jsonl", [{"prompt": p, "response": " is bad"} for p in PROMPTS])
-    with pytest.raises(RLAIFError, match="policy_states"):
+    with pytest.raises(RLAIFError, match=r"\(content\.policy\.made: 'sha256:"):
         evaluate(EvaluateConfig(**options))
+
+
+def test_changed_weights_of_a_judge_or_the_reference_are_another_evaluation(
+    options: dict[str, Any], models: Path, tmp_path: Path
+) -> None:
+    for name in ("judge", "own", "reference"):
+        shutil.copytree(models / "base", tmp_path / name)
+    options |= {"policies": (str(models / "other"),), "reference": str(tmp_path / "reference"), "pairwise": True}
+    options |= {"judge": LanguageModelConfig(str(tmp_path / "judge"))}
+    options |= {"judges": ("direct-llm", f"own:direct-llm={tmp_path / 'own'}")}
+    evaluate(EvaluateConfig(**options))
+    changes = {"judge": ["judge.direct-llm", "judge.pairwise"], "own": ["judge.own"], "reference": ["reference"]}
+    for changed, names in changes.items():
+        weights = tmp_path / changed / "model.safetensors"
+        before = weights.read_bytes()
+        weights.write_bytes((models / "other" / "model.safetensors").read_bytes())
+        with pytest.raises(RLAIFError, match="to hold a run of this configuration, found another") as told:
+            evaluate(EvaluateConfig(**options))
+        assert sorted(re.findall(r"content\.(\S+): 'sha256:", str(told.value))) == names
+        weights.write_bytes(before)
+    evaluate(EvaluateConfig(**options))  # another time of the same bytes is no change

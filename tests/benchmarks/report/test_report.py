@@ -312,6 +312,16 @@ def test_without_a_gold_measure_the_page_says_so() -> None:
     )
 
 
+def test_a_reward_that_was_changed_is_a_warning(tmp_path: Path) -> None:
+    run = training_run(tmp_path / "r", updates=10)
+    record = json.loads((run / "config.json").read_text())
+    changes = {"4": "reward_options.minimum_mass 0.001 -> 1e-05", "7": "reward_options.shots 0 -> 2"}
+    (run / "config.json").write_text(json.dumps(record | {"reward_changes": changes}))
+    text = Page(build(run)).text
+    for update, what in changes.items():
+        assert f"The reward was changed after update {update}: {what}." in text
+
+
 def test_a_run_that_goes_on_is_shown_as_far_as_it_is(tmp_path: Path) -> None:
     run = training_run(tmp_path / "r", updates=10)
     (run / "evaluation.json").unlink()

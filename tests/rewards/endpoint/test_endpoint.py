@@ -80,7 +80,7 @@ def test_there_is_a_recorded_shape_of_every_server() -> None:
         ("[]", "expected a JSON object, found list"),
         ('{"choices": []}', "expected an answer with choices, found no choices"),
         ('{"error": {"message": "out of memory"}}', "found an error: out of memory"),
-        ('{"choices": [{"index": 0}]}', "expected an answer with text, found the fields index"),
+        ('{"choices": [{"index": 0}]}', "expected an answer with text, found None (finish_reason None) in index"),
         ('{"choices": [{"text": "7", "logprobs": null}]}', "expected log-probabilities in the answer, found none"),
         (
             '{"choices": [{"text": "7", "logprobs": {"top_logprobs": [{"7": 0.7}]}}]}',
@@ -100,6 +100,46 @@ def test_an_answer_of_another_shape_says_so(body: str, message: str) -> None:
     with pytest.raises(MalformedReply) as caught:
         parse_reply(body, logprobs=True)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("choice", "reason", "attempts"),
+    [
+        ({"finish_reason": "content_filter"}, "found that it was filtered (content_filter); change the texts", 1),
+        ({"message": {"content": None, "refusal": "I can't."}}, "found a refusal: I can't.; change the texts", 1),
+        ({"message": {"content": None}}, "expected an answer with text, found None (finish_reason 'stop') in", 9),
+        ({"message": {"content": None, "reasoning_content": "Well"}}, "found that the model only thought; turn", 1),
+    ],
+)
+@pytest.mark.parametrize("style", ["openai", "vllm"])
+def test_an_answer_that_is_withheld_or_none_is_no_rationale(
+    choice: dict[str, Any], reason: str, attempts: int, style: str
+) -> None:
+    def withheld(path: str, request: Mapping[str, Any]) -> tuple[int, Any] | None:
+        if request.get("max_tokens") != 9 or "secret" not in json.dumps(request):
+            return None
+        asked.append(path)
+        whole = {"index": 0, "finish_reason": "stop", "message": {"content": "It is "}, **choice}
+        return 200, {"model": "scorer", "choices": [whole], "usage": {"prompt_tokens": 5, "completion_tokens": 0}}
+
+    asked: list[str] = []
+    with FaultServer(style, answer=withheld) as server, connect(server) as lm:
+        labeler = PreferenceLabeler(lm, "helpful", cot=True, rationale_tokens=9)
+        labels = labeler.label(["why", "a secret"], ["so", "so"], ["no", "no"])
+        assert labels.status == ("ok", "failed")
+        assert reason in labels.rows[1].reason
+        assert len(asked) == 2 * attempts
+        assert labeler.label(["a secret"], ["so"], ["no"]).status == ("failed",)  # nor is it when asked again
+
+
+def test_a_filtered_score_is_a_failure_too(server: FaultServer) -> None:
+    with connect(server) as lm:
+        lm.probe()
+        shown = {"top_logprobs": [{"1": -0.1}], "tokens": ["1"], "token_logprobs": [-0.1]}
+        choice = {"text": "1", "finish_reason": "content_filter", "logprobs": shown}
+        server.answer = lambda path, request: (200, {"model": "scorer", "choices": [choice]})
+        with pytest.raises(BackendError, match="found that it was filtered"):
+            lm.label_logprobs(["x "], ["1", "2"])
 
 
 def test_no_number_is_left_out() -> None:

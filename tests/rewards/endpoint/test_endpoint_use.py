@@ -35,6 +35,7 @@ from rlaif_env.data.tasks import load_task
 from tests import ROOT
 from tests.rewards.labeling.labelling import pair_rows, quiet, write_rows
 from tests.stress.endpoint_server import FaultServer, scores_of
+from tests.stress.endpoints import LABELLINGS, cost_run
 from tests.tiny import tiny_backbone
 
 KEY = "sk-planted-9876543210"
@@ -202,6 +203,42 @@ def test_the_prices_of_the_command_are_the_servers(server: FaultServer, tmp_path
     used = report["server_usage"]
     assert used["answers"] == used["requests"] > 0
     assert used["cost"] == pytest.approx((used["tokens_in"] * 2 + used["tokens_out"] * 8) / 1e6)
+
+
+@pytest.mark.parametrize("name", LABELLINGS)
+def test_the_cost_is_what_the_server_counted_and_a_dry_run_knows_it_before(name: str) -> None:
+    shares = cost_run(name, 30)
+    report = {what: share for what, share in shares.items() if what.startswith("report")}
+    assert report == pytest.approx(dict.fromkeys(report, 1.0), abs=0.05)
+    assert shares == pytest.approx(dict.fromkeys(shares, 1.0), abs=0.2)
+
+
+def test_what_could_not_be_used_is_counted_too() -> None:
+    shares = cost_run("completion, score", 30, faults=0.2)
+    assert [shares[f"report {what}"] for what in ("requests", "in", "out", "cost")] == pytest.approx([1] * 4, abs=0.05)
+
+
+def test_the_cost_is_that_of_all_runs_of_the_job(server: FaultServer, tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "pairs.jsonl", pair_rows(2))
+    options: dict[str, Any] = {"task": "helpful", "input": source, "labeler": served(server), "out": tmp_path / "out"}
+    label(LabelConfig(**options), quiet())
+    write_rows(source, pair_rows(5))
+    report = label(LabelConfig(**options), quiet())
+    for _ in range(2):
+        assert report["tokens"] == {"input": server.counted["in"], "output": server.counted["out"], "exact": True}
+        assert report["server_usage"]["requests"] == server.counted["requests"]
+        before = dict(server.counted)
+        report = label(LabelConfig(**options), quiet())  # nothing is open: nothing is asked
+        assert dict(server.counted) == before
+
+
+def test_a_dry_run_of_a_server_that_is_gone_says_so(server: FaultServer, tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "pairs.jsonl", pair_rows(2))
+    server.answer = lambda path, request: (503, {"error": {"message": "gone"}})
+    labeler = served(server, limits=Limits(retries=0))
+    for mode in ("pairwise", "score"):
+        with pytest.raises(BackendError, match=r"probing scorer at .*: gave up after 1 attempts, the last: HTTP 503"):
+            label(LabelConfig(task="helpful", input=source, labeler=labeler, mode=mode, dry_run=True), quiet())
 
 
 # --- scales that a server cannot tell apart

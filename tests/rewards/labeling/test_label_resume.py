@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,13 +16,16 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from rewards.labeling.command import LabelConfig, label
 from rewards.labeling.labeler import PreferenceLabeler
 from rewards.labeling.pair_source import read_pairs
+from rewards.language_model.config import LanguageModelConfig
 from rlaif_env.api import DataError
 from rlaif_env.data.journal import Journal
 from rlaif_env.data.preferences import read_preferences
+from rlaif_env.runs import RunError
 from tests import ROOT
-from tests.rewards.labeling.labelling import Judge, pair_rows, run, write_rows
+from tests.rewards.labeling.labelling import Judge, pair_rows, quiet, run, write_rows
 from tests.tiny import save_tiny
 
 SCRIPT = """
@@ -138,6 +142,36 @@ def test_a_killed_run_goes_on_without_asking_twice_or_losing_a_pair(tmp_path: Pa
 def test_a_killed_run_of_a_real_model_goes_on(tmp_path: Path, byte_tokenizer: PreTrainedTokenizerFast) -> None:
     model = save_tiny(tmp_path / "model", byte_tokenizer, max_position_embeddings=4096)
     kill_and_resume(tmp_path, str(model), [("asking", 1), ("writing", 1)], 10)
+
+
+def test_other_weights_under_the_path_are_another_labeler_or_policy(
+    tmp_path: Path, byte_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    first, other = (save_tiny(tmp_path / str(seed), byte_tokenizer, seed=seed) for seed in (0, 1))
+    task = tmp_path / "short.toml"
+    task.write_text(
+        'name = "short"\nkind = "dialogue"\ncriterion = "length"\nmax_prompt_tokens = 9\nmax_response_tokens = 3\n'
+    )
+    source = write_rows(tmp_path / "prompts.jsonl", [{"prompt": "The film"}, {"prompt": "A story"}])
+    folders = {name: tmp_path / name for name in ("labeler", "policy")}
+    for folder in folders.values():
+        shutil.copytree(first, folder)
+    config = LabelConfig(
+        task=str(task),
+        input=source,
+        policy=str(folders["policy"]),
+        labeler=LanguageModelConfig(str(folders["labeler"])),
+        minimum_mass=1e-12,
+        out=tmp_path / "out",
+    )
+    label(config, quiet())
+    for name, folder in folders.items():
+        kept = (folder / "model.safetensors").read_bytes()
+        (folder / "model.safetensors").write_bytes((other / "model.safetensors").read_bytes())
+        with pytest.raises(RunError, match=rf"found another \(content\.{name}: 'sha256:.*' there, 'sha256:.*' here\)"):
+            label(config, quiet())
+        (folder / "model.safetensors").write_bytes(kept)
+    assert label(config, quiet())["asked_in_this_run"] == 0
 
 
 def test_a_torn_line_is_cut_off_and_a_damaged_one_is_named(tmp_path: Path) -> None:

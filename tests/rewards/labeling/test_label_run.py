@@ -221,6 +221,15 @@ def test_what_only_decides_how_a_run_is_done_may_differ_when_it_goes_on(tmp_path
             run(tmp_path, input=source, labeler=first, **{name: value})
 
 
+def test_a_scale_is_for_scores(capsys: pytest.CaptureFixture[str]) -> None:
+    message = "expected a scale with mode 'score' only, found (0, 5) with mode 'pairwise'"
+    with pytest.raises(RLAIFError, match=re.escape(message)):
+        LabelConfig(scale=(0, 5))
+    with pytest.raises(SystemExit):
+        main(["--scale", "0", "5"])
+    assert message in " ".join(capsys.readouterr().err.replace("│", "").split())
+
+
 def test_a_template_is_given_once(tmp_path: Path) -> None:
     (tmp_path / "own.txt").write_text("{response_1} or {response_2}? ")
     source = write_rows(tmp_path / "pairs.jsonl", pair_rows(1))

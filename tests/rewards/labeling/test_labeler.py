@@ -475,6 +475,11 @@ def test_a_language_model_is_found_from_options(tiny: LocalLM) -> None:
     judge = Judge(arbitrary)
     assert isinstance(judge, LanguageModel)
     assert make_reward("direct-llm", model=judge).language_model is judge  # type: ignore[attr-defined]
+    wrong = [(judge, {"url": "http://localhost:1", "chat": True}), (tiny.backbone, {"server": {"route": "chat"}})]
+    for model, more in wrong:
+        shown = re.escape(f"expected no other settings with a live model, found {', '.join(more)}")
+        with pytest.raises(RLAIFError, match=f"^reward 'direct-llm': {shown}$"):
+            make_reward("direct-llm", model=model, **more)
     local = make_reward("direct-llm", model=tiny.backbone).language_model  # type: ignore[attr-defined]
     assert isinstance(local, LocalLM)
     assert local.backbone is tiny.backbone
