@@ -9,7 +9,7 @@ COMPARE ?= --train.updates 40 --reward-model.pairs 6000 --reward-model.texts 200
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo compare test test-server lint bench clean
+.PHONY: help demo compare test test-server test-gemma lint bench clean
 .DELETE_ON_ERROR:
 
 help:
@@ -17,6 +17,7 @@ help:
 	@echo "make compare   the reward backends side by side: table, plots, one HTML page in runs/compare"
 	@echo "make test      the tests (ARGS=\"-m slow\" for the slow ones)"
 	@echo "make test-server  a real llama.cpp server with the built-in model (compiles it the first time)"
+	@echo "make test-gemma   the real Gemma-3-270M, where its terms were accepted (docs/models.md)"
 	@echo "make lint      ruff and mypy"
 	@echo "make bench     speed, side by side; an hour on two cores (ARGS=\"--only 0\" for one comparison with TRL)"
 	@echo "make clean     remove .venv, builds and caches; runs/ stays"
@@ -32,6 +33,9 @@ test: .venv/tests
 
 test-server: .venv/server
 	$(BIN)/python -m pytest -m slow -rs tests/rewards/endpoint/test_endpoint_real.py $(ARGS)
+
+test-gemma: .venv/tests
+	$(BIN)/python -m pytest -m slow -rs tests/rlaif_env/models/test_gemma.py $(ARGS)
 
 lint: .venv/tests
 	$(BIN)/ruff check .

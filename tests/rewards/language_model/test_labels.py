@@ -24,7 +24,7 @@ from rewards.language_model.config import LanguageModelConfig
 from rewards.language_model.local import LocalLM
 from rewards.prompts import leads_after
 from rlaif_env.api import BackendError, RLAIFError
-from rlaif_env.models import BUILTIN_MODEL, Backbone, backbone
+from rlaif_env.models import BUILTIN_MODEL, Backbone, backbone, encode
 from tests.tiny import character_tokenizer, tiny_backbone
 
 SCORES = [str(i) for i in range(1, 11)]
@@ -40,7 +40,7 @@ def brute_force(model: Backbone, prompt: str, labels: list[str]) -> np.ndarray:
             text = tokenizer.decode([*tokenizer.encode("\n1", add_special_tokens=False), token])[len(anchor) :]
             if text[:1].isalnum() or text[:1] == "_":
                 letters.append(token)
-    ids = tokenizer.encode(prompt, add_special_tokens=False)
+    ids = encode(tokenizer, [prompt])[0]
     out = []
     for label in labels:
         total = 0.0
