@@ -20,6 +20,7 @@ __all__ = [
     "BETA",
     "AssetError",
     "BackendError",
+    "ContextError",
     "DataError",
     "Preference",
     "RLAIFError",
@@ -40,6 +41,10 @@ class DataError(RLAIFError):
 
 class AssetError(RLAIFError):
     """The built-in model or corpus could not be fetched or is not the expected one."""
+
+
+class ContextError(RLAIFError):
+    """A text that is longer than a model's context, alone or with what is to be written after it."""
 
 
 class BackendError(RLAIFError):

@@ -32,7 +32,7 @@ from rewards.direct_score import ScoreConfig, expected_scores, score_distributio
 from rewards.labeling.answers import Answer, Label, Labels
 from rewards.labeling.pairwise_prompts import label_prompt, pair_wording, pairwise_prompt
 from rewards.prompts import score_prompt
-from rlaif_env.api import BackendError, RLAIFError
+from rlaif_env.api import BackendError, ContextError, RLAIFError
 from rlaif_env.batches import isolate_failures
 from rlaif_env.data.tasks import DEFAULT_TASK, TaskLike, checked_scale, load_task
 
@@ -239,6 +239,8 @@ class PreferenceLabeler:
         answers |= answered
         for i, error in errors.items():
             answers[i] = Answer(status="failed", reason=f"{type(error).__name__}: {error}")
+            if isinstance(error, ContextError):  # such as a question with its rationale
+                answers[i] = Answer(status="too long", reason=str(error))
         return [answers[i] for i in range(len(questions))]
 
     def _too_long(self, question: str) -> Answer | None:
@@ -246,7 +248,8 @@ class PreferenceLabeler:
         if count is None:
             return None
         beside = self.config.rationale_tokens if self.config.cot else 0
-        room = self.config.max_tokens - beside
+        context = getattr(self.language_model, "context", None) or self.config.max_tokens
+        room = min(self.config.max_tokens, context) - beside
         try:
             tokens = int(count([question])[0])
         except RLAIFError as error:  # longer than the model itself takes

@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from rewards.api import Live
 from rewards.language_model.answer_tree import AnswerTree, answer_logprobs, answer_tree, word_start_mask
 from rewards.prompts import before_stop, leads_after
-from rlaif_env.api import RLAIFError
+from rlaif_env.api import ContextError, RLAIFError
 from rlaif_env.batches import TOKENS_PER_BATCH, length_buckets
 from rlaif_env.models import BUILTIN_MODEL, Backbone, backbone, continuation_text, encode, takes_any_mask
-from rlaif_env.models.sampling import sample
+from rlaif_env.models.sampling import context_of, sample
 
 if TYPE_CHECKING:
     import torch
@@ -40,7 +40,7 @@ class LocalLM(Live):
         tokenizer: The live model's tokenizer; needed with a live model only.
         device, dtype: As in `backbone`.
         chat: Whether prompts go through the tokenizer's chat template as a user's turn.
-        max_tokens: Longest prompt accepted; None is the model's own limit.
+        max_tokens: Longest prompt accepted; None is the model's own limit, which holds in any case.
         tokens_per_batch: Padded tokens in one forward pass; memory against speed.
         share_prefix: Whether a common beginning is computed once. The result is the same.
     """
@@ -73,8 +73,8 @@ class LocalLM(Live):
             )
         self.name = self.backbone.name
         self.chat = chat
-        limit = getattr(self.backbone.model.config.get_text_config(), "max_position_embeddings", None)
-        self.max_tokens = max_tokens or limit or 4096
+        self.context = context_of(self.backbone.model)
+        self.max_tokens = max_tokens or self.context or 4096
         self.tokens_per_batch = tokens_per_batch
         self.share_prefix = share_prefix
         self._one_pass = takes_any_mask(self.backbone.model)
@@ -93,20 +93,28 @@ class LocalLM(Live):
         """How many tokens the model reads for each prompt."""
         return [len(row) for row in self._encode(prompts)]
 
-    def _encode(self, prompts: Sequence[str]) -> list[list[int]]:
+    def _encode(self, prompts: Sequence[str], beside: int = 0) -> list[list[int]]:
+        """Token ids of n prompts that leave room for so many tokens more; `ContextError` where one does not."""
         tokenizer = self.backbone.tokenizer
         texts = [self.render(prompt) for prompt in prompts]
         if self.chat and texts:  # the template has the special tokens
             rows = [list(row) for row in tokenizer(texts, add_special_tokens=False)["input_ids"]]
         else:
             rows = encode(tokenizer, texts)
+        self._check_room(prompts, rows, beside)
+        return rows
+
+    def _check_room(self, prompts: Sequence[str], rows: Sequence[Sequence[int]], beside: int) -> None:
+        room = self.max_tokens if self.context is None else min(self.max_tokens, self.context - beside)
         for i, row in enumerate(rows):
-            if not 0 < len(row) <= self.max_tokens:
-                raise RLAIFError(
-                    f"expected labelling prompts of 1 to {self.max_tokens} tokens, found {len(row)} in row {i} "
+            if not 0 < len(row) <= room:
+                new = (
+                    f" beside {beside} more in the model's context of {self.context}" if room < self.max_tokens else ""
+                )
+                raise ContextError(
+                    f"expected labelling prompts of 1 to {room} tokens{new}, found {len(row)} in row {i} "
                     f"({prompts[i][-60:]!r}); shorten the text or use fewer exemplars"
                 )
-        return rows
 
     def label_logprobs(self, prompts: Sequence[str], labels: Sequence[str]) -> NDArray[np.float64]:
         """Natural-log likelihood that the model answers exactly each label, and no word character follows it.
@@ -128,7 +136,9 @@ class LocalLM(Live):
             members = [i for i in range(len(rows)) if leads[i] == lead]
             if (key := (tuple(labels), lead)) not in self._trees:
                 self._trees[key] = answer_tree(self.backbone.tokenizer, labels, lead)
-            out[members] = self._tree_logprobs([rows[i] for i in members], self._trees[key])
+            part, tree = [rows[i] for i in members], self._trees[key]
+            self._check_room([prompts[i] for i in members], part, max(tree.depths, default=0))
+            out[members] = self._tree_logprobs(part, tree)
         return out
 
     def _tree_logprobs(self, rows: list[list[int]], tree: AnswerTree) -> NDArray[np.float64]:
@@ -192,7 +202,7 @@ class LocalLM(Live):
     ) -> list[str]:
         """Continue n prompts, greedily at temperature 0; see `LanguageModel.generate`."""
         tokenizer = self.backbone.tokenizer
-        rows = self._encode(prompts)
+        rows = self._encode(prompts, beside=max_new_tokens)
         texts = [""] * len(rows)
         uniform = np.array([_numbers_for(prompt, seed, max_new_tokens) for prompt in prompts])
         with self.backbone.using(None) as model:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rlaif_env.api import RLAIFError
+from rlaif_env.api import ContextError, RLAIFError
 from rlaif_env.models.architecture import keeps_keys_only
 from rlaif_env.models.encoding import pad_rows
 
@@ -22,6 +22,16 @@ if TYPE_CHECKING:
 
 TEMPERATURE = 0.9
 """Of a policy that is asked for none (section A.3)."""
+
+
+def context_of(model: Any) -> int | None:
+    """How many tokens a model has positions for, None where its config names no limit.
+
+    Beyond it a table of learned positions fails, on a GPU so that the process cannot go on.
+    """
+    config = model.config.get_text_config()  # n_positions and the like are read under the first name too
+    limits = (getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len"))
+    return next((limit for limit in limits if isinstance(limit, int) and limit > 0), None)
 
 
 @dataclass(frozen=True)
@@ -62,6 +72,7 @@ def sample(
         compact: Whether finished rows leave the batch. The result is the same.
 
     Raises:
+        ContextError: If a prompt and T tokens more are longer than the model's context.
         RLAIFError: If a prompt is empty or the numbers make no sense.
     """
     import torch
@@ -72,6 +83,12 @@ def sample(
         raise RLAIFError(
             "expected max_new_tokens >= 1, samples_per_prompt >= 1 and temperature >= 0, found "
             f"{max_new_tokens}, {samples_per_prompt} and {temperature}"
+        )
+    longest, context = max(map(len, rows)), context_of(model)
+    if context is not None and longest + max_new_tokens > context:
+        raise ContextError(
+            f"expected prompts of at most {context - max_new_tokens} tokens beside {max_new_tokens} new ones in the "
+            f"model's context of {context}, found {longest}; shorten the prompt or ask for fewer tokens"
         )
     device = model.device
     n = len(rows) * samples_per_prompt

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import PreTrainedTokenizerFast
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from rewards import make_reward
 from rewards.api import LanguageModel
@@ -363,6 +364,22 @@ def test_a_prompt_longer_than_the_context_is_not_asked(tiny: LocalLM) -> None:
     (row,) = with_room.label([""], ["good"], ["bad"]).rows
     assert row.status == "too long"
     assert "at most 200 tokens beside a rationale of 400" in row.reason
+
+
+def test_a_rationale_beyond_the_model_s_own_context_is_too_long_and_no_failure(
+    byte_tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    sizes = {"n_positions": 1500, "n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 258}
+    torch.manual_seed(0)
+    learned = LocalLM(GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=1, eos_token_id=1)).eval(), byte_tokenizer)
+    asked = {"cot": True, "rationale_tokens": 20, "max_tokens": 9999, "minimum_mass": 1e-12}
+    labeler = PreferenceLabeler(learned, "helpful", **asked)
+    room = 1500 - 20 - learned.count_tokens([labeler.questions("x", "", "b")[0]])[0]
+    labels = labeler.label(["x"] * 4, ["a", "a" * room, "a" * (room + 1), "a" * 1500], ["b"] * 4)
+    # the second has room for its rationale, but not for what is asked after that
+    assert labels.status == ("ok", "too long", "too long", "too long")
+    assert "expected labelling prompts of 1 to 1500 tokens" in labels.rows[1].reason
+    assert "expected at most 1480 tokens beside a rationale of 20" in labels.rows[2].reason
 
 
 @pytest.mark.parametrize(

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import copy
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from agents.policy import Policy
 from rewards import make_reward
 from rewards.direct_score import DirectLLMScore
 from rewards.language_model.local import LocalLM
-from rlaif_env.api import RLAIFError
+from rlaif_env.api import ContextError, RLAIFError
 from rlaif_env.models import BUILTIN_MODEL, Backbone, backbone, load_tokenizer
+from rlaif_env.models.sampling import context_of
+from tests.families import family
 from tests.tiny import character_tokenizer, tiny_backbone, tiny_model
 
 LABELS = [str(i) for i in range(1, 11)]
@@ -166,6 +170,31 @@ def test_model_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for message, broken in cases.items():
         with pytest.raises(RLAIFError, match=message):
             broken()
+
+
+@pytest.mark.parametrize("name", ["gpt2", "opt", "gptj", "llama", "bloom"])
+def test_what_is_longer_than_the_positions_of_a_model_is_refused_before_any_work(name: str) -> None:
+    """With a table of positions it was an IndexError, on a GPU an assertion after which the process is lost."""
+    tokenizer = character_tokenizer()
+    base = Backbone(family(name, tokenizer), tokenizer)
+    lm, limit = LocalLM(base, max_tokens=9999), 512
+    assert context_of(base.model) == (None if name == "bloom" else limit)
+    labels = ["1", "10"]  # " ", "1", "0" after the prompt
+    assert len(lm.generate(["a" * (limit - 6)], max_new_tokens=6)) == 1
+    assert np.isfinite(lm.label_logprobs(["a" * (limit - 3)], labels)).all()
+    policy, ids = Policy(base, trainable="none"), np.full((1, limit - 5), 5)
+    own = f"in the model's context of {limit}, found"
+    calls = {
+        f"1 to 506 tokens beside 6 more {own} 507 in row 1": lambda: lm.generate(["a", "a" * 507], max_new_tokens=6),
+        f"1 to 509 tokens beside 3 more {own} 510 in row 1": lambda: lm.label_logprobs(["a", "a" * 510], labels),
+        f"at most 506 tokens beside 6 new ones {own} 507;": lambda: policy.sample(ids, ids, uniform=np.zeros((1, 6))),
+    }
+    for message, call in calls.items():
+        if name == "bloom":
+            call()  # a bias by distance instead of positions has no end
+            continue
+        with pytest.raises(ContextError, match=re.escape(message)):
+            call()
 
 
 def test_braces_in_a_text_stay_text() -> None:
