@@ -29,6 +29,7 @@ from rlaif_env.models import (
     Backbone,
     LoraConfig,
     backbone,
+    context_of,
     continuation_ids,
     continuation_text,
     encode,
@@ -342,7 +343,7 @@ def _reference_nll(
     answered = [continuation_ids(tokenizer, *pair) for pair in zip(prompts, responses, strict=True)]
     lengths = np.array([len(row) for row in answered], dtype=np.int64)
     whole = lengths + np.array([len(row) for row in asked])
-    limit = getattr(base.model.config.get_text_config(), "max_position_embeddings", None) or np.inf
+    limit = context_of(base.model) or np.inf
     nll = np.full(len(answered), np.nan)
     possible = np.flatnonzero((lengths > 0) & (whole <= limit))
     order = possible[np.argsort(-lengths[possible], kind="stable")]

@@ -21,8 +21,8 @@ from rewards.language_model.answer_tree import AnswerTree, answer_logprobs, answ
 from rewards.prompts import before_stop, leads_after
 from rlaif_env.api import ContextError, RLAIFError
 from rlaif_env.batches import TOKENS_PER_BATCH, length_buckets
-from rlaif_env.models import BUILTIN_MODEL, Backbone, backbone, continuation_text, encode, takes_any_mask
-from rlaif_env.models.sampling import context_of, sample
+from rlaif_env.models import BUILTIN_MODEL, Backbone, backbone, context_of, continuation_text, encode, takes_any_mask
+from rlaif_env.models.sampling import sample
 
 if TYPE_CHECKING:
     import torch

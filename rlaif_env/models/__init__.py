@@ -2,6 +2,7 @@
 
 from rlaif_env.models.adapters import Backbone
 from rlaif_env.models.architecture import (
+    context_of,
     end_ids,
     head_logits,
     keeps_keys_only,
@@ -42,6 +43,7 @@ __all__ = [
     "OptimizerConfig",
     "Samples",
     "backbone",
+    "context_of",
     "continuation_ids",
     "continuation_text",
     "default_device",

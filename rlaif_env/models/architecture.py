@@ -55,6 +55,16 @@ def plain_head(model: Any) -> torch.Tensor | None:
     return head.weight if plain else None
 
 
+def context_of(model: Any) -> int | None:
+    """How many tokens a model has positions for, None where its config names no limit.
+
+    Beyond it a table of learned positions fails, on a GPU so that the process cannot go on.
+    """
+    config = model.config.get_text_config()  # n_positions and the like are read under the first name too
+    limits = (getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len"))
+    return next((limit for limit in limits if isinstance(limit, int) and limit > 0), None)
+
+
 def check_architecture(model: Any, name: str) -> None:
     """Refuse, by name, a causal LM that this project would read wrongly; forward passes of three tokens tell.
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlaif_env.api import ContextError, RLAIFError
-from rlaif_env.models.architecture import keeps_keys_only
+from rlaif_env.models.architecture import context_of, keeps_keys_only
 from rlaif_env.models.encoding import pad_rows
 
 if TYPE_CHECKING:
@@ -22,16 +22,6 @@ if TYPE_CHECKING:
 
 TEMPERATURE = 0.9
 """Of a policy that is asked for none (section A.3)."""
-
-
-def context_of(model: Any) -> int | None:
-    """How many tokens a model has positions for, None where its config names no limit.
-
-    Beyond it a table of learned positions fails, on a GPU so that the process cannot go on.
-    """
-    config = model.config.get_text_config()  # n_positions and the like are read under the first name too
-    limits = (getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len"))
-    return next((limit for limit in limits if isinstance(limit, int) and limit > 0), None)
 
 
 @dataclass(frozen=True)
