@@ -113,4 +113,8 @@ def _cell(value: Any) -> Cell:
 
 
 def _is_interval(value: Any) -> bool:
-    return isinstance(value, dict) and set(value) >= _INTERVAL and all(is_number(value[n]) for n in _INTERVAL)
+    """Whether a JSON value is an interval; both limits are null where there were too few units for one."""
+    if not isinstance(value, dict) or not set(value) >= _INTERVAL or not is_number(value["estimate"]):
+        return False
+    limits = [value["low"], value["high"]]
+    return limits == [None, None] or all(map(is_number, limits))

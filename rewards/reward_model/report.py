@@ -106,9 +106,12 @@ def reliability_plot(figures: Mapping[str, PairFigures]) -> Figure:
     axes.plot([0.5, 1], [0.5, 1], color="grey", linewidth=1, linestyle="--")
     for name, pairs in figures.items():
         rows = [(row.predicted, row.observed) for row in pairs.reliability if row.observed is not None]
-        y = np.array([(o.estimate, o.estimate - o.low, o.high - o.estimate) for _, o in rows])
+        limits = [(o.estimate, o.low, o.high) for _, o in rows]
+        y = np.array(limits, dtype=np.float64)  # a bin of too few pairs for an interval has NaN here, and no bar
         label = f"{name} (n = {pairs.pairs}, ECE {pairs.ece:.3f})"
-        axes.errorbar([x for x, _ in rows], y[:, 0], yerr=y[:, 1:].T, marker="o", capsize=2, label=label)
+        axes.errorbar(
+            [x for x, _ in rows], y[:, 0], yerr=np.abs(y[:, 1:] - y[:, :1]).T, marker="o", capsize=2, label=label
+        )
     what = "confidence: predicted probability of the response it prefers"
     axes.set(xlabel=what, ylabel="how often that one is preferred", xlim=(0.5, 1), ylim=(0, 1))
     axes.legend(frameon=False, loc="upper left", fontsize="small")
@@ -118,7 +121,8 @@ def reliability_plot(figures: Mapping[str, PairFigures]) -> Figure:
 def curve_plot(curve: Sequence[Mapping[str, float]], what: str) -> Figure:
     """Accuracy by number of training pairs, with its interval."""
     figure, axes = _axes(3.6)
-    pairs, estimate, low, high = ([row[key] for row in curve] for key in ("pairs", "accuracy", "low", "high"))
+    columns = ([row[key] for row in curve] for key in ("pairs", "accuracy", "low", "high"))
+    pairs, estimate, low, high = (np.array(column, dtype=np.float64) for column in columns)  # None is NaN, not shown
     axes.fill_between(pairs, low, high, alpha=0.2)
     axes.plot(pairs, estimate, marker="o")
     axes.set(xlabel="training pairs", ylabel=f"accuracy on {what}", xscale="log")
