@@ -26,7 +26,8 @@ from agents.policy import Policy
 from rlaif_env.api import DataError, RLAIFError
 from rlaif_env.data.jsonl import check_text, read_jsonl
 from rlaif_env.data.preferences import movie_snippets, split_of
-from rlaif_env.data.tasks import load_task
+from rlaif_env.data.tasks import DEFAULT_TASK, TaskLike, load_task
+from rlaif_env.data.templates import encode_prompts, turn_end
 from rlaif_env.models import (
     BUILTIN_MODEL,
     Backbone,
@@ -34,7 +35,6 @@ from rlaif_env.models import (
     OptimizerConfig,
     continuation_ids,
     encode,
-    keep_end,
     linear_schedule,
     make_optimizer,
     pad_rows,
@@ -53,6 +53,7 @@ class SFTConfig:
     Attributes:
         data: A JSON lines file of text or prompt/response rows; by default the built-in corpus of movie reviews, whose
             opening words are the prompts.
+        task: Says in which template prompts are put (``template``, ``system``), nothing else.
         model: The model to start from: a name or a folder.
         out: The run folder; by default one under runs/. The model is in its folder "model".
         trainable: "lora": an adapter, folded in when saved. "full": all weights.
@@ -72,6 +73,7 @@ class SFTConfig:
     """
 
     data: str | None = None
+    task: str = DEFAULT_TASK
     model: str = BUILTIN_MODEL
     out: str | None = None
     trainable: Literal["lora", "full"] = "lora"
@@ -137,25 +139,32 @@ def _row(row: Mapping[str, Any]) -> Demonstration:
     return Demonstration(check_text(row, "prompt", may_be_empty=False), response)
 
 
-def tokenize(rows: Iterable[Demonstration], tokenizer: Any, max_prompt: int, max_response: int) -> list[Example]:
-    """Token ids of demonstrations. A text's prompt is its BOS, or its first token where the tokenizer adds none.
+def tokenize(
+    rows: Iterable[Demonstration], tokenizer: Any, max_prompt: int, max_response: int, task: TaskLike = DEFAULT_TASK
+) -> list[Example]:
+    """Token ids of demonstrations, prompts as the task's template has them.
+
+    A text's prompt is its BOS, or its first token where the tokenizer adds none.
 
     Raises:
         DataError: If a text has no token to predict.
     """
-    examples = []
+    examples, known = [], load_task(task)
+    turn_ends, eos = [turn_end(known, tokenizer)], [tokenizer.eos_token_id]
     for number, row in enumerate(rows, start=1):
-        eos = [tokenizer.eos_token_id]
-        prompt = encode(tokenizer, [row.prompt or row.response])[0]
+        end = turn_ends if row.prompt else eos
         if row.prompt:
-            response = continuation_ids(tokenizer, row.prompt, row.response)
+            (prompt,), (text,) = encode_prompts(known, tokenizer, [row.prompt])
+            response = continuation_ids(tokenizer, text, row.response)
+            (cut_prompt,), _ = encode_prompts(known, tokenizer, [row.prompt], max_prompt)
         else:
-            prompt, response = prompt[:1], prompt[1:]
+            whole = encode(tokenizer, [row.response])[0]
+            prompt, response, cut_prompt = whole[:1], whole[1:], whole[:1]
         if not prompt or not response:
             raise DataError(
                 f"row {number}: expected at least two tokens, found {len(prompt) + len(response)} in {row!r:.80}"
             )
-        cut_prompt, cut_response = keep_end(prompt, max_prompt, tokenizer.bos_token_id), (response + eos)[:max_response]
+        cut_response = (response + end)[:max_response]
         left_out = len(prompt) - len(cut_prompt) + len(response) + 1 - len(cut_response)
         examples.append(Example(cut_prompt, cut_response, left_out))
     return examples
@@ -205,7 +214,7 @@ def sft(
         )
     settings: dict[str, Any] = {n: getattr(config, n) for n in ("trainable", "lora", "seed", "device", "dtype")}
     policy = Policy(base or config.model, temperature=1.0, adapter="sft", **settings)
-    limits = (config.max_prompt_tokens, config.max_response_tokens)
+    limits = (config.max_prompt_tokens, config.max_response_tokens, config.task)
     train, held_out = (tokenize(sides[side], policy.tokenizer, *limits) for side in ("train", "validation"))
     before = held_out_loss(policy, held_out, config.micro_batch)
     log(0, {"validation_loss": before})

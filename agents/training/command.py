@@ -31,6 +31,7 @@ from agents.training.loop import learn
 from agents.training.safety import Parts, Safety, check_start
 from rlaif_env.api import BackendError, RLAIFError
 from rlaif_env.data.tasks import Task, load_task
+from rlaif_env.data.templates import template_for
 from rlaif_env.runs import OtherRunError, RunError, RunFolder, write_json
 
 
@@ -73,6 +74,8 @@ def train(config: TrainConfig, console: Console | None = None) -> TrainResult:
             f"[bold]{config.model}[/] on {agent.policy.backbone.device} ({dtype}), task [bold]{task.name}[/], reward "
             f"[bold]{config.reward}[/], run folder {run.path}"
         )
+        if (template := template_for(task, agent.policy.tokenizer)) != "plain":
+            console.print(f"prompts are put in the template [bold]{template}[/] (the task's key template says another)")
         interrupts = Interrupts(console)
         stack.enter_context(interrupts.handled())
         check_start(run, agent, task)

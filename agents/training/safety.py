@@ -47,7 +47,8 @@ class Parts:
 
 def check_start(run: RunFolder, agent: ReinforceAgent, task: Task) -> None:
     """Record what the run begins with, or raise RLAIFError if the weights or prompts are not those it began with."""
-    prompts = hashlib.sha256(json.dumps(list(task.prompts("train"))).encode()).hexdigest()
+    facts = [task.template, task.system, *task.prompts("train")]
+    prompts = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
     start, file = {"policy": agent.policy.fingerprint(), "prompts": prompts}, run.path / "start.json"
     if not file.exists():
         write_json(file, start)

@@ -110,7 +110,7 @@ class SampledPairs:
     ) -> None:
         self.policy, self.task, self.journal = policy, task, journal
         self.seed, self.temperature = seed, temperature
-        settings = [policy, task.kind, task.max_response_tokens, seed, temperature]
+        settings = [policy, task.kind, task.template, task.system, task.max_response_tokens, seed, temperature]
         self.prompts = {_digest(*settings, prompt).hex(): prompt for prompt in prompts}
 
     def open(self) -> list[str]:

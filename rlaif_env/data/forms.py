@@ -22,7 +22,7 @@ from rlaif_env.api import DataError, Preference
 from rlaif_env.data.jsonl import MAX_CHARACTERS, check_text, listing
 
 _SPEAKERS = {"user": "Human", "assistant": "Assistant", "system": "System"}
-_TURN = "\n\nAssistant:"
+TURN = "\n\nAssistant:"
 _OWN = ("prompt", "response_1", "response_2", "p_first", "source", "meta")
 _TRL = ("prompt", "chosen", "rejected", "p_chosen", "source", "meta")
 
@@ -99,8 +99,8 @@ class PreferenceForms:
                 raise DataError(f"expected {name} to go on with a message of the assistant, found {actual}")
         if not before:
             raise DataError("expected a message before the responses, found none")
-        one, other = (dialogue(turns).removeprefix(_TURN + " ") for turns in (chosen, rejected))
-        return dialogue(before) + _TURN, one, other, before
+        one, other = (dialogue(turns).removeprefix(TURN + " ") for turns in (chosen, rejected))
+        return dialogue(before) + TURN, one, other, before
 
 
 def prompt_of(row: Mapping[str, Any], fields: Sequence[str], max_characters: int = MAX_CHARACTERS) -> str:
@@ -112,7 +112,7 @@ def prompt_of(row: Mapping[str, Any], fields: Sequence[str], max_characters: int
     for name in fields:
         if name in row:
             if isinstance(row[name], list):
-                return dialogue(_messages(row, name, max_characters)) + _TURN
+                return dialogue(_messages(row, name, max_characters)) + TURN
             return check_text(row, name, may_be_empty=False, max_characters=max_characters)
     if "chosen" in row and "rejected" in row:
         read = PreferenceForms(allow_identical=True, allow_empty=True, max_characters=max_characters)
@@ -130,7 +130,7 @@ def dialogue(messages: Sequence[Message]) -> str:
 def messages_of(prompt: str) -> list[Message]:
     """A prompt as messages: the turns of a dialogue in the HH form, else one message of the user."""
     roles = {speaker: role for role, speaker in _SPEAKERS.items()}
-    pieces = ("\n\n" + prompt.strip()).removesuffix(_TURN).split("\n\n")[1:]
+    pieces = ("\n\n" + prompt.strip()).removesuffix(TURN).split("\n\n")[1:]
     if not pieces or pieces[0].partition(":")[0] not in roles:
         return [{"role": "user", "content": prompt}]
     turns: list[list[str]] = []
@@ -236,9 +236,9 @@ def _common_prompt(chosen: str, rejected: str) -> int:
     """
     pairs = enumerate(zip(chosen, rejected, strict=False))
     common = next((i for i, (a, b) in pairs if a != b), min(len(chosen), len(rejected)))
-    if (at := chosen.rfind(_TURN, 0, common)) >= 0:
-        return at + len(_TURN)
-    if _TURN in chosen or _TURN in rejected:
+    if (at := chosen.rfind(TURN, 0, common)) >= 0:
+        return at + len(TURN)
+    if TURN in chosen or TURN in rejected:
         raise DataError("expected chosen and rejected to be one dialogue with two last turns, found two dialogues")
     at = min(common, len(chosen.rstrip()) - 1, len(rejected.rstrip()) - 1)
     while at > 0 and not (chosen[at].isspace() and rejected[at].isspace()):
