@@ -1,4 +1,4 @@
-"""Prompts as a policy reads them: each template, system messages, cuts by turns; the same everywhere; judges see none."""
+"""Prompts as a policy reads them: templates, system messages, cuts by turns; the same everywhere; judges see none."""
 
 from __future__ import annotations
 
