@@ -33,11 +33,14 @@ from rlaif_env.models import (
     Backbone,
     LoraConfig,
     OptimizerConfig,
+    context_of,
     continuation_ids,
     encode,
     linear_schedule,
     make_optimizer,
     pad_rows,
+    tokens_that_fit,
+    within,
 )
 from rlaif_env.runs import RunFolder, write_json
 
@@ -64,7 +67,7 @@ class SFTConfig:
         learning_rate: Rises over the first twentieth of the steps, then falls linearly to 0. For "full", 1e-5 is the
             paper's.
         batch: Rows in one step.
-        micro_batch: Rows in one gradient pass; the step is the same for any number.
+        micro_batch: Rows in one gradient pass, at most, and no more tokens than fit into memory; the step is the same.
         max_prompt_tokens: Of a longer prompt the end is kept.
         max_response_tokens: Of a longer response the beginning is kept, without an EOS. Both are counted.
         seed: Of the order of the rows and of the adapter.
@@ -216,6 +219,13 @@ def sft(
     policy = Policy(base or config.model, temperature=1.0, adapter="sft", **settings)
     limits = (config.max_prompt_tokens, config.max_response_tokens, config.task)
     train, held_out = (tokenize(sides[side], policy.tokenizer, *limits) for side in ("train", "validation"))
+    context = context_of(policy.backbone.model)
+    longest = max(len(example.prompt) + len(example.response) for example in (*train, *held_out))
+    if context is not None and longest > context:
+        raise RLAIFError(
+            f"expected rows of at most {context} tokens, the model's context, found {longest}; lower max_prompt_tokens "
+            "or max_response_tokens"
+        )
     before = held_out_loss(policy, held_out, config.micro_batch)
     log(0, {"validation_loss": before})
     optimizer = make_optimizer(config.optimizer, policy.parameters, config.learning_rate)
@@ -249,13 +259,15 @@ def sft(
 def held_out_loss(policy: Policy, examples: Sequence[Example], micro_batch: int) -> float:
     """Mean of -log π over the response tokens, nats."""
     with policy.training(), torch.no_grad():
-        total = sum(float(response_loss(policy, part)) for part in _micro_batches(examples, micro_batch))
+        total = sum(float(response_loss(policy, part)) for part in _micro_batches(policy, examples, micro_batch))
     return total / sum(len(example.response) for example in examples)
 
 
-def _micro_batches(examples: Sequence[Example], size: int) -> list[list[Example]]:
+def _micro_batches(policy: Policy, examples: Sequence[Example], size: int) -> list[list[Example]]:
     lengths = [(len(example.response), len(example.prompt)) for example in examples]
-    return [[examples[i] for i in rows] for rows in by_length(lengths, size)]
+    widths, budget = [sum(both) for both in lengths], tokens_that_fit(policy.backbone.model)
+    passes = [part for rows in by_length(lengths, size) for part in within(rows, widths, budget)]
+    return [[examples[i] for i in rows] for rows in passes]
 
 
 def _step(
@@ -266,7 +278,7 @@ def _step(
     tokens = sum(len(example.response) for example in examples)
     total = 0.0
     with policy.training():
-        for part in _micro_batches(examples, config.micro_batch):
+        for part in _micro_batches(policy, examples, config.micro_batch):
             loss = response_loss(policy, part) / tokens
             loss.backward()
             total += float(loss.detach())

@@ -28,7 +28,7 @@ from agents.training.heldout import HeldOut, evaluate_policy, read_json
 from agents.training.interrupts import Interrupts
 from agents.training.log import Log
 from agents.training.loop import learn
-from agents.training.safety import Parts, Safety, check_start
+from agents.training.safety import Parts, Safety, check_room, check_start
 from rlaif_env.api import BackendError, RLAIFError
 from rlaif_env.data.tasks import Task, load_task
 from rlaif_env.data.templates import template_for
@@ -78,6 +78,7 @@ def train(config: TrainConfig, console: Console | None = None) -> TrainResult:
             console.print(f"prompts are put in the template [bold]{template}[/] (the task's key template says another)")
         interrupts = Interrupts(console)
         stack.enter_context(interrupts.handled())
+        check_room(agent, parts.envs)
         check_start(run, agent, task)
         before = _evaluation("before", config, parts, run, console)
         with display(config.updates, console) as show:

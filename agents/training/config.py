@@ -16,7 +16,15 @@ from rlaif_env.options import OPERATIONAL
 from rlaif_env.runs import settled
 
 FREE = (
-    *("out", "resume", "change_reward", "checkpoint_every", "keep_checkpoints", "agent.micro_batch"),
+    *(
+        "out",
+        "resume",
+        "change_reward",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "agent.micro_batch",
+        "agent.pass_tokens",
+    ),
     *(f"reward_options.{name}" for name in OPERATIONAL),
 )
 """Settings that may be others when a run is gone on with: they do not change what is learned."""

@@ -187,6 +187,11 @@ class Core:
             }
         )
 
+    @property
+    def longest_prompt(self) -> int:
+        """Tokens of the longest prompt."""
+        return int(np.diff(self._starts).max())
+
     def _prompt_ids(self, index: int) -> NDArray[np.int32]:
         return self._flat[self._starts[index] : self._starts[index + 1]]
 
