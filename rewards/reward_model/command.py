@@ -127,7 +127,10 @@ def _held_out(division: Mapping[str, Any], left_out: Mapping[str, int]) -> list[
         f"{name} {side['pairs']} pairs of {side['prompts']} prompts and {side['texts']} texts"
         for name, side in division["sides"].items()
     ]
-    lines = [f"divided by {division['unit']}: {'; '.join(sides)}", *filter(None, [division["shared_prompts"]])]
+    shares = ", ".join(f"{name} {share:.1%}" for name, share in division.get("shares", {}).items())
+    lines = [f"divided by {division['unit']}{f' ({shares} of the pairs)' if shares else ''}: {'; '.join(sides)}"]
+    if known := ", ".join(f"{n} {name}" for name, n in division["known"].items() if n):
+        lines.append(f"in the test and in the training too: {known}")
     if folds := division.get("folds"):
         lines.append(
             f"folds by {division['unit']}: {folds['pairs']} pairs, each tested once; {folds['dropped']} dropped"

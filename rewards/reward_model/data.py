@@ -160,6 +160,8 @@ def load_labels(
         divided = divide(records, shares, split_by, hashed=corpus and split_by == "auto")
         division |= {"unit": divided.unit, "dropped": divided.dropped, "warnings": [warning or divided.warning]}
         sides = {name: [records[i] for i in divided.of(name)] for name in divided.names}
+        kept = len(records) - divided.dropped
+        division["shares"] = {name: round(len(side) / kept, 4) for name, side in sides.items()}
         train, validation = iter(sides["train"]), iter(sides["validation"])
         if "test" in sides:
             tests["labels"] = sides["test"][:test_pairs]
@@ -171,8 +173,8 @@ def load_labels(
         "train": _limited(train, pairs, texts, asked_for),
         "validation": _limited(validation, _VALIDATION_PAIRS, _VALIDATION_TEXTS, Counter()),
     }
-    for side, kept in chosen.items():
-        if not kept:
+    for side, found in chosen.items():
+        if not found:
             raise RLAIFError(
                 f"expected preferences in the {side} split of {labels}, found none; about 20 pairs with different "
                 "prompts are the least that can be divided"
@@ -184,11 +186,7 @@ def load_labels(
         tests[name] = held
     tests = {name: held for name, held in tests.items() if held}
     division["sides"] = {name: counts(side) for name, side in {**chosen, **tests}.items()}
-    prompts = {r.prompt for r in tests.get("labels", ()) if r.prompt.strip()}
-    shared = len(prompts.intersection(r.prompt for r in chosen["train"]))
-    division["shared_prompts"] = f"{shared} of the {len(prompts)} prompts of the test are in the training too" * (
-        shared > 0
-    )
+    division["known"] = _known(chosen["train"], tests.get("labels", ()))
     tested = {f"labels, {len(folds)} folds": [r for fold in folds for r in fold.tests["labels"]]} if folds else {}
     division["warnings"] += [few_units(name, side, len(folds)) for name, side in {**tests, **tested}.items()]
     if len(chosen["validation"]) < _FEW:
@@ -199,6 +197,13 @@ def load_labels(
         )
     division["warnings"] = [warning for warning in division["warnings"] if warning]
     return LabelledData(**chosen, tests=tests, left_out=+left_out, division=division, folds=folds)
+
+
+def _known(train: Sequence[Preference], test: Sequence[Preference]) -> dict[str, int]:
+    """How many of a test's prompts and texts are in the training too."""
+    sides = [{record.prompt for record in side if record.prompt.strip()} for side in (train, test)]
+    texts = [{text for record in side for text in _texts(record)} for side in (train, test)]
+    return {"prompts": len(set.intersection(*sides)), "texts": len(set.intersection(*texts))}
 
 
 def _unit_of_test(hold_out: HoldOut) -> Any:

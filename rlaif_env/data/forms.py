@@ -130,6 +130,8 @@ class PreferenceForms:
             same = [a == b for a, b in zip(*turns, strict=False)]
             # At least the last message of each is the response, equal or not.
             common = min(same.index(False) if False in same else len(same), *(len(side) - 1 for side in turns))
+            while common and any(side[common]["role"] != "assistant" for side in turns):
+                common -= 1  # people went on differently after the same answer: it is the beginning of both responses
             shared = turns[0][:common]
             if asked and asked[-1]["content"].strip() not in {turn["content"].strip() for turn in shared}:
                 raise DataError(f"expected {one} and {two} to go on from {field} or to begin with it, found neither")

@@ -394,7 +394,9 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     out = tmp_path / "run"
     assert main([str(a) for a in [*arguments, "--out", out, "--pairs", 200, "--max-tokens", 64]]) == 0
     said = capsys.readouterr().out
-    assert "divided by prompt: train 200 pairs of 200 prompts and 400 texts; validation " in said
+    assert re.search(
+        r"divided by prompt \(train .*% of the pairs\): train 200 pairs of 200 prompts and 400 texts; validation ", said
+    )
     assert re.search(r"on (\d+) held-out pairs \(labels\) of \1 prompts and \d+ texts: accuracy 0\.\d+ \[", said)
     assert re.search(r"pairs left out: \d+ beyond the number of pairs\n", said)
     assert {p.name for p in out.iterdir()} >= {
@@ -429,8 +431,8 @@ def test_a_dry_run_says_what_would_be_done_and_loads_no_weights(
     before = set(tmp_path.iterdir())
     assert main([str(a) for a in [*arguments, "--dry-run"]]) == 0
     said = capsys.readouterr().out
-    assert "divided by text: train 1200 pairs of 30 prompts and 2400 texts; validation 150 pairs" in said
-    assert "30 of the 30 prompts of the test are in the training too" in said
+    assert "divided by text (train 80.0%, validation 10.0%, test 10.0% of the pairs): train 1200 pairs of 30 " in said
+    assert "in the test and in the training too: 30 prompts\n" in said
     assert "labels: 3" in said and "tokens, the longest text" in said
     assert main([str(a) for a in [*arguments, "--dry-run", "--split-by", "prompt"]]) == 0
     said = capsys.readouterr().out

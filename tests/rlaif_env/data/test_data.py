@@ -199,6 +199,10 @@ FORMS: list[tuple[dict[str, Any], tuple[str, str, str]]] = [
     ({"chosen": TURNS + " S", "rejected": DIALOGUE + " N"}, (DIALOGUE, " Y\n\nHuman: R\n\nAssistant: S", " N")),
     ({"prompt": [USER], "chosen": [YES], "rejected": [NO]}, (DIALOGUE, "Y", "N")),
     ({"chosen": [USER, YES], "rejected": [USER, NO]}, (DIALOGUE, "Y", "N")),
+    (
+        {"chosen": [USER, YES, USER, YES], "rejected": [USER, YES, {"role": "user", "content": "R"}, NO]},
+        (DIALOGUE, "Y\n\nHuman: Q\n\nAssistant: Y", "Y\n\nHuman: R\n\nAssistant: N"),
+    ),
     ({"prompt": "Q ", "chosen": [USER, YES], "rejected": [USER, NO]}, (DIALOGUE, "Y", "N")),
     ({"prompt": "Q", "chosen": [YES], "rejected": [NO]}, (DIALOGUE, "Y", "N")),
     ({"prompt": [USER], "chosen": "Y", "rejected": "N"}, (DIALOGUE, "Y", "N")),
