@@ -42,8 +42,7 @@ def answer(
     for start in range(0, len(ids), batch):
         rows = slice(start, start + batch)
         parts.append(policy.sample(ids[rows], mask[rows], uniform=uniform[rows]))
-    columns = ([getattr(part, name) for part in parts] for name in ("ids", "lengths", "logprobs"))
-    return Samples(*map(np.concatenate, columns))
+    return Samples.joined(parts)
 
 
 def response_kl(

@@ -19,7 +19,7 @@ from torch import Tensor
 from agents import functional as F
 from agents.policy import Policy
 from rlaif_env.api import RLAIFError
-from rlaif_env.models import Samples
+from rlaif_env.models import Samples, tokens_that_fit
 
 _Result = TypeVar("_Result")
 
@@ -118,11 +118,12 @@ class Rollout:
         y, seen = (column[rows, :steps] for column in responses)
         return x, m, y, seen
 
-    def micro_batches(self, group_size: int, size: int) -> list[Tensor]:
-        """Row numbers of each pass, at most ``size``, so that little is computed twice or for nothing.
+    def micro_batches(self, group_size: int, size: int, budget: int) -> list[Tensor]:
+        """Row numbers of each pass, so that little is computed twice or for nothing.
 
-        Rows of like length side by side save padding; rows of one prompt side by side share the reading of it. Of the
-        two orders, the one with fewer tokens to compute.
+        A pass has at most ``size`` rows and, if it has more than one, at most ``budget`` tokens, a shared prompt's
+        counted once. Rows of like length side by side save padding; rows of one prompt side by side share the reading
+        of it. Of the two orders, the one with fewer tokens to compute.
         """
         lengths, prompts, k = self.response_mask.sum(1), self.mask.sum(1), group_size
         groups = torch.arange(len(lengths), device=lengths.device).reshape(-1, k)
@@ -131,11 +132,20 @@ class Rollout:
         by_group = groups.gather(1, within)[longest].flatten()
         alike = [torch.tensor(sorted(rows), device=lengths.device) for rows in by_length(lengths.tolist(), size)]
 
-        def tokens(batches: Sequence[Tensor]) -> float:
-            read = (len(torch.unique(rows // k)) * prompts[rows].max() for rows in batches)
-            return sum(float(x + len(rows) * lengths[rows].max()) for x, rows in zip(read, batches, strict=True))
+        def tokens(rows: Tensor) -> float:
+            read = len(torch.unique(rows // k)) * prompts[rows].max()
+            return float(read + len(rows) * lengths[rows].max())
 
-        return min(list(by_group.split(size - size % k if size > k else size)), alike, key=tokens)
+        def fitting(rows: Tensor) -> list[Tensor]:
+            if len(rows) == 1 or tokens(rows) <= budget:
+                return [rows]
+            half = len(rows) // 2
+            half -= half % k if half > k else 0
+            return [*fitting(rows[:half]), *fitting(rows[half:])]
+
+        orders = (by_group.split(size - size % k if size > k else size), alike)
+        passes = [[part for rows in order for part in fitting(rows)] for order in orders]
+        return min(passes, key=lambda order: sum(map(tokens, order)))
 
     def described(self, decode: Callable[[list[int]], Any]) -> list[dict[str, Any]]:
         """Each row's prompt, response, token ids and log-probabilities, as JSON can hold them."""
@@ -161,11 +171,15 @@ class Passes:
 
     Attributes:
         micro_batch: Rows in one pass, at most; halved where memory does not suffice.
+        tokens: And tokens, but for a row alone.
     """
 
-    def __init__(self, policy: Policy, value_head: torch.nn.Module | None, group_size: int, micro_batch: int) -> None:
+    def __init__(
+        self, policy: Policy, value_head: torch.nn.Module | None, group_size: int, micro_batch: int, tokens: int = 0
+    ) -> None:
         self.policy, self.value_head = policy, value_head
         self.group_size, self.micro_batch = group_size, micro_batch
+        self.tokens = tokens or tokens_that_fit(policy.backbone.model)
 
     def reference(self, rollout: Rollout) -> Reference:
         """The reference's log-probabilities and, where there is a value head, its values; no gradient.
@@ -187,7 +201,7 @@ class Passes:
         logprobs = torch.zeros_like(rollout.logprobs)
         values = None if self.value_head is None else torch.zeros_like(rollout.response_mask)
         features: list[tuple[Tensor, Tensor]] = []
-        for rows in rollout.micro_batches(self.group_size, self.micro_batch):
+        for rows in rollout.micro_batches(self.group_size, self.micro_batch, self.tokens):
             inputs = rollout.cut(rows)
             steps = inputs[2].shape[1]
             output = self.policy.evaluate(*inputs, reference=True, features=values is not None)
@@ -229,7 +243,7 @@ class Passes:
         n, loss_sum, entropy_sum, value_sum, drift = len(rollout.ids), 0.0, 0.0, 0.0, 0.0
         self._drop_gradients()
         with self.policy.training():
-            for rows in rollout.micro_batches(self.group_size, self.micro_batch):
+            for rows in rollout.micro_batches(self.group_size, self.micro_batch, self.tokens):
                 inputs = rollout.cut(rows)
                 steps = inputs[2].shape[1]
                 output = self.policy.evaluate(*inputs)
@@ -289,7 +303,7 @@ class Passes:
             self._drop_gradients()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            self.micro_batch = (self.micro_batch + 1) // 2
+            self.micro_batch, self.tokens = (self.micro_batch + 1) // 2, max(1, self.tokens // 2)
             warnings.warn(
                 f"out of memory: going on with {self.micro_batch} rows in a gradient pass, same gradient; set "
                 "agent.micro_batch so from the start",

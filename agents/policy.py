@@ -24,7 +24,17 @@ from torch import Tensor
 
 from agents.logprobs import chunked_logprobs, response_states
 from rlaif_env.api import RLAIFError
-from rlaif_env.models import TEMPERATURE, Backbone, LoraConfig, Samples, backbone, head_logits, plain_head, sample
+from rlaif_env.models import (
+    TEMPERATURE,
+    Backbone,
+    LoraConfig,
+    Samples,
+    backbone,
+    head_logits,
+    plain_head,
+    rows_that_fit,
+    sample,
+)
 from rlaif_env.models.copies import private_copy
 
 _LOGITS_HELD = 1 << 23
@@ -99,7 +109,8 @@ class Policy:
     ) -> Samples:
         """Sample a response of at most T tokens to each prompt by uniform numbers (n, T) in [0, 1), a row for each.
 
-        K = ``group_size`` consecutive rows hold the same prompt, which is prefilled once; RLAIFError if they differ.
+        K = ``group_size`` consecutive rows hold the same prompt, which is prefilled once; RLAIFError if they differ. As
+        many rows at once as there is memory for.
         """
         rows = [row[m.astype(bool)].tolist() for row, m in zip(ids, mask, strict=True)]
         if len(rows) % group_size or any(rows[i] != rows[i - i % group_size] for i in range(len(rows))):
@@ -107,17 +118,24 @@ class Policy:
                 f"expected {group_size} consecutive rows with the same prompt, found others; make the environment with "
                 f"group_size={group_size}"
             )
+        steps = uniform.shape[1]
+        fit = rows_that_fit(self.backbone.model, max(map(len, rows), default=0) + steps)
+        size = max(group_size, fit - fit % group_size)
+        parts = []
         with self.backbone.merged(self.adapter) as model:
-            return sample(
-                model,
-                rows[::group_size],
-                max_new_tokens=uniform.shape[1],
-                stop_ids=self.backbone.end_ids,
-                pad_id=self.tokenizer.pad_token_id,
-                uniform=uniform,
-                temperature=self.temperature,
-                samples_per_prompt=group_size,
-            )
+            for start in range(0, max(1, len(rows)), size):
+                drawn = sample(
+                    model,
+                    rows[start : start + size : group_size],
+                    max_new_tokens=steps,
+                    stop_ids=self.backbone.end_ids,
+                    pad_id=self.tokenizer.pad_token_id,
+                    uniform=uniform[start : start + size],
+                    temperature=self.temperature,
+                    samples_per_prompt=group_size,
+                )
+                parts.append(drawn)
+        return Samples.joined(parts)
 
     @contextmanager
     def training(self) -> Iterator[None]:

@@ -59,7 +59,8 @@ class ReinforceConfig:
         optimizer: Of the policy and the value head; the gradient's norm is the policy's.
         value_learning_rate: Of the value head, for baseline "value".
         average_decay: Of the moving-average baseline; at the first update it is the mean of the other responses.
-        micro_batch: Rows in one gradient pass; the update is the same for any value.
+        micro_batch: Rows in one gradient pass, at most; the update is the same for any value.
+        pass_tokens: And tokens, but for a row alone; 0 is what fits into memory, 2048 at most on a CPU.
     """
 
     baseline: Literal["auto", "leave-one-out", "value", "batch-mean", "moving-average", "none"] = "auto"
@@ -75,6 +76,7 @@ class ReinforceConfig:
     value_learning_rate: float = 1e-3
     average_decay: float = 0.9
     micro_batch: int = 16
+    pass_tokens: int = 0
 
     def __post_init__(self) -> None:
         limits: dict[str, tuple[bool, str]] = {
@@ -84,6 +86,7 @@ class ReinforceConfig:
             "temperature": (self.temperature > 0, "above 0"),
             "average_decay": (0 <= self.average_decay < 1, "in [0, 1)"),
             "micro_batch": (self.micro_batch >= 1, "at least 1"),
+            "pass_tokens": (self.pass_tokens >= 0, "at least 0"),
         }
         for name, (fine, expected) in limits.items():
             if not fine:
@@ -155,7 +158,7 @@ class ReinforceAgent:
             groups.append({"params": list(self.value_head.parameters()), "lr": c.value_learning_rate})
         self.optimizer = make_optimizer(c.optimizer, groups, c.learning_rate)
         self.rates = [float(group["lr"]) for group in groups]
-        self.passes = Passes(self.policy, self.value_head, self.group_size, c.micro_batch)
+        self.passes = Passes(self.policy, self.value_head, self.group_size, c.micro_batch, c.pass_tokens)
         self.rng = np.random.default_rng([seed, 0xAC7])
         self.total_updates, self.updates = total_updates, 0
         self.average: float | None = None

@@ -26,18 +26,21 @@ from agents.policy import Policy
 from rlaif_env.api import DataError, RLAIFError
 from rlaif_env.data.jsonl import check_text, read_jsonl
 from rlaif_env.data.preferences import movie_snippets, split_of
-from rlaif_env.data.tasks import load_task
+from rlaif_env.data.tasks import DEFAULT_TASK, TaskLike, load_task
+from rlaif_env.data.templates import encode_prompts, turn_end
 from rlaif_env.models import (
     BUILTIN_MODEL,
     Backbone,
     LoraConfig,
     OptimizerConfig,
+    context_of,
     continuation_ids,
     encode,
-    keep_end,
     linear_schedule,
     make_optimizer,
     pad_rows,
+    tokens_that_fit,
+    within,
 )
 from rlaif_env.runs import RunFolder, write_json
 
@@ -53,6 +56,7 @@ class SFTConfig:
     Attributes:
         data: A JSON lines file of text or prompt/response rows; by default the built-in corpus of movie reviews, whose
             opening words are the prompts.
+        task: Says in which template prompts are put (``template``, ``system``), nothing else.
         model: The model to start from: a name or a folder.
         out: The run folder; by default one under runs/. The model is in its folder "model".
         trainable: "lora": an adapter, folded in when saved. "full": all weights.
@@ -63,7 +67,7 @@ class SFTConfig:
         learning_rate: Rises over the first twentieth of the steps, then falls linearly to 0. For "full", 1e-5 is the
             paper's.
         batch: Rows in one step.
-        micro_batch: Rows in one gradient pass; the step is the same for any number.
+        micro_batch: Rows in one gradient pass, at most, and no more tokens than fit into memory; the step is the same.
         max_prompt_tokens: Of a longer prompt the end is kept.
         max_response_tokens: Of a longer response the beginning is kept, without an EOS. Both are counted.
         seed: Of the order of the rows and of the adapter.
@@ -72,6 +76,7 @@ class SFTConfig:
     """
 
     data: str | None = None
+    task: str = DEFAULT_TASK
     model: str = BUILTIN_MODEL
     out: str | None = None
     trainable: Literal["lora", "full"] = "lora"
@@ -137,25 +142,32 @@ def _row(row: Mapping[str, Any]) -> Demonstration:
     return Demonstration(check_text(row, "prompt", may_be_empty=False), response)
 
 
-def tokenize(rows: Iterable[Demonstration], tokenizer: Any, max_prompt: int, max_response: int) -> list[Example]:
-    """Token ids of demonstrations. A text's prompt is its BOS, or its first token where the tokenizer adds none.
+def tokenize(
+    rows: Iterable[Demonstration], tokenizer: Any, max_prompt: int, max_response: int, task: TaskLike = DEFAULT_TASK
+) -> list[Example]:
+    """Token ids of demonstrations, prompts as the task's template has them.
+
+    A text's prompt is its BOS, or its first token where the tokenizer adds none.
 
     Raises:
         DataError: If a text has no token to predict.
     """
-    examples = []
+    examples, known = [], load_task(task)
+    turn_ends, eos = [turn_end(known, tokenizer)], [tokenizer.eos_token_id]
     for number, row in enumerate(rows, start=1):
-        eos = [tokenizer.eos_token_id]
-        prompt = encode(tokenizer, [row.prompt or row.response])[0]
+        end = turn_ends if row.prompt else eos
         if row.prompt:
-            response = continuation_ids(tokenizer, row.prompt, row.response)
+            (prompt,), (text,) = encode_prompts(known, tokenizer, [row.prompt])
+            response = continuation_ids(tokenizer, text, row.response)
+            (cut_prompt,), _ = encode_prompts(known, tokenizer, [row.prompt], max_prompt)
         else:
-            prompt, response = prompt[:1], prompt[1:]
+            whole = encode(tokenizer, [row.response])[0]
+            prompt, response, cut_prompt = whole[:1], whole[1:], whole[:1]
         if not prompt or not response:
             raise DataError(
                 f"row {number}: expected at least two tokens, found {len(prompt) + len(response)} in {row!r:.80}"
             )
-        cut_prompt, cut_response = keep_end(prompt, max_prompt, tokenizer.bos_token_id), (response + eos)[:max_response]
+        cut_response = (response + end)[:max_response]
         left_out = len(prompt) - len(cut_prompt) + len(response) + 1 - len(cut_response)
         examples.append(Example(cut_prompt, cut_response, left_out))
     return examples
@@ -205,8 +217,15 @@ def sft(
         )
     settings: dict[str, Any] = {n: getattr(config, n) for n in ("trainable", "lora", "seed", "device", "dtype")}
     policy = Policy(base or config.model, temperature=1.0, adapter="sft", **settings)
-    limits = (config.max_prompt_tokens, config.max_response_tokens)
+    limits = (config.max_prompt_tokens, config.max_response_tokens, config.task)
     train, held_out = (tokenize(sides[side], policy.tokenizer, *limits) for side in ("train", "validation"))
+    context = context_of(policy.backbone.model)
+    longest = max(len(example.prompt) + len(example.response) for example in (*train, *held_out))
+    if context is not None and longest > context:
+        raise RLAIFError(
+            f"expected rows of at most {context} tokens, the model's context, found {longest}; lower max_prompt_tokens "
+            "or max_response_tokens"
+        )
     before = held_out_loss(policy, held_out, config.micro_batch)
     log(0, {"validation_loss": before})
     optimizer = make_optimizer(config.optimizer, policy.parameters, config.learning_rate)
@@ -240,13 +259,15 @@ def sft(
 def held_out_loss(policy: Policy, examples: Sequence[Example], micro_batch: int) -> float:
     """Mean of -log π over the response tokens, nats."""
     with policy.training(), torch.no_grad():
-        total = sum(float(response_loss(policy, part)) for part in _micro_batches(examples, micro_batch))
+        total = sum(float(response_loss(policy, part)) for part in _micro_batches(policy, examples, micro_batch))
     return total / sum(len(example.response) for example in examples)
 
 
-def _micro_batches(examples: Sequence[Example], size: int) -> list[list[Example]]:
+def _micro_batches(policy: Policy, examples: Sequence[Example], size: int) -> list[list[Example]]:
     lengths = [(len(example.response), len(example.prompt)) for example in examples]
-    return [[examples[i] for i in rows] for rows in by_length(lengths, size)]
+    widths, budget = [sum(both) for both in lengths], tokens_that_fit(policy.backbone.model)
+    passes = [part for rows in by_length(lengths, size) for part in within(rows, widths, budget)]
+    return [[examples[i] for i in rows] for rows in passes]
 
 
 def _step(
@@ -257,7 +278,7 @@ def _step(
     tokens = sum(len(example.response) for example in examples)
     total = 0.0
     with policy.training():
-        for part in _micro_batches(examples, config.micro_batch):
+        for part in _micro_batches(policy, examples, config.micro_batch):
             loss = response_loss(policy, part) / tokens
             loss.backward()
             total += float(loss.detach())

@@ -17,6 +17,7 @@ _NAMES = {
     "Composite": "rewards.compose",
     "DirectLLMScore": "rewards.direct_score",
     "EndpointLM": "rewards.endpoint.model",
+    "HFRewardModel": "rewards.reward_model.hugging_face",
     "LanguageModel": "rewards.api",
     "LanguageModelConfig": "rewards.language_model.config",
     "LocalLM": "rewards.language_model.local",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from numpy.typing import NDArray
 from rewards.api import Live
 from rlaif_env.api import BackendError, RewardBackend, RLAIFError, Scores, checked_scores
 from rlaif_env.data.forms import dialogue, prompt_of
+from rlaif_env.data.jsonl import check_text, read_jsonl
 from rlaif_env.data.tasks import DEFAULT_TASK, TaskLike, load_task
 from rlaif_env.keywords import CallableReward, resolve_reward, unshare
 
@@ -23,7 +26,8 @@ class Composite(Live):
     """A weighted sum of reward backends; a reward backend.
 
     ``score`` returns the sum of weight times part and, for each part, info "part/<name>" (its own reward, before the
-    weight) and "<name>/<key>" for whatever else it reports.
+    weight) and "<name>/<key>" for whatever else it reports. After `calibrated` a part is (reward - mean) / std, which
+    is in info "scaled/<name>", and means and deviations are in info "calibration", as JSON.
 
     Args:
         parts: Weight and backend of each term by the name that it has in the log.
@@ -36,7 +40,37 @@ class Composite(Live):
             if not math.isfinite(weight):
                 raise RLAIFError(f"expected a finite weight for the part {name!r}, found {weight}")
         self.parts = dict(parts)
+        self.moments: dict[str, tuple[float, float]] = {}  # mean and standard deviation by part, where calibrated
         self.name = "compose:" + "+".join(f"{weight:g}*{name}" for name, (weight, _) in parts.items())
+
+    def calibrated(self, prompts: Sequence[str], responses: Sequence[str]) -> Composite:
+        """This sum with every part standardised by its mean and standard deviation over n samples.
+
+        Raises:
+            RLAIFError: If there are less than two samples, or a part says the same of all.
+            BackendError: If a part fails.
+        """
+        if len(responses) < 2:
+            raise RLAIFError(f"expected two samples or more to calibrate {self.name} on, found {len(responses)}")
+        made = Composite(self.parts)
+        for name, values in self._rewards(prompts, responses).items():
+            rewards = values.values.astype(np.float64)
+            if np.ptp(rewards) == 0:
+                raise RLAIFError(
+                    f"expected rewards of the part {name!r} that differ, found {rewards[0]:g} for all {len(rewards)} "
+                    "samples; there is no scale in that. Take more samples, or leave calibration away"
+                )
+            made.moments[name] = float(rewards.mean()), float(rewards.std())
+        return made
+
+    def _rewards(self, prompts: Sequence[str], responses: Sequence[str]) -> dict[str, Scores]:
+        found = {}
+        for name, (_, backend) in self.parts.items():
+            try:
+                found[name] = checked_scores(backend, prompts, responses)
+            except BackendError as error:
+                raise BackendError(f"part {name!r} of {self.name}: {error}", error.rows) from error
+        return found
 
     def score(self, prompts: Sequence[str], responses: Sequence[str]) -> Scores:
         """Weighted sums; see `rlaif_env.api.RewardBackend`.
@@ -46,18 +80,25 @@ class Composite(Live):
         """
         total: NDArray[np.float64] = np.zeros(len(responses))
         info: dict[str, NDArray[Any]] = {}
-        for name, (weight, backend) in self.parts.items():
-            try:
-                scores = checked_scores(backend, prompts, responses)
-            except BackendError as error:
-                raise BackendError(f"part {name!r} of {self.name}: {error}", error.rows) from error
-            total += weight * scores.values.astype(np.float64)
+        for name, scores in self._rewards(prompts, responses).items():
+            mean, std = self.moments.get(name, (0.0, 1.0))
+            scaled = (scores.values.astype(np.float64) - mean) / std
+            total += self.parts[name][0] * scaled
             info[f"part/{name}"] = scores.values
+            info |= {f"scaled/{name}": scaled} if self.moments else {}
             info |= {f"{name}/{key}": np.asarray(array) for key, array in scores.info.items()}
+        if self.moments:
+            known = {name: {"mean": mean, "std": std} for name, (mean, std) in self.moments.items()}
+            info["calibration"] = np.full(len(responses), json.dumps(known))
         return Scores(total.astype(np.float32), info)
 
 
-def compose(parts: Mapping[str, Any] | None = None, *, task: TaskLike = DEFAULT_TASK) -> Composite:
+def compose(
+    parts: Mapping[str, Any] | None = None,
+    *,
+    calibration: str | Path | None = None,
+    task: TaskLike = DEFAULT_TASK,
+) -> Composite:
     """The reward "compose": a weighted sum of named or live rewards.
 
     Each part is given by its name and one of
@@ -70,10 +111,13 @@ def compose(parts: Mapping[str, Any] | None = None, *, task: TaskLike = DEFAULT_
 
     Args:
         parts: The parts by name, such as ``{"direct-llm": 0.5, "human-rm": {"weight": 0.5, "model": "runs/rm"}}``.
+        calibration: A JSON lines file of the start policy's samples (prompt, response), such as the responses.jsonl of
+            ``rlaif evaluate``: each part is standardised over them, so that weights compare parts of any scale.
         task: What the named backends judge.
 
     Raises:
-        RLAIFError: If a part is in none of these forms, its weight is not a finite number, or a name is unknown.
+        RLAIFError: If a part is in none of these forms, its weight is not a finite number, a name is unknown, or the
+            file cannot be read or has no scale for a part.
     """
     if parts is None:
         raise RLAIFError("reward 'compose': expected parts such as {\"direct-llm\": 1.0}, found none")
@@ -86,7 +130,15 @@ def compose(parts: Mapping[str, Any] | None = None, *, task: TaskLike = DEFAULT_
         if isinstance(weight, bool) or not isinstance(weight, int | float) or abs(weight) > sys.float_info.max:
             raise RLAIFError(f"expected a number as the weight of the part {name!r}, found {weight!r:.60}")
         made[name] = float(weight), resolve_reward(reward, judged, settings)
-    return Composite(made)
+    composite = Composite(made)
+    return composite if calibration is None else composite.calibrated(*_samples(calibration))
+
+
+def _samples(file: str | Path) -> tuple[list[str], list[str]]:
+    """Prompts and responses of a JSON lines file."""
+    rows = read_jsonl(file, lambda row: [check_text(row, name, may_be_empty=True) for name in ("prompt", "response")])
+    samples = list(rows)
+    return [prompt for prompt, _ in samples], [response for _, response in samples]
 
 
 def _part(name: str, value: Any) -> tuple[Any, Any, Mapping[str, Any] | None]:

@@ -6,6 +6,7 @@ among them would be cloned each time. The environments therefore keep live keywo
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from rlaif_env.api import BackendError, RewardBackend, RLAIFError, Scores
 from rlaif_env.data.tasks import Task
+from rlaif_env.references import load_reference
 
 RewardFunction = Callable[[Sequence[str], Sequence[str]], "Sequence[float] | Scores"]
 
@@ -85,7 +87,8 @@ class CallableReward:
 
     def __init__(self, function: RewardFunction) -> None:
         self.function = function
-        self.name = str(getattr(function, "__name__", type(function).__name__))
+        named = getattr(function, "func", function)  # behind a functools.partial
+        self.name = str(getattr(named, "__name__", type(named).__name__))
 
     def __deepcopy__(self, memo: object) -> CallableReward:
         return self
@@ -118,45 +121,89 @@ class CallableReward:
         return None, error
 
 
+def reward_names() -> list[str]:
+    """The installed rewards, the built-in ones among them."""
+    return sorted({point.name for point in entry_points(group=REWARD_GROUP)})
+
+
 def reward_factory(name: str) -> Callable[..., Any]:
-    """What the entry point of a reward's name stands for.
+    """What makes a named reward's backend, of keywords alone.
+
+    Args:
+        name: An entry point, ``package.module:name`` or ``path/file.py:name``; it stands for a class, a function that
+            makes a backend, a backend, or a reward function: one of two parameters or more of which the first two are
+            required and neither is called ``task``. What a reward function takes further are its settings.
 
     Raises:
-        RLAIFError: If the name is unknown.
+        RLAIFError: If the name is unknown, or stands for nothing that can be called.
     """
+    if ":" in name or name.endswith(".py"):
+        try:
+            return _factory(load_reference(name))
+        except RLAIFError as error:
+            raise RLAIFError(f"reward {name!r}: {error}") from error
     known = {point.name: point for point in entry_points(group=REWARD_GROUP)}
     if name not in known:
         valid = ", ".join(sorted(known)) or "none installed; run pip install on this package"
-        raise RLAIFError(f"unknown reward {name!r}: expected one of {valid}, a function or a backend object")
-    factory: Callable[..., Any] = known[name].load()
-    return factory
+        raise RLAIFError(
+            f"unknown reward {name!r}: expected one of {valid}, your own as package.module:name or path/file.py:name, "
+            "or, from Python, a function or a backend object"
+        )
+    return _factory(known[name].load())
+
+
+def _factory(target: Any) -> Callable[..., Any]:
+    """What makes a backend of keywords: a class or function that does, or what binds a reward function's settings."""
+    if not isinstance(target, type) and callable(getattr(target, "score", None)):
+        return lambda: target
+    try:
+        signature = inspect.signature(target)
+    except (TypeError, ValueError) as error:
+        raise RLAIFError(
+            f"expected a function of (prompts, responses), or a class or function that makes a backend, found {error}"
+        ) from error
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = list(signature.parameters.values())
+    texts = [p for p in parameters[:2] if p.kind in positional and p.default is p.empty and p.name != "task"]
+    if isinstance(target, type) or len(texts) < 2:
+        return cast(Callable[..., Any], target)
+
+    @functools.wraps(target)
+    def make(**settings: Any) -> CallableReward:
+        return CallableReward(functools.partial(target, **settings))
+
+    keywords = [p.replace(kind=p.KEYWORD_ONLY) if p.kind in positional else p for p in parameters[2:]]
+    made = signature.replace(parameters=[p for p in keywords if p.kind is not p.VAR_POSITIONAL])
+    make.__signature__ = made  # type: ignore[attr-defined]
+    return make
 
 
 def resolve_reward(reward: Any, task: Task, reward_kwargs: Mapping[str, Any] | None) -> RewardBackend:
     """The backend behind the ``reward`` keyword.
 
     Args:
-        reward: A backend, a plain function, or the name of an entry point of the group "rlaif_env.rewards", whose
-            target is called with ``task=task`` and ``reward_kwargs`` and returns a backend.
-        task: What the backend judges.
-        reward_kwargs: For a name only.
+        reward: A backend, a plain function, or a name as `reward_factory` takes it.
+        task: What the backend judges; handed to a factory that takes a ``task``.
+        reward_kwargs: Keywords of the factory, for a name only.
 
     Raises:
         RLAIFError: If the name is unknown, or what was given or made is no backend.
     """
     if isinstance(reward, str):
-        factory = reward_factory(reward)
-        signature = inspect.signature(factory)
+        factory, settings = reward_factory(reward), dict(reward_kwargs or {})
+        parameters = inspect.signature(factory).parameters
+        given = {"task": task} if any(p.name == "task" or p.kind is p.VAR_KEYWORD for p in parameters.values()) else {}
+        hint = "; a reward function takes two lists, prompts and responses" if ":" in reward else ""
         try:
-            signature.bind(task=task, **(reward_kwargs or {}))
+            inspect.signature(factory).bind(**given, **settings)
         except TypeError as error:
-            valid = ", ".join(name for name in signature.parameters if name != "task") or "none"
-            raise RLAIFError(f"reward {reward!r}: {error}; its settings are: {valid}") from error
-        made = factory(task=task, **(reward_kwargs or {}))
-        if not callable(getattr(made, "score", None)):
+            valid = ", ".join(name for name in parameters if name != "task") or "none"
+            raise RLAIFError(f"reward {reward!r}: {error}; its settings are: {valid}{hint}") from error
+        made = factory(**given, **settings)
+        if not callable(getattr(made, "score", None)) or not hasattr(made, "name"):
             raise RLAIFError(
-                f"expected the entry point of reward {reward!r} to return an object with a score method, "
-                f"found {type(made).__name__}"
+                f"expected what reward {reward!r} names to return an object with a name and a score method, found "
+                f"{type(made).__name__}{hint}"
             )
         return cast(RewardBackend, made)
     if reward_kwargs:

@@ -53,9 +53,9 @@ _JSON_OR_TEXT = PrimitiveConstructorSpec[Any](
 def reward_options(name: str, given: Collection[str] = ()) -> type[Any]:
     """What a command line can set of a named reward: a data class, a field for each keyword of its factory.
 
-    Each field has the parameter's default and type. Parameters that only a live object can fill are left out. A mapping
-    is given as JSON text, and so is whatever a factory that takes any keyword is given beside what it names, where that
-    is JSON; `option_values` makes the keywords of it.
+    Each field has the parameter's default and type, or its default's. Parameters that only a live object can fill are
+    left out. A mapping is given as JSON text, and so is whatever a factory that takes any keyword is given beside what
+    it names, where that is JSON; `option_values` makes the keywords of it.
 
     Args:
         name: The reward's.
@@ -68,12 +68,14 @@ def reward_options(name: str, given: Collection[str] = ()) -> type[Any]:
     names = _Names({**vars(builtins), **vars(typing), **vars(sys.modules[factory.__module__])})
     options: dict[str, tuple[Any, Any]] = {}
     for parameter in inspect.signature(factory).parameters.values():
+        default = None if parameter.default is parameter.empty else parameter.default
+        untyped = parameter.annotation is parameter.empty and default is not None
+        annotation = type(default) if untyped else parameter.annotation
         if parameter.kind is parameter.VAR_KEYWORD:
             options = dict.fromkeys(given, (Annotated[Any, _JSON_OR_TEXT], None)) | options
-        elif parameter.name != "task" and (kind := _settable(parameter.annotation, names)) is Mapping:
+        elif parameter.name != "task" and (kind := _settable(annotation, names)) is Mapping:
             options[parameter.name] = (Annotated[Mapping[str, Any], JSON_MAPPING], {})
         elif parameter.name != "task" and kind is not None:
-            default = None if parameter.default is parameter.empty else parameter.default
             options[parameter.name] = (kind | None if default is None else kind, default)
     if unknown := [option for option in given if option not in options]:
         valid = ", ".join(options) or "none"

@@ -13,17 +13,22 @@ from rlaif_env.cli import COMMANDS
 from tests import ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-REWARDS = ("direct-llm", "human-rm", "compose")
+REWARDS = ("direct-llm", "human-rm", "hf-rm", "compose")
 OPTION = re.compile(r"(?<![\w-])--[a-z][\w.-]*\w")
 
 
 @pytest.fixture(scope="session")
-def options() -> dict[str, set[str]]:
+def options(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
     """The options of every command, as its --help has them."""
     found: dict[str, set[str]] = {}
+    own = tmp_path_factory.mktemp("own") / "my_rewards.py"
+    own.write_text(
+        re.findall(r"```python\n(# my_rewards.py.*?)```", (ROOT / "docs" / "rewards.md").read_text(), re.S)[0]
+    )
+    rewards = (*REWARDS, f"{own}:near", f"{own}:Variety")
     for name, (target, _) in COMMANDS.items():
         module, _, function = target.partition(":")
-        for more in [["--reward", reward] for reward in REWARDS] if name == "train" else [[]]:
+        for more in [["--reward", reward] for reward in rewards] if name == "train" else [[]]:
             shown = io.StringIO()
             with contextlib.redirect_stdout(shown), pytest.raises(SystemExit):
                 getattr(importlib.import_module(module), function)([*more, "--help"])

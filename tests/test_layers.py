@@ -20,7 +20,7 @@ FORBIDDEN = {
 FLOORS: dict[str, list[set[str]]] = {
     "rlaif_env": [
         {"api", "files"},
-        {"batches", "curves", "tables", "statistics", "models"},
+        {"batches", "curves", "references", "tables", "statistics", "models"},
         {"data", "runs"},
         {"keywords"},
         {"options"},

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from agents.reinforce import ReinforceConfig
-from agents.training.config import TrainConfig
+from agents.training.config import TrainConfig, reward_code
 from rlaif_env.api import RLAIFError
 from rlaif_env.models import LoraConfig, OptimizerConfig
 from rlaif_env.options import as_options, option_values, reward_options
@@ -35,6 +35,7 @@ def parsed(argv: Sequence[str]) -> TrainConfig:
     config = TrainConfig(out=first.out, resume=first.resume)
     if first.resume is not None:
         config = replace(_recorded(resumed(config)[0].out or Path()), resume=first.resume, change_reward=False)
+        _check_named(config, argv)
     if first.reward not in (None, config.reward):
         config = replace(config, reward=first.reward, reward_options={})
     names = [word[len(_PREFIX) :].partition("=")[0].replace("-", "_") for word in rest if word.startswith(_PREFIX)]
@@ -51,6 +52,16 @@ def parsed(argv: Sequence[str]) -> TrainConfig:
     given = tyro.cli(arguments, args=rest, default=arguments(**settings | {"reward_options": default}), prog=known.prog)
     settings = {name: getattr(given, name) for name in settings}
     return TrainConfig(**settings | {"reward_options": option_values(given.reward_options)})
+
+
+def _check_named(recorded: TrainConfig, argv: Sequence[str]) -> None:
+    """Raise RLAIFError for code that a run folder names and the command line does not: reading a file runs none."""
+    if unnamed := [code for code in reward_code(recorded) if not any(code in word for word in argv)]:
+        option = "--reward" if unnamed[0] == recorded.reward else "--reward.NAME"
+        raise RLAIFError(
+            f"expected {unnamed[0]} on the command line too, because this run's reward is code, which runs only where "
+            f"you name it; add {option} {unnamed[0] if option == '--reward' else '... as it was'}"
+        )
 
 
 def resumed(config: TrainConfig) -> tuple[TrainConfig, Path | None]:

@@ -127,6 +127,7 @@ def numerics(agent: ReinforceAgent) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "torch": str(torch.__version__),
         "agent.micro_batch": agent.config.micro_batch,
+        "tokens in a gradient pass": agent.passes.tokens,
     }
 
 

@@ -22,15 +22,16 @@ from safetensors import SafetensorError
 from agents.policy import Policy
 from agents.reinforce import ReinforceAgent
 from agents.training.arguments import parsed, resumed
-from agents.training.config import FREE, REWARD, TrainConfig, resolved_config, reward_facts
+from agents.training.config import FREE, REWARD, TrainConfig, resolved_config, reward_code, reward_facts
 from agents.training.display import display, report
 from agents.training.heldout import HeldOut, evaluate_policy, read_json
 from agents.training.interrupts import Interrupts
 from agents.training.log import Log
 from agents.training.loop import learn
-from agents.training.safety import Parts, Safety, check_start
+from agents.training.safety import Parts, Safety, check_room, check_start
 from rlaif_env.api import BackendError, RLAIFError
 from rlaif_env.data.tasks import Task, load_task
+from rlaif_env.data.templates import template_for
 from rlaif_env.runs import OtherRunError, RunError, RunFolder, write_json
 
 
@@ -67,14 +68,17 @@ def train(config: TrainConfig, console: Console | None = None) -> TrainResult:
         parts = _parts(config, task)
         agent = parts.agent
         run = run or stack.enter_context(_folder(config, chosen))
-        stack.enter_context(_mendable(run.path))
+        stack.enter_context(_mendable(_again(config, run.path)))
         dtype = str(agent.policy.reference.model.dtype).removeprefix("torch.")
         console.print(
             f"[bold]{config.model}[/] on {agent.policy.backbone.device} ({dtype}), task [bold]{task.name}[/], reward "
             f"[bold]{config.reward}[/], run folder {run.path}"
         )
+        if (template := template_for(task, agent.policy.tokenizer)) != "plain":
+            console.print(f"prompts are put in the template [bold]{template}[/] (the task's key template says another)")
         interrupts = Interrupts(console)
         stack.enter_context(interrupts.handled())
+        check_room(agent, parts.envs)
         check_start(run, agent, task)
         before = _evaluation("before", config, parts, run, console)
         with display(config.updates, console) as show:
@@ -106,13 +110,19 @@ def _folder(config: TrainConfig, chosen: Path | None) -> RunFolder:
         ) from None
 
 
+def _again(config: TrainConfig, run: Path) -> str:
+    """The command that goes on with a run; a reward that is code has to be named."""
+    return f"rlaif train --resume {run}" + "".join(
+        f" --reward {code}" for code in {config.reward} & {*reward_code(config)}
+    )
+
+
 @contextmanager
-def _mendable(run: Path) -> Iterator[None]:
+def _mendable(again: str) -> Iterator[None]:
     """Say of a reward that fails how the run goes on."""
     try:
         yield
     except BackendError as error:
-        again = f"rlaif train --resume {run}"
         raise type(error)(
             f"{error}. `{again}` asks again from the last checkpoint on; `{again} --change-reward --reward.NAME VALUE` "
             "goes on with another setting of the reward",
@@ -205,8 +215,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     minutes = (time.monotonic() - started) / 60
     if result.interrupted:
         console.print(
-            f"ended early after {minutes:.1f} minutes; `rlaif train --resume {result.folder}` goes on from the "
-            "checkpoint"
+            f"ended early after {minutes:.1f} minutes; `{_again(config, result.folder)}` goes on from the checkpoint"
         )
         return 130
     console.print(

@@ -13,16 +13,25 @@ from rlaif_env.data.tasks import DEFAULT_TASK, EVAL_PROMPTS, EVAL_SPLIT
 from rlaif_env.files import content_of
 from rlaif_env.models import BUILTIN_MODEL
 from rlaif_env.options import OPERATIONAL
+from rlaif_env.references import code_in
 from rlaif_env.runs import settled
 
 FREE = (
-    *("out", "resume", "change_reward", "checkpoint_every", "keep_checkpoints", "agent.micro_batch"),
+    *(
+        "out",
+        "resume",
+        "change_reward",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "agent.micro_batch",
+        "agent.pass_tokens",
+    ),
     *(f"reward_options.{name}" for name in OPERATIONAL),
 )
 """Settings that may be others when a run is gone on with: they do not change what is learned."""
 
 REWARD = ("reward_options", "content")
-"""What may be another with ``change_reward``: the reward's settings, and the content of the models they name."""
+"""What may be another with ``change_reward``: the reward's settings, and the content of what they name."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +71,8 @@ class TrainConfig(TrainingConfig):
 
     Attributes:
         task: A built-in task or a TOML file.
-        reward: Where the reward comes from: "direct-llm", "human-rm", "distilled-rm", or an installed backend.
+        reward: Where the reward comes from: "direct-llm", "human-rm", "distilled-rm", "hf-rm", an installed backend, or
+            code of yours as package.module:name or path/file.py:name.
         reward_options: The reward's own settings; on the command line --reward.NAME, listed by --help for the --reward
             beside it.
         model: The initial policy: the built-in model, a folder, or a Hugging Face id.
@@ -99,10 +109,15 @@ class TrainConfig(TrainingConfig):
 
 
 def resolved_config(config: TrainConfig) -> dict[str, Any]:
-    """All that makes a run: its settings, and the content of the files and folders that the reward's settings name."""
+    """All that makes a run: its settings, and the content of the code, files and folders that the reward's name."""
     named = {n: str(v) for n, v in settled(config.reward_options, ("server",)).items() if isinstance(v, str | Path)}
     content = {name: content for name, path in named.items() if (content := content_of(path)) != path}
-    return {**asdict(config), "content": {"reward": content}}
+    return {**asdict(config), "content": {"reward": content, "code": reward_code(config)}}
+
+
+def reward_code(config: TrainConfig) -> dict[str, str]:
+    """Hashes of the files of code that the reward's name, or its settings, name."""
+    return code_in([config.reward, config.reward_options])
 
 
 def reward_facts(config: Mapping[str, Any]) -> dict[str, Any]:

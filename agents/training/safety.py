@@ -29,6 +29,7 @@ from agents.training.log import Log
 from agents.training.watch import Alarm
 from rlaif_env.api import BackendError, RLAIFError
 from rlaif_env.data.tasks import Task
+from rlaif_env.models import check_longest, context_of
 from rlaif_env.runs import RunFolder, write_json
 
 Observations = Mapping[str, NDArray[Any]]
@@ -45,9 +46,23 @@ class Parts:
     agent: ReinforceAgent
 
 
+def check_room(agent: ReinforceAgent, envs: VectorEnv[Any, Any, Any]) -> None:
+    """Raise RLAIFError if the longest prompt and a response fit into neither the policy's context nor into memory."""
+    core: Any = envs.unwrapped.core  # type: ignore[attr-defined]
+    longest, context = core.longest_prompt + core.T, context_of(agent.policy.backbone.model)
+    lower = "the task's max_prompt_tokens (with truncate_prompts) or max_response_tokens"
+    if context is not None and longest > context:
+        raise RLAIFError(
+            f"expected prompts and responses of at most {context} tokens, the policy's context, found prompts of up to "
+            f"{core.longest_prompt} and responses of {core.T}; lower {lower}"
+        )
+    check_longest(agent.policy.backbone.model, longest, lower)
+
+
 def check_start(run: RunFolder, agent: ReinforceAgent, task: Task) -> None:
     """Record what the run begins with, or raise RLAIFError if the weights or prompts are not those it began with."""
-    prompts = hashlib.sha256(json.dumps(list(task.prompts("train"))).encode()).hexdigest()
+    facts = [task.template, task.system, *task.prompts("train")]
+    prompts = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
     start, file = {"policy": agent.policy.fingerprint(), "prompts": prompts}, run.path / "start.json"
     if not file.exists():
         write_json(file, start)

@@ -13,13 +13,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
-from rewards.labeling.pair_source import Pair, builtin_pairs, first_fields, read_pairs
+from rewards.labeling.pair_source import Pair, builtin_pairs, read_pairs
 from rlaif_env.api import DataError
-from rlaif_env.data.jsonl import check_text, checked, json_object, lines_of
+from rlaif_env.data.jsonl import check_text
+from rlaif_env.data.rows import first_row, parsed
 from rlaif_env.data.tasks import Task
 
 Form = Literal["preference", "harmless", "score"]
@@ -68,7 +69,7 @@ def fingerprint(items: Iterable[Item]) -> str:
 
 
 def read_items(path: Path, form: Form, limit: int | None = None, seed: int = 0) -> tuple[list[Item], int]:
-    """Items of a file of pairs, a file of responses, or a comparison's folder (its responses.jsonl).
+    """Items of pairs or of responses, from any source of `data.rows`, or a comparison's folder (its responses.jsonl).
 
     Of pairs, the forms "harmless" and "score" judge each distinct response. At most ``limit`` are drawn by the seed.
 
@@ -78,13 +79,11 @@ def read_items(path: Path, form: Form, limit: int | None = None, seed: int = 0) 
     Raises:
         DataError: For all bad rows together, or if there is nothing to judge.
     """
-    path = path / "responses.jsonl" if path.is_dir() else path
-    if (first_fields(path) or set()) & {"response", "system"}:
-        items = _from_responses(checked(lines_of(path), _response, str(path), "line"), form, str(path))
+    path = path / "responses.jsonl" if (path / "responses.jsonl").is_file() else path
+    if (first_row(path) or {}).keys() & {"response", "system"}:
+        items = _from_responses(parsed(path, _response, "row"), form, str(path))
     else:
         items = list(_from_pairs(read_pairs(path), form))
-    if not items:
-        raise DataError(f"{path}: expected at least one row to judge, found none")
     return _drawn(items, limit, seed)
 
 
@@ -148,8 +147,8 @@ def checks_among(items: Sequence[Item], form: Form, count: int, seed: int) -> li
     return checks
 
 
-def _response(line: str) -> tuple[str, str, str]:
-    row, names = json_object(line), ("prompt", "system", "response")
+def _response(row: Mapping[str, Any]) -> tuple[str, str, str]:
+    names = ("prompt", "system", "response")
     prompt, system, response = (check_text(row, name, may_be_empty=name != "system") for name in names)
     return prompt, system, response
 
@@ -162,16 +161,20 @@ def _from_pairs(pairs: Iterable[Pair], form: Form) -> Iterator[Item]:
         labels = {} if pair.human is None else {"human (input)": float(pair.human)}
         if previous := pair.meta.get("previous_label"):
             labels[str(previous["source"])] = float(previous["p_first"])
-        yield Item(pair.prompt, (pair.response_1, pair.response_2), labels=labels)
+        kind: Literal["item", "identical"] = "identical" if pair.response_1 == pair.response_2 else "item"
+        yield Item(pair.prompt, (pair.response_1, pair.response_2), labels=labels, kind=kind)
 
 
 def _drawn(items: Sequence[Item], limit: int | None, seed: int) -> tuple[list[Item], int]:
-    """Each item once, at most so many, and how many were repeated; a draw keeps the order of the input."""
+    """Each item once, with the mean of its labels, at most so many, in their order; and how many were repeated."""
     distinct: dict[str, Item] = {}
+    labels: dict[str, dict[str, list[float]]] = {}
     for item in items:
-        before = distinct.get(item.key)
-        distinct[item.key] = item if before is None else replace(before, labels={**item.labels, **before.labels})
-    kept = list(distinct.values())
+        distinct.setdefault(item.key, item)
+        for source, p in item.labels.items():
+            labels.setdefault(item.key, {}).setdefault(source, []).append(p)
+    means = {key: {source: float(np.mean(given)) for source, given in all_.items()} for key, all_ in labels.items()}
+    kept = [replace(item, labels=means.get(key, {})) for key, item in distinct.items()]
     if limit is not None and limit < len(kept):
         chosen = np.sort(np.random.default_rng(seed).permutation(len(kept))[:limit])
         kept = [kept[i] for i in chosen]

@@ -40,7 +40,12 @@ from rlaif_env.options import OPERATIONAL
 from rlaif_env.runs import write_json
 from rlaif_env.statistics import Floats
 
-_OPERATIONAL_TRAINING = ("agent.micro_batch", "eval_prompts", "eval_split")  # the answers are a stage of their own
+_OPERATIONAL_TRAINING = (
+    "agent.micro_batch",
+    "agent.pass_tokens",
+    "eval_prompts",
+    "eval_split",
+)  # the answers are a stage of their own
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,8 @@ class EvaluateConfig:
             file of responses (prompt, response) made elsewhere; NAME=SOURCE to give it another name in the tables.
         task: A built-in task or a TOML file.
         judges: Reward backends that score the responses: "direct-llm", "human-rm=runs/rm", "distilled-rm=runs/rm", ...;
-            LABEL:BACKEND=MODEL where two have one name. The task's gold measure is always among the judges.
+            LABEL:BACKEND=MODEL where two have one name. Code of yours as package.module:name or path/file.py:name.
+            The task's gold measure is always among the judges.
         pairwise: Also have a language model choose between the responses of each two systems, in both orders.
         judge: The language model behind "direct-llm" and the pairwise judgement.
         label: How it chooses and, as far as they are settings of a score, how it scores.

@@ -18,6 +18,8 @@ from rewards.language_model.config import LanguageModelConfig
 from rlaif_env.api import BackendError, RewardBackend, RLAIFError, Scores, checked_scores
 from rlaif_env.data.tasks import Task
 from rlaif_env.files import content_of
+from rlaif_env.keywords import reward_names
+from rlaif_env.references import code_in
 
 _SCORE = tuple(entry.name for entry in fields(ScoreConfig))  # what "direct-llm" has of the labelling's settings
 
@@ -52,7 +54,8 @@ class JudgePanel:
 
     Args:
         task: What they judge.
-        judges: ``[LABEL:]BACKEND[=MODEL]`` each; without a model "direct-llm" has the language model below.
+        judges: ``[LABEL:]BACKEND[=MODEL]`` each, code as `rlaif_env.keywords.reward_factory` takes it; without a model
+            "direct-llm" has the language model below.
         judge: The language model behind "direct-llm" and the pairwise judge.
         label: How it is asked for preferences and, as far as they are those of a score, for scores.
         settings: Of single judges, by their names or "pairwise"; they go before the shared ones.
@@ -140,18 +143,24 @@ class JudgePanel:
             self.labeler()
 
     def contents(self) -> dict[str, str]:
-        """What changes when a judge's weights do, by judge."""
+        """What changes when a judge's weights or code do, by judge."""
+        parts = {
+            name: [*([] if model is None else [content_of(model)]), *code_in([kind, self._own.get(name)]).values()]
+            for name, (kind, model) in self.specs.items()
+        }
+        own = {name: " ".join(contents) for name, contents in parts.items() if contents}
         shared = [name for name, (kind, model) in self.specs.items() if kind == "direct-llm" and model is None]
         shared += ["pairwise"] if self._pairwise else []
-        own = {name: content_of(model) for name, (_, model) in self.specs.items() if model is not None}
         return own | (dict.fromkeys(shared, self._judge.content) if shared else {})
 
 
 def _judge_spec(spec: str) -> tuple[str, tuple[str, str | None]]:
-    """``[LABEL:]BACKEND[=MODEL]`` as label, backend and model."""
+    """``[LABEL:]BACKEND[=MODEL]`` as label, backend and model; code, PLACE:NAME, is called by its name."""
     backend, _, model = spec.partition("=")
-    label, colon, kind = backend.partition(":")
-    return (label, (kind, model or None)) if colon else (backend, (backend, model or None))
+    label, _, kind = backend.partition(":")
+    if kind in reward_names() or ":" in kind:
+        return label, (kind, model or None)
+    return kind or backend, (backend, model or None)
 
 
 def _changed(of: str, settings: LabelingConfig | LanguageModelConfig, but: Sequence[str]) -> list[str]:

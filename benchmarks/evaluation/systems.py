@@ -22,6 +22,7 @@ from rlaif_env.api import DataError, RLAIFError
 from rlaif_env.batches import PROMPTS_AT_ONCE
 from rlaif_env.data.jsonl import check_text, read_jsonl
 from rlaif_env.data.tasks import EVAL_PROMPTS, EVAL_SPLIT, Task
+from rlaif_env.data.templates import encode_prompts
 from rlaif_env.files import content_of
 from rlaif_env.models import (
     BUILTIN_MODEL,
@@ -32,7 +33,6 @@ from rlaif_env.models import (
     context_of,
     continuation_ids,
     continuation_text,
-    encode,
     load_tokenizer,
     pad_rows,
     resolve,
@@ -250,13 +250,20 @@ def answer(
     else:
         base = backbone(start.path)
         temperature = located.temperature if temperature is None else temperature
-        responses, kl = _sampled(located, base, chosen, steps, temperature, seed, batch)
+        responses, kl = _sampled(located, base, task, chosen, steps, temperature, seed, batch)
         gc.collect()  # a model is full of cycles; two of them should not be in memory at once
-    return System(name, str(source), chosen, responses, _measures(base, chosen, responses, kl))
+    return System(name, str(source), chosen, responses, _measures(base, task, chosen, responses, kl))
 
 
 def _sampled(
-    source: Source, base: Backbone, prompts: list[str], steps: int, temperature: float, seed: int, batch: int
+    source: Source,
+    base: Backbone,
+    task: Task,
+    prompts: list[str],
+    steps: int,
+    temperature: float,
+    seed: int,
+    batch: int,
 ) -> tuple[list[str], NDArray[np.float64] | None]:
     """Sampled responses and each one's log pi - log pi_ref, (n,), or None where the tokenizers differ."""
     from agents.answers import answer as answered
@@ -265,7 +272,7 @@ def _sampled(
 
     policy = _policy(source, temperature)
     tokenizer = policy.tokenizer
-    asked = encode(tokenizer, prompts)
+    asked, _ = encode_prompts(task, tokenizer, prompts)
     ids, mask = pad_rows(asked, tokenizer.pad_token_id, side="left")
     samples = answered(policy, ids, mask, max_new_tokens=steps, seed=seed, batch=batch)
     rows = (row[:length] for row, length in zip(samples.ids.tolist(), samples.lengths, strict=True))
@@ -305,12 +312,12 @@ def _parts(order: NDArray[np.int64], width: int) -> Iterator[NDArray[np.int64]]:
 
 
 def _measures(
-    base: Backbone, prompts: list[str], responses: list[str], kl: NDArray[np.float64] | None
+    base: Backbone, task: Task, prompts: list[str], responses: list[str], kl: NDArray[np.float64] | None
 ) -> dict[str, NDArray[np.float64]]:
     """Everything that is measured without a judge; see `System`."""
     from agents.training.heldout import distinct_shares
 
-    lengths, nll = _reference_nll(base, prompts, responses)
+    lengths, nll = _reference_nll(base, task, prompts, responses)
     with np.errstate(invalid="ignore", divide="ignore"):
         perplexity = np.exp(nll / lengths)
     pairs = list(zip(prompts, responses, strict=True))
@@ -328,7 +335,7 @@ def _measures(
 
 
 def _reference_nll(
-    base: Backbone, prompts: Sequence[str], responses: Sequence[str]
+    base: Backbone, task: Task, prompts: Sequence[str], responses: Sequence[str]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Tokens of each response and minus its log-probability after the prompt (nats, temperature 1), (n,) each.
 
@@ -339,8 +346,8 @@ def _reference_nll(
     from agents.policy import Policy
 
     tokenizer, device = base.tokenizer, base.device
-    asked = encode(tokenizer, prompts)
-    answered = [continuation_ids(tokenizer, *pair) for pair in zip(prompts, responses, strict=True)]
+    asked, texts = encode_prompts(task, tokenizer, prompts)
+    answered = [continuation_ids(tokenizer, *pair) for pair in zip(texts, responses, strict=True)]
     lengths = np.array([len(row) for row in answered], dtype=np.int64)
     whole = lengths + np.array([len(row) for row in asked])
     limit = context_of(base.model) or np.inf

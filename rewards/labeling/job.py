@@ -16,6 +16,7 @@ from rewards.labeling.labeler import LabelingConfig, PreferenceLabeler
 from rewards.labeling.pair_source import Pair, builtin_pairs, holds_prompts, prompts_of_file, read_pairs
 from rewards.language_model.choice import language_model_from
 from rewards.language_model.config import LanguageModelConfig
+from rewards.language_model.local import LocalLM
 from rlaif_env import options
 from rlaif_env.api import BackendError, DataError, RLAIFError
 from rlaif_env.data.journal import Journal
@@ -133,9 +134,9 @@ class LabelJob:
                 yield pair
 
     def policy(self) -> LanguageModel:
-        """The policy, on the labeler's device."""
+        """The policy, on the labeler's device; it reads prompts as the task's template has them."""
         here = self.config.labeler
-        return language_model_from(LanguageModelConfig(str(self.config.policy), device=here.device, dtype=here.dtype))
+        return LocalLM(str(self.config.policy), device=here.device, dtype=here.dtype, task=self.task)
 
     def content(self) -> dict[str, str]:
         """What changes when the weights of a model do."""

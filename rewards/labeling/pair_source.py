@@ -12,14 +12,14 @@ from typing import Any
 
 from rewards.api import LanguageModel
 from rlaif_env.api import BackendError, DataError, Preference
-from rlaif_env.data.forms import PreferenceForms
+from rlaif_env.data.forms import PreferenceForms, holds_responses, judgement_of
 from rlaif_env.data.journal import Journal
-from rlaif_env.data.jsonl import check_text, json_object, lines_of, read_jsonl
+from rlaif_env.data.jsonl import check_text
 from rlaif_env.data.preferences import human_preferences, read_prompts
+from rlaif_env.data.rows import first_row, parsed
 from rlaif_env.data.tasks import Task
 
 _DRAWS = 8  # attempts at two different responses that are not empty
-_RESPONSES = {"response_1", "response_2", "chosen", "rejected"}
 
 
 @dataclass(frozen=True)
@@ -35,42 +35,31 @@ class Pair:
 
 
 def read_pairs(path: Path) -> Iterator[Pair]:
-    """Pairs of a JSON lines file (``.gz`` too), in any form of `data.forms`, with or without ``p_first``, one by one.
+    """Pairs of any source of `data.rows`, in any form of `data.forms`, judged or not, one by one.
 
     In rows with ``chosen`` and ``rejected`` the position tells the answer, so about half of them are exchanged; which
-    ones is told from the texts, so it is the same every time. Empty responses are kept.
+    ones is told from the texts, so it is the same every time. Empty responses are kept, and two equal ones are a pair
+    with a problem.
 
     Raises:
-        DataError: For all bad rows together, each by its line.
+        DataError: For all bad rows together, each by its number.
     """
-    forms = PreferenceForms(allow_empty=True)
+    forms = PreferenceForms(allow_identical=True, allow_empty=True, labelled=False)
 
     def pair(row: dict[str, Any]) -> Pair:
-        unlabelled = row.get("p_first") is None and "response_1" in row and "response_2" in row
-        record = forms({**row, "p_first": 0.5} if unlabelled else row)
+        record = forms(row)
         first, second = record.response_1, record.response_2
         if "chosen" in row and _digest(record.prompt, *sorted((first, second)))[0] % 2 == (first < second):
             record = record.swapped()
-        return _pair(record, labelled=not unlabelled)
+        return _pair(record, labelled=judgement_of(row) is not None)
 
-    return read_jsonl(path, pair)
+    return parsed(path, pair, "pair")
 
 
 def holds_prompts(path: Path) -> bool:
     """Whether a file holds prompts without responses, told from its first row."""
-    if path.name.removesuffix(".gz").endswith(".txt"):
-        return True
-    fields = first_fields(path)
-    return fields is not None and not fields & _RESPONSES
-
-
-def first_fields(path: Path) -> set[str] | None:
-    """The fields of a file's first row; None if it is none: whoever reads the rows says what is wrong with all."""
-    _, line = next(lines_of(path), (1, "{}"))
-    try:
-        return set(json_object(line)) if isinstance(line, str) else None
-    except DataError:
-        return None
+    row = first_row(path)
+    return row is not None and not holds_responses(row)
 
 
 def prompts_of_file(path: Path) -> Iterator[str]:
@@ -110,7 +99,7 @@ class SampledPairs:
     ) -> None:
         self.policy, self.task, self.journal = policy, task, journal
         self.seed, self.temperature = seed, temperature
-        settings = [policy, task.kind, task.max_response_tokens, seed, temperature]
+        settings = [policy, task.kind, task.template, task.system, task.max_response_tokens, seed, temperature]
         self.prompts = {_digest(*settings, prompt).hex(): prompt for prompt in prompts}
 
     def open(self) -> list[str]:
@@ -153,10 +142,11 @@ class SampledPairs:
 
 def _pair(record: Preference, *, labelled: bool) -> Pair:
     human = float(record.p_first) if labelled and record.source.startswith("human") else None
-    meta = dict(record.meta)
+    meta, same = dict(record.meta), record.response_1 == record.response_2
     if labelled and human is None:
         meta["previous_label"] = {"p_first": record.p_first, "source": record.source}
-    return Pair(record.prompt, record.response_1, record.response_2, human, meta)
+    problem = "expected two different responses, found the same one twice" if same else ""
+    return Pair(record.prompt, record.response_1, record.response_2, human, meta, problem)
 
 
 def _usable(text: str) -> bool:

@@ -21,6 +21,8 @@ from rewards.language_model.answer_tree import AnswerTree, answer_logprobs, answ
 from rewards.prompts import before_stop, leads_after
 from rlaif_env.api import ContextError, RLAIFError
 from rlaif_env.batches import TOKENS_PER_BATCH, length_buckets
+from rlaif_env.data.tasks import Task
+from rlaif_env.data.templates import encode_prompts
 from rlaif_env.models import BUILTIN_MODEL, Backbone, backbone, context_of, continuation_text, encode, takes_any_mask
 from rlaif_env.models.sampling import sample
 
@@ -43,6 +45,7 @@ class LocalLM(Live):
         max_tokens: Longest prompt accepted; None is the model's own limit, which holds in any case.
         tokens_per_batch: Padded tokens in one forward pass; memory against speed.
         share_prefix: Whether a common beginning is computed once. The result is the same.
+        task: Whose template the prompts are put in: for a policy that answers, not for a judge.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class LocalLM(Live):
         max_tokens: int | None = None,
         tokens_per_batch: int = TOKENS_PER_BATCH,
         share_prefix: bool = True,
+        task: Task | None = None,
     ) -> None:
         if isinstance(model, Backbone):
             self.backbone = model
@@ -72,7 +76,7 @@ class LocalLM(Live):
                 f"expected a chat template for chat=True, found none in the tokenizer of {self.backbone.name}"
             )
         self.name = self.backbone.name
-        self.chat = chat
+        self.chat, self._task = chat, task
         self.context = context_of(self.backbone.model)
         self.max_tokens = max_tokens or self.context or 4096
         self.tokens_per_batch = tokens_per_batch
@@ -97,7 +101,9 @@ class LocalLM(Live):
         """Token ids of n prompts that leave room for so many tokens more; `ContextError` where one does not."""
         tokenizer = self.backbone.tokenizer
         texts = [self.render(prompt) for prompt in prompts]
-        if self.chat and texts:  # the template has the special tokens
+        if self._task is not None:
+            rows, _ = encode_prompts(self._task, tokenizer, prompts)
+        elif self.chat and texts:  # the template has the special tokens
             rows = [list(row) for row in tokenizer(texts, add_special_tokens=False)["input_ids"]]
         else:
             rows = encode(tokenizer, texts)

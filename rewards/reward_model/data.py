@@ -1,7 +1,7 @@
 """Preferences for a reward model: where they come from, what is held out of them, and as token ids.
 
-What is held out is divided by prompt, or by text where whole texts are compared, never across: no text of a validation
-or test pair is in training.
+No text of a validation or test pair is in training, but where pairs cannot be divided so: see
+`rewards.reward_model.division`.
 
 Notation: n distinct texts, m pairs.
 """
@@ -9,26 +9,51 @@ Notation: n distinct texts, m pairs.
 from __future__ import annotations
 
 import math
+from array import array
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from rewards.reward_model.division import Division, SplitBy, counts, divide, few_units, node_keys
 from rewards.reward_model.features import encode_for_reward
 from rewards.reward_model.head import Pairs
 from rlaif_env.api import Preference, RLAIFError
-from rlaif_env.data.preferences import human_preferences, movie_snippets, read_preferences, split_of
+from rlaif_env.data.preferences import averaged, human_preferences, movie_snippets, read_preferences
 from rlaif_env.data.tasks import Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_SIDES = {"train": 0.8, "validation": 0.1, "test": 0.1}
-_DIVISION = 1  # not the tasks' own, which a file made from one of their splits would be on one side of
 _VALIDATION_PAIRS, _VALIDATION_TEXTS = 4000, 500
+_FEW = 100  # pairs that are too few to choose a layer by
+
+
+@dataclass(frozen=True)
+class HoldOut:
+    """What is held out of a file of labels.
+
+    Attributes:
+        split_by: What is on one side only: "prompt", "text" (pairs across the cut are dropped) or "pair"; "auto" takes
+            the first of these that there is enough of.
+        validation_share: Share of the pairs to choose the layer, the penalty and the end of the training by.
+        test_share: Share of the pairs that the accuracy is measured on; none where there is a test file or folds.
+        folds: Measure the accuracy on all pairs by cross-validation: train so many times more, each time without one
+            fold; 0 does not.
+    """
+
+    split_by: SplitBy = "auto"
+    validation_share: float = 0.1
+    test_share: float = 0.1
+    folds: int = 0
+
+    def shares(self, test: bool) -> dict[str, float]:
+        """The share of each side; without a test unless there is to be one."""
+        held = {"validation": self.validation_share} | ({"test": self.test_share} if test else {})
+        return {"train": round(1 - sum(held.values()), 9), **held}
 
 
 @dataclass(frozen=True)
@@ -37,9 +62,12 @@ class LabelledData:
 
     train: Sequence[Preference]  # to train on
     validation: Sequence[Preference]  # to choose settings and stop by, from the same labels
-    # Held-out pairs by who judged them: "labels" (the same source as in training) or "human"
+    # Held-out pairs by who judged them: "labels" (the same source as in training), "human", or "test file"
     tests: Mapping[str, Sequence[Preference]]
     left_out: Mapping[str, int]  # how many pairs were left out, by reason
+    # How it was divided, JSON-able: "unit", "dropped" pairs, "warnings", and `counts` of each side
+    division: Mapping[str, Any] = field(default_factory=dict)
+    folds: Sequence[LabelledData] = ()  # the same pairs divided so often that each is in one test
 
 
 @dataclass(frozen=True)
@@ -61,40 +89,83 @@ class Judged:
         encoded = [encode_for_reward(tokenizer, task, *text, max_tokens) for text in index]
         first, second = torch.tensor(numbers, dtype=torch.int64).reshape(-1, 2).T
         pairs = Pairs(first, second, torch.tensor([r.p_first for r in records], dtype=torch.float32))
-        return cls([row for row, _ in encoded], pairs, sum(cut > 0 for _, cut in encoded), records)
+        rows = [array("i", row) for row, _ in encoded]  # a list of many texts' ids takes several times as much
+        return cls(rows, pairs, sum(cut > 0 for _, cut in encoded), records)
 
 
-def load_labels(task: Task, labels: str | Path, *, pairs: int, texts: int, test_pairs: int, seed: int) -> LabelledData:
+def load_labels(
+    task: Task,
+    labels: str | Path,
+    *,
+    pairs: int,
+    texts: int,
+    test_pairs: int,
+    seed: int,
+    hold_out: HoldOut | None = None,
+    test: str | Path | None = None,
+) -> LabelledData:
     """Preferences to train on and to hold out.
 
     Args:
         task: What is judged.
-        labels: "human" for the task's own preferences, or a preference file, which is divided 8 : 1 : 1.
+        labels: "human" for the task's own preferences, which its splits divide, or any source of `rlaif_env.data.rows`.
         pairs: Train on at most so many pairs.
         texts: And on at most so many distinct texts; 0 is no limit.
         test_pairs: At most so many pairs in each test.
         seed: Of the pairs drawn from the built-in corpus.
+        hold_out: How labels that are not the task's own are divided. Those of texts of the built-in corpus are divided
+            by hash unless something else is asked for: what one file of them holds out the others do too.
+        test: A source of pairs to measure the accuracy on; those that share a text with it are not trained on.
 
     Raises:
         DataError: If the file has bad rows.
         RLAIFError: If there are no preferences to train on or none to hold out.
     """
-    corpus, human = task.source.corpus is not None, str(labels) == "human"
+    corpus, human, hold_out = task.source.corpus is not None, str(labels) == "human", hold_out or HoldOut()
     left_out: Counter[str] = Counter()
+    tests: dict[str, Sequence[Preference]] = {}
+    seen: set[str] = set()
+    if test is not None:
+        tests["test file"] = _read(test, Counter())[:test_pairs]
+        seen = {key for record in tests["test file"] for key in node_keys(record, _unit_of_test(hold_out))}
 
     def people(split: str, count: int) -> Iterable[Preference]:
         return human_preferences(split, count, seed) if corpus else task.preferences(split)
 
-    tests: dict[str, list[Preference]] = {}
+    def unseen(records: Iterable[Preference]) -> Iterator[Preference]:
+        for record in records:
+            if seen.isdisjoint(node_keys(record, _unit_of_test(hold_out))):
+                yield record
+            else:
+                left_out["texts of the test file"] += 1
+
+    division: dict[str, Any] = {"unit": "the splits of the task", "dropped": 0, "warnings": []}
+    folds: list[LabelledData] = []
     if human:
-        train = people("train", _enough_pairs(pairs, texts) if corpus else pairs)
-        validation = people("validation", _VALIDATION_PAIRS)
+        if hold_out.folds:
+            raise RLAIFError("expected a file of labels to make folds of, found the task's own, which has its splits")
+        train = unseen(people("train", _enough_pairs(pairs, texts) if corpus else pairs))
+        validation = unseen(people("validation", _VALIDATION_PAIRS))
     else:
-        sides: dict[str | None, list[Preference]] = {side: [] for side in (*_SIDES, None)}
-        for record in read_preferences(labels, allow_empty=True):
-            sides[side_of(record)].append(record)
-        train, validation, tests["labels"] = sides["train"], sides["validation"], sides["test"][:test_pairs]
-        left_out["texts of two sides"] = len(sides[None])
+        records = list(unseen(_read(labels, left_out)))
+        if not records:
+            raise RLAIFError(f"expected pairs to train on in {labels}, found none left: {dict(+left_out)}")
+        split_by, warning = hold_out.split_by, ""
+        if hold_out.folds:
+            parts = divide(records, {str(i): 1 / hold_out.folds for i in range(hold_out.folds)}, split_by)
+            folds = list(_folds(records, parts, pairs=pairs, texts=texts, test_pairs=test_pairs))
+            division["folds"] = {"pairs": int((parts.sides >= 0).sum()), "dropped": parts.dropped}
+            split_by, warning = parts.unit, parts.warning
+        shares = hold_out.shares(test=test is None and not hold_out.folds)
+        divided = divide(records, shares, split_by, hashed=corpus and split_by == "auto")
+        division |= {"unit": divided.unit, "dropped": divided.dropped, "warnings": [warning or divided.warning]}
+        sides = {name: [records[i] for i in divided.of(name)] for name in divided.names}
+        kept = len(records) - divided.dropped
+        division["shares"] = {name: round(len(side) / kept, 4) for name, side in sides.items()}
+        train, validation = iter(sides["train"]), iter(sides["validation"])
+        if "test" in sides:
+            tests["labels"] = sides["test"][:test_pairs]
+        left_out["texts of two sides"] = divided.dropped
     if human or corpus or task.source.preferences is not None:  # whoever made the labels, people's are the yardstick
         tests["human"] = _limited(people("test", test_pairs), test_pairs, 0, left_out)
     asked_for = Counter[str]() if human and corpus else left_out  # of drawn pairs what is over was never asked for
@@ -102,28 +173,77 @@ def load_labels(task: Task, labels: str | Path, *, pairs: int, texts: int, test_
         "train": _limited(train, pairs, texts, asked_for),
         "validation": _limited(validation, _VALIDATION_PAIRS, _VALIDATION_TEXTS, Counter()),
     }
-    for side, records in chosen.items():
-        if not records:
+    for side, found in chosen.items():
+        if not found:
             raise RLAIFError(
                 f"expected preferences in the {side} split of {labels}, found none; about 20 pairs with different "
                 "prompts are the least that can be divided"
             )
-    seen = {key for record in chosen["train"] for key in _keys(record)}
-    for name, records in tests.items():
-        tests[name] = [record for record in records if seen.isdisjoint(_keys(record))]
-        left_out[f"{name} test pairs with a text of the training"] = len(records) - len(tests[name])
-    return LabelledData(tests={name: held for name, held in tests.items() if held}, left_out=+left_out, **chosen)
+    trained_on = {key for record in chosen["train"] for key in node_keys(record, "prompt")}
+    for name in tests.keys() & {"human"}:  # the others were divided above
+        held = [r for r in tests[name] if trained_on.isdisjoint(node_keys(r, "prompt"))]
+        left_out[f"{name} test pairs with a text of the training"] = len(tests[name]) - len(held)
+        tests[name] = held
+    tests = {name: held for name, held in tests.items() if held}
+    division["sides"] = {name: counts(side) for name, side in {**chosen, **tests}.items()}
+    division["known"] = _known(chosen["train"], tests.get("labels", ()))
+    tested = {f"labels, {len(folds)} folds": [r for fold in folds for r in fold.tests["labels"]]} if folds else {}
+    division["warnings"] += [few_units(name, side, len(folds)) for name, side in {**tests, **tested}.items()]
+    if len(chosen["validation"]) < _FEW:
+        cure = ", a larger --validation-share" + (" or --split-by text" if corpus and not human else "")
+        division["warnings"].append(
+            f"the layer and the penalty are chosen on {len(chosen['validation'])} validation pairs only: more labels"
+            f"{'' if human else cure} would help"
+        )
+    division["warnings"] = [warning for warning in division["warnings"] if warning]
+    return LabelledData(**chosen, tests=tests, left_out=+left_out, division=division, folds=folds)
 
 
-def side_of(record: Preference) -> str | None:
-    """The side a preference belongs to by its prompt, else by its texts; None if those are of two sides."""
-    sides = {split_of(key, _SIDES, _DIVISION) for key in _keys(record)}
-    return sides.pop() if len(sides) == 1 else None
+def _known(train: Sequence[Preference], test: Sequence[Preference]) -> dict[str, int]:
+    """How many of a test's prompts and texts are in the training too."""
+    sides = [{record.prompt for record in side if record.prompt.strip()} for side in (train, test)]
+    texts = [{text for record in side for text in _texts(record)} for side in (train, test)]
+    return {"prompts": len(set.intersection(*sides)), "texts": len(set.intersection(*texts))}
 
 
-def _keys(record: Preference) -> tuple[str, ...]:
-    """What must not be on two sides."""
-    return (record.prompt,) if record.prompt.strip() else (record.response_1, record.response_2)
+def _unit_of_test(hold_out: HoldOut) -> Any:
+    """What pairs may not share with a test file: a text, or the prompt if that was asked for."""
+    return "prompt" if hold_out.split_by == "prompt" else "text"
+
+
+def _read(source: str | Path, left_out: Counter[str]) -> list[Preference]:
+    """The judged pairs of a source, each once, equal texts kept once, of ``meta`` what figures need."""
+    texts: dict[str, str] = {}
+
+    def slim() -> Iterator[Preference]:
+        for record in read_preferences(source, allow_empty=True, allow_identical=True):
+            if record.response_1 == record.response_2:
+                left_out["two equal responses"] += 1
+                continue
+            left_out["further judgements of a pair, averaged"] += 1
+            prompt, *both = (texts.setdefault(t, t) for t in (record.prompt, record.response_1, record.response_2))
+            means = {"means": record.meta["means"]} if "means" in record.meta else {}
+            yield Preference(prompt, both[0], both[1], record.p_first, record.source, means)
+
+    records = averaged(slim())
+    left_out["further judgements of a pair, averaged"] -= len(records)
+    return records
+
+
+def _folds(
+    records: Sequence[Preference], parts: Division, *, pairs: int, texts: int, test_pairs: int
+) -> Iterator[LabelledData]:
+    """Each fold once as the test, with the next one for validation."""
+    sides = [[records[i] for i in parts.of(name)] for name in parts.names]
+    for number, held in enumerate(sides):
+        following = (number + 1) % len(sides)
+        rest = [r for i, side in enumerate(sides) if i not in (number, following) for r in side]
+        yield LabelledData(
+            _limited(rest, pairs, texts, Counter()),
+            _limited(sides[following], _VALIDATION_PAIRS, _VALIDATION_TEXTS, Counter()),
+            {"labels": held[: math.ceil(test_pairs / len(sides))]},
+            {},
+        )
 
 
 def _texts(record: Preference) -> tuple[tuple[str, str], tuple[str, str]]:

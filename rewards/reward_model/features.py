@@ -22,6 +22,7 @@ import torch
 from rlaif_env.api import RLAIFError
 from rlaif_env.batches import TOKENS_PER_BATCH, length_buckets
 from rlaif_env.data.tasks import Task
+from rlaif_env.data.templates import conversation, template_for
 from rlaif_env.models import Backbone, encode, keep_end, linear_modules, pad_rows, trunk_of
 
 if TYPE_CHECKING:
@@ -45,11 +46,18 @@ def encode_for_reward(
 ) -> tuple[list[int], int]:
     """Token ids of one scored text, ending in exactly one EOS, and how many tokens were cut from its beginning.
 
-    An EOS that is spelled out inside the text is left out; a text longer than ``max_tokens``, EOS included and at least
+    In a task whose prompts go through the chat template, the text is the whole conversation in it. An EOS that is
+    spelled out inside the text is left out; a text longer than ``max_tokens``, EOS included and at least
     2, keeps its end, where the response is. Prompt and response may be empty.
     """
     eos = tokenizer.eos_token_id
-    row = [i for i in encode(tokenizer, [reward_text(task, prompt, response)])[0] if i != eos]
+    if prompt and template_for(task, tokenizer) == "chat":
+        text = conversation(task, tokenizer, prompt, response)
+        row = list(tokenizer(text, add_special_tokens=False)["input_ids"])  # the template has the BOS
+        while row[-1:] == [eos]:
+            row.pop()
+    else:
+        row = [i for i in encode(tokenizer, [reward_text(task, prompt, response)])[0] if i != eos]
     kept = keep_end(row, max_tokens - 1, tokenizer.bos_token_id)
     return [*kept, eos], len(row) - len(kept)
 

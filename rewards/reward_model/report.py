@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from rewards.reward_model.division import LEAST_UNITS, counts, independent_units
 from rlaif_env.api import Preference, RLAIFError
 from rlaif_env.statistics import (
     Clusters,
@@ -38,6 +39,11 @@ class PairFigures:
     """Figures of predicted preferences on judged pairs."""
 
     pairs: int  # how many
+    prompts: int  # of how many distinct prompts, 0 without any
+    texts: int  # and of how many distinct texts
+    # How many independent units that makes: prompts, or half the effective number of texts; with fewer than
+    # `LEAST_UNITS` the limits of each interval are 0 and 1, which is to say that there is none
+    units: float
     accuracy: Interval  # share on which prediction and judgement prefer the same response, ties one half
     min_gap: float  # least difference of the two mean ratings in `accuracy_at_gap`
     # Accuracy where people's mean ratings differ by ``min_gap``; None where there are no ratings
@@ -68,7 +74,8 @@ def pair_figures(margin: ArrayLike, records: Sequence[Preference], *, min_gap: f
     means = [record.meta.get("means", (math.nan, math.nan)) for record in records]
     clear = [i for i, mean in enumerate(means) if abs(mean[0] - mean[1]) >= min_gap - 1e-9]
     return PairFigures(
-        pairs=len(records),
+        **counts(records),
+        units=round(independent_units(records), 1),
         accuracy=pair_accuracy(predicted, records),
         min_gap=min_gap,
         accuracy_at_gap=pair_accuracy(predicted[clear], [records[i] for i in clear]) if clear else None,
@@ -83,7 +90,8 @@ def pair_figures(margin: ArrayLike, records: Sequence[Preference], *, min_gap: f
 def pair_accuracy(p_first: ArrayLike, records: Sequence[Preference]) -> Interval:
     """Share of m pairs on which prediction and judgement prefer the same response, ties one half, with an interval.
 
-    Pairs that share a prompt or, without prompts, a text depend on each other: see `clusters_of_pairs`.
+    Pairs that share a prompt or, without prompts, a text depend on each other: see `clusters_of_pairs`. With fewer than
+    `LEAST_UNITS` independent ones the limits are 0 and 1.
 
     Raises:
         RLAIFError: If there are no pairs, or the numbers differ.
@@ -93,7 +101,15 @@ def pair_accuracy(p_first: ArrayLike, records: Sequence[Preference]) -> Interval
         raise RLAIFError(
             f"expected a prediction for each of at least one pair, found {len(predicted)} and {len(records)}"
         )
-    return accuracy(predicted, [record.p_first for record in records], clusters=_clusters(records))
+    found = accuracy(predicted, [record.p_first for record in records], clusters=_clusters(records))
+    return found if independent_units(records) >= LEAST_UNITS else replace(found, low=0.0, high=1.0)
+
+
+def told(interval: Interval) -> str:
+    """An interval in words; the figure alone where there is none."""
+    if (interval.low, interval.high) == (0.0, 1.0):
+        return f"{interval.estimate:.3f} (n = {interval.n}, fewer than {LEAST_UNITS} independent: no interval)"
+    return str(interval)
 
 
 def _clusters(records: Sequence[Preference]) -> Clusters | Dyads:

@@ -11,22 +11,23 @@ starts fitted.
 from __future__ import annotations
 
 import time
+from array import array
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from rewards.reward_model.data import Judged, LabelledData
+from rewards.reward_model.data import HoldOut, Judged, LabelledData
 from rewards.reward_model.features import depth_of, extract
 from rewards.reward_model.head import HeadFit, centred, fit_head
 from rewards.reward_model.model import DEFAULT_MAX_TOKENS, RewardModel
 from rewards.reward_model.record import LabelRecord, Normalization
 from rewards.reward_model.report import PairFigures, pair_accuracy, pair_figures
 from rewards.reward_model.tuning import Tuned, TuningConfig, tune
-from rlaif_env.api import RLAIFError
+from rlaif_env.api import Preference, RLAIFError
 from rlaif_env.data.tasks import Task
 from rlaif_env.models import Backbone
 
@@ -38,7 +39,7 @@ Progress = Callable[[str, int], Callable[[int], object]]
 
 
 @dataclass(frozen=True)
-class RewardModelConfig(TuningConfig):
+class RewardModelConfig(HoldOut, TuningConfig):
     """How a reward model is trained and measured.
 
     Attributes:
@@ -67,6 +68,13 @@ class RewardModelConfig(TuningConfig):
         for name, limit in least.items():
             if not getattr(self, name) >= limit:
                 raise RLAIFError(f"expected {name} of at least {limit}, found {getattr(self, name)}")
+        if not (self.validation_share > 0 and self.test_share >= 0 and self.validation_share + self.test_share < 1):
+            raise RLAIFError(
+                "expected shares of validation and test that leave something to train on, found "
+                f"{self.validation_share} and {self.test_share}"
+            )
+        if self.folds and not 3 <= self.folds <= 100:
+            raise RLAIFError(f"expected folds from 3 (training, validation and test) to 100, or 0, found {self.folds}")
 
 
 @dataclass(frozen=True)
@@ -78,6 +86,33 @@ class Trained:
     # Everything measured, JSON-able: the same "figures", "labels", "training", and "curve", the accuracy of the
     # head alone by number of training pairs, on the first test
     report: Mapping[str, Any]
+
+
+class _States:
+    """The plain model's states by text and depth. With ``keep`` each is computed once: folds share nearly all."""
+
+    def __init__(self, base: Backbone, keep: bool) -> None:
+        self.base, self.keep = base, keep
+        self._known: dict[tuple[bytes, int], Tensor] = {}
+
+    def __call__(
+        self,
+        rows: Sequence[Sequence[int]],
+        depths: Sequence[int],
+        advance: Callable[[int], object] = lambda done: None,
+    ) -> Tensor:
+        """As `extract`: float32 (n, D, H)."""
+        if not self.keep:
+            return extract(self.base, rows, depths, advance=advance)
+        keys = [array("i", row).tobytes() for row in rows]
+        new = [i for i, key in enumerate(keys) if any((key, depth) not in self._known for depth in depths)]
+        advance(len(rows) - len(new))
+        found = extract(self.base, [rows[i] for i in new], depths, advance=advance)
+        for i, states in zip(new, found, strict=True):
+            self._known |= {(keys[i], depth): state for depth, state in zip(depths, states, strict=True)}
+        if not rows:
+            return found
+        return torch.stack([torch.stack([self._known[key, depth] for depth in depths]) for key in keys])
 
 
 @dataclass(frozen=True)
@@ -93,6 +128,17 @@ class _Frozen:
     def fit(self, pairs: int | None = None) -> HeadFit:
         """The head fitted to the first so many training pairs, or to all."""
         return fit_head(self.states, self.train.pairs.take(slice(pairs)), self.held_out, self.validation.pairs)
+
+
+@dataclass(frozen=True)
+class _Fitted:
+    """A model with what its training said."""
+
+    model: RewardModel
+    frozen: _Frozen
+    fit: HeadFit
+    tuned: Tuned
+    seconds: tuple[float, float]  # of the clock and of the CPU
 
 
 def train_rm(
@@ -111,39 +157,16 @@ def train_rm(
     Raises:
         RLAIFError: If a setting does not fit the model, or a loss is not finite.
     """
-    started, cpu = time.monotonic(), time.process_time()
-    train, validation = (
-        Judged.encode(base.tokenizer, task, records, config.max_tokens) for records in (data.train, data.validation)
-    )
-    frozen = _read_states(base, train, validation, config.layers, progress)
-    fit, states = frozen.fit(), frozen.states
-    tuned = Tuned(base, None, fit.weight, 0, 0, fit.validation_loss)
-    if config.trainable != "head":
-        advance = progress("tuning (pairs)", config.epochs * len(train.pairs))
-        tuned = tune(base, fit.weight, frozen.layers, train, validation, config, log=log, advance=advance)
-        advance = progress("reading the texts again", len(train.rows))
-        states = extract(tuned.backbone, train.rows, [frozen.layers], adapter=tuned.adapter, advance=advance)[:, 0]
-    weight = centred(tuned.weight, states) if config.center else tuned.weight
-    normalization = Normalization()
-    if config.normalize == "standardize":
-        scores = states.double() @ weight.double()
-        normalization = Normalization("standardize", float(scores.mean()), float(scores.std(correction=0)))
-    seconds, cpu = time.monotonic() - started, time.process_time() - cpu
-    model = RewardModel(
-        tuned.backbone,
-        weight,
-        task,
-        layers=frozen.layers,
-        adapter=tuned.adapter,
-        max_tokens=config.max_tokens,
-        labels=LabelRecord(dict(Counter(record.source for record in data.train))),
-        normalization=normalization,
-        owns_weights=config.trainable == "full",
-    )
-    figures, curve, truncated = _measure(model, base, data, frozen, config, progress)
+    states = _States(base, keep=bool(data.folds))
+    fitted = _fit(config, states, task, data, log, progress)
+    model, frozen, fit, tuned = fitted.model, fitted.frozen, fitted.fit, fitted.tuned
+    figures, curve, truncated = _measure(fitted, states, data, config, progress)
+    if data.folds:
+        figures[f"labels, {len(data.folds)} folds"] = _cross_validated(config, states, task, data.folds, progress)
+    train, validation = frozen.train, frozen.validation
     training = {
-        "seconds": round(seconds, 1),
-        "cpu_seconds": round(cpu, 1),
+        "seconds": round(fitted.seconds[0], 1),
+        "cpu_seconds": round(fitted.seconds[1], 1),
         "pairs": len(train.pairs),
         "texts": len(train.rows),
         "truncated_texts": {"train": train.truncated, "validation": validation.truncated, **truncated},
@@ -157,57 +180,118 @@ def train_rm(
     report = {
         "figures": {name: test.to_json() for name, test in figures.items()},
         "labels": {"provenance": model.labels.provenance, "sources": dict(model.labels.sources)},
+        "held_out": dict(data.division),
         "training": training,
         "curve": curve,
     }
     return Trained(model, figures, report)
 
 
-def _read_states(base: Backbone, train: Judged, validation: Judged, layers: int, progress: Progress) -> _Frozen:
+def _fit(
+    config: RewardModelConfig,
+    states_of: _States,
+    task: Task,
+    data: LabelledData,
+    log: Callable[[int, Mapping[str, float]], None],
+    progress: Progress,
+) -> _Fitted:
+    """Fit the head and, where that is asked for, go on through the model."""
+    started, cpu, base = time.monotonic(), time.process_time(), states_of.base
+    train, validation = (
+        Judged.encode(base.tokenizer, task, records, config.max_tokens) for records in (data.train, data.validation)
+    )
+    frozen = _read_states(states_of, train, validation, config.layers, progress)
+    fit, states = frozen.fit(), frozen.states
+    tuned = Tuned(base, None, fit.weight, 0, 0, fit.validation_loss)
+    if config.trainable != "head":
+        advance = progress("tuning (pairs)", config.epochs * len(train.pairs))
+        tuned = tune(base, fit.weight, frozen.layers, train, validation, config, log=log, advance=advance)
+        advance = progress("reading the texts again", len(train.rows))
+        states = extract(tuned.backbone, train.rows, [frozen.layers], adapter=tuned.adapter, advance=advance)[:, 0]
+    weight = centred(tuned.weight, states) if config.center else tuned.weight
+    normalization = Normalization()
+    if config.normalize == "standardize":
+        scores = states.double() @ weight.double()
+        normalization = Normalization("standardize", float(scores.mean()), float(scores.std(correction=0)))
+    seconds = time.monotonic() - started, time.process_time() - cpu
+    model = RewardModel(
+        tuned.backbone,
+        weight,
+        task,
+        layers=frozen.layers,
+        adapter=tuned.adapter,
+        max_tokens=config.max_tokens,
+        labels=LabelRecord(dict(Counter(record.source for record in data.train))),
+        normalization=normalization,
+        owns_weights=config.trainable == "full",
+    )
+    return _Fitted(model, frozen, fit, tuned, seconds)
+
+
+def _read_states(states_of: _States, train: Judged, validation: Judged, layers: int, progress: Progress) -> _Frozen:
     """Choose the layer, if it is not given, and read the states there.
 
     The choice is made on the pairs among the first texts, by the validation loss of a head fitted at each depth.
     """
+    base = states_of.base
     total = depth_of(base.model)
     if layers > total:
         raise RLAIFError(f"expected layers from 1 to {total} for {base.name}, or 0 to choose, found {layers}")
     depths = [layers] if layers else sorted({max(1, round(total * tenth / 10)) for tenth in range(4, 11)})
     probe = len(train.rows) if len(depths) == 1 else min(len(train.rows), _PROBE_TEXTS)
     advance = progress("reading the texts", len(train.rows) + len(validation.rows))
-    some = extract(base, train.rows[:probe], depths, advance=advance)
-    held_out = extract(base, validation.rows, depths, advance=advance)
+    some = states_of(train.rows[:probe], depths, advance)
+    held_out = states_of(validation.rows, depths, advance)
     best = 0
     if len(depths) > 1:
         pairs = train.pairs.take((train.pairs.first < probe) & (train.pairs.second < probe))
         fits = [fit_head(some[:, d], pairs, held_out[:, d], validation.pairs) for d in range(len(depths))]
         best = min(range(len(depths)), key=lambda d: fits[d].validation_loss)
-    rest = extract(base, train.rows[probe:], [depths[best]], advance=advance)[:, 0]
+    rest = states_of(train.rows[probe:], [depths[best]], advance)[:, 0]
     return _Frozen(depths[best], train, torch.cat([some[:, best], rest]), validation, held_out[:, best])
 
 
 def _measure(
-    model: RewardModel,
-    base: Backbone,
-    data: LabelledData,
-    frozen: _Frozen,
-    config: RewardModelConfig,
-    progress: Progress,
+    fitted: _Fitted, states_of: _States, data: LabelledData, config: RewardModelConfig, progress: Progress
 ) -> tuple[dict[str, PairFigures], list[dict[str, float]], dict[str, int]]:
     """Figures on each test, the learning curve of the head on the first, and texts cut in each."""
     figures: dict[str, PairFigures] = {}
     curve: list[dict[str, float]] = []
     truncated: dict[str, int] = {}
     for name, records in data.tests.items():
-        test = Judged.encode(base.tokenizer, model.task, records, config.max_tokens)
-        advance = progress(f"reading the test texts ({name})", len(test.rows))
-        states = extract(base, test.rows, [model.layers], advance=advance)[:, 0]
-        curve = curve or _curve(test, states, frozen)
-        if config.trainable != "head":
-            states = extract(model.backbone, test.rows, [model.layers], adapter=model.adapter)[:, 0]
-        margins = test.pairs.margins(states.double() @ model.weight.double())
+        test, states, margins = _margins(fitted, states_of, records, f"reading the test texts ({name})", progress)
+        curve = curve or _curve(test, states, fitted.frozen)
         figures[name] = pair_figures(margins.numpy(), records, min_gap=config.min_gap)
         truncated[f"test {name}"] = test.truncated
     return figures, curve, truncated
+
+
+def _margins(
+    fitted: _Fitted, states_of: _States, records: Sequence[Preference], what: str, progress: Progress
+) -> tuple[Judged, Tensor, Tensor]:
+    """Pairs encoded, the plain model's states of their texts (n, H), and the model's r1 - r2 of each pair (m,)."""
+    model = fitted.model
+    test = Judged.encode(states_of.base.tokenizer, model.task, records, model.max_tokens)
+    plain = states = states_of(test.rows, [model.layers], progress(what, len(test.rows)))[:, 0]
+    if fitted.tuned.steps:
+        states = extract(model.backbone, test.rows, [model.layers], adapter=model.adapter)[:, 0]
+    return test, plain, test.pairs.margins(states.double() @ model.weight.double())
+
+
+def _cross_validated(
+    config: RewardModelConfig, states_of: _States, task: Task, folds: Sequence[LabelledData], progress: Progress
+) -> PairFigures:
+    """Figures on all pairs, each as the model says that was trained without its fold."""
+    margins: list[Tensor] = []
+    records: list[Preference] = []
+    for number, fold in enumerate(folds, start=1):
+        if not (fold.train and fold.validation and fold.tests["labels"]):
+            raise RLAIFError(f"expected pairs in each of {len(folds)} folds, found too few; ask for fewer folds")
+        fitted = _fit(config, states_of, task, fold, lambda step, metrics: None, progress)
+        what = f"fold {number} of {len(folds)}"
+        margins.append(_margins(fitted, states_of, fold.tests["labels"], what, progress)[2])
+        records += fold.tests["labels"]
+    return pair_figures(torch.cat(margins).numpy(), records, min_gap=config.min_gap)
 
 
 def _curve(test: Judged, states: Tensor, frozen: _Frozen) -> list[dict[str, float]]:

@@ -17,7 +17,15 @@ from rewards.reward_model.data import Judged
 from rewards.reward_model.features import extract, last_states, lora_targets
 from rewards.reward_model.head import preference_loss
 from rlaif_env.api import RLAIFError
-from rlaif_env.models import Backbone, LoraConfig, OptimizerConfig, linear_schedule, make_optimizer
+from rlaif_env.models import (
+    Backbone,
+    LoraConfig,
+    OptimizerConfig,
+    linear_schedule,
+    make_optimizer,
+    tokens_that_fit,
+    within,
+)
 from rlaif_env.models.copies import private_copy
 
 _PATIENCE = 3
@@ -36,7 +44,7 @@ class TuningConfig:
         learning_rate: Of "lora" and "full"; rises over the first twentieth of the steps, then falls linearly to 0. For
             "full", 1e-5 is the paper's.
         batch_pairs: Pairs in one step of "lora" and "full".
-        micro_pairs: Pairs in one gradient pass; the step is the same for any number.
+        micro_pairs: Pairs in one gradient pass, at most, and no more tokens than fit into memory; the step is the same.
         lora: The adapter of "lora".
         optimizer: Of "lora" and "full".
         seed: Of the pairs drawn, their order, and the adapter.
@@ -92,6 +100,7 @@ def tune(
         states = extract(model, validation.rows, [layers], adapter=adapter)[:, 0]
         return float(validation.pairs.loss(states.double() @ head.detach().cpu().double()))
 
+    budget, texts = tokens_that_fit(model.model), torch.stack([train.pairs.first, train.pairs.second], 1).tolist()
     per_epoch = -(-len(train.pairs) // config.batch_pairs)
     total, every = config.epochs * per_epoch, max(1, per_epoch // _CHECKS_PER_EPOCH)
     order = torch.Generator().manual_seed(config.seed)
@@ -107,9 +116,9 @@ def tune(
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * linear_schedule(step, warmup=_WARMUP * total, total=total)
         optimizer.zero_grad(set_to_none=True)
-        loss = sum(
-            _backward(model, adapter, head, layers, train, part, len(batch)) for part in batch.split(config.micro_pairs)
-        )
+        widths = {pair: 2 * max(len(train.rows[text]) for text in texts[pair]) for pair in batch.tolist()}
+        parts = [p for few in batch.split(config.micro_pairs) for p in within(few.tolist(), widths, budget)]
+        loss = sum(_backward(model, adapter, head, layers, train, torch.tensor(part), len(batch)) for part in parts)
         norm = torch.nn.utils.clip_grad_norm_(parameters, config.optimizer.max_grad_norm)
         if not torch.isfinite(norm) or loss != loss:
             raise RLAIFError(

@@ -40,13 +40,18 @@ def split_of(text: str, fractions: Mapping[str, float] = SPLIT_FRACTIONS, seed: 
     """
     if not fractions or min(fractions.values()) < 0 or not math.isclose(sum(fractions.values()), 1, abs_tol=1e-9):
         raise DataError(f"expected shares from 0 that sum to 1, found {dict(fractions)}")
-    key = f"{seed}:{' '.join(text.split()).casefold()}"
+    key = f"{seed}:{same_text(text)}"
     left = int.from_bytes(hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()[:8], "big") / 2**64
     for name, share in fractions.items():
         left -= share
         if left < 0:
             return name
     return [name for name, share in fractions.items() if share > 0][-1]  # the sum fell short of 1 by rounding
+
+
+def same_text(text: str) -> str:
+    """A text without what does not count when two are compared: runs of white space, and case."""
+    return " ".join(text.split()).casefold()
 
 
 def check_split(split: str) -> None:

@@ -1,11 +1,20 @@
 """The shapes rows of text data come in, and the one they become: pure functions on dictionaries.
 
-| form | fields |
+| two responses | which is preferred |
 |---|---|
-| own | ``response_1``, ``response_2``, ``p_first``, and optionally ``prompt``, ``source``, ``meta`` |
-| TRL, explicit prompt | ``prompt``, ``chosen``, ``rejected``: three strings |
-| TRL, implicit prompt | ``chosen``, ``rejected``: two whole texts that begin alike |
-| TRL, conversational | either of the two before, with lists of ``{"role", "content"}`` in place of the strings |
+| ``response_1``, ``response_2`` (or ``_a``, ``_b``; ``_0``, ``_1``), the own form | ``p_first``, a probability |
+| the same with ``answer``, ``output``, ``completion`` or ``conversation`` for ``response`` | a verdict, see below |
+| ``chosen``, ``rejected``, as TRL and the HH data have them | the first; ``p_chosen`` where it is soft |
+
+A response is a text, or a list of ``{"role", "content"}``: the messages that go on from the prompt, or whole
+conversations that begin alike. The prompt is ``prompt`` (else ``question``), a text or messages. Without one it is the
+common beginning of two conversations, or of ``chosen`` and ``rejected``; else it is empty.
+
+A verdict (``winner``, ``preference``, ``choice``, ``label``, ``better_response_id``) names one of the two fields, by
+its whole name or its ending (``response_a``, ``a``, ``model_a``; the number 1 is ``response_1``), or is a tie; a number
+that no field ends in could mean either response and is refused. ``votes`` holds the verdicts of several people, or how
+many gave each: the soft label is their mean. Ties are p = 0.5: also ``tie`` = true, a ``margin`` of 0, and equal
+``score_chosen`` and ``score_rejected``.
 
 A dialogue as one string is written as in the HH data, each turn after an empty line as ``Human: ...`` or
 ``Assistant: ...``; its prompt ends in ``Assistant:``.
@@ -14,7 +23,7 @@ A dialogue as one string is written as in the HH data, each turn after an empty 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -22,20 +31,35 @@ from rlaif_env.api import DataError, Preference
 from rlaif_env.data.jsonl import MAX_CHARACTERS, check_text, listing
 
 _SPEAKERS = {"user": "Human", "assistant": "Assistant", "system": "System"}
-_TURN = "\n\nAssistant:"
+TURN = "\n\nAssistant:"
 _OWN = ("prompt", "response_1", "response_2", "p_first", "source", "meta")
 _TRL = ("prompt", "chosen", "rejected", "p_chosen", "source", "meta")
+_STEMS = ("response", "answer", "output", "completion", "conversation")
+_PAIRS = (
+    ("chosen", "rejected"),
+    *((f"{stem}_{one}", f"{stem}_{two}") for stem in _STEMS for one, two in (("1", "2"), ("a", "b"), ("0", "1"))),
+)
+_VERDICTS = ("winner", "preference", "choice", "label", "better_response_id")
+_TIES = {"tie", "draw", "equal", "both", "neither", "bothbad", "both_bad", "tie (bothbad)"}
 
 Message = Mapping[str, str]
 
 
 class PreferenceForms:
-    """Turns rows of one file, all in the form of its first, into preferences; `read_preferences` says its arguments."""
+    """Turns rows of one source, all in the form of its first, into preferences; `read_preferences` says its arguments.
+
+    With ``labelled`` false a pair that nobody has judged is a tie; `judgement_of` tells which are.
+    """
 
     def __init__(
-        self, *, allow_identical: bool = False, allow_empty: bool = False, max_characters: int = MAX_CHARACTERS
+        self,
+        *,
+        allow_identical: bool = False,
+        allow_empty: bool = False,
+        max_characters: int = MAX_CHARACTERS,
+        labelled: bool = True,
     ) -> None:
-        self.allow_identical, self.allow_empty = allow_identical, allow_empty
+        self.allow_identical, self.allow_empty, self.labelled = allow_identical, allow_empty, labelled
         self.form: str | None = None
         self._text = partial(check_text, may_be_empty=True, max_characters=max_characters)
         self._messages = partial(_messages, max_characters=max_characters)
@@ -47,60 +71,153 @@ class PreferenceForms:
             DataError: If the row is in no form or another than the first, lacks a response, or has a value of the
                 wrong kind.
         """
-        form = _form(row)
+        names = _fields(row)
+        judged = judgement_of(row, names)
+        if judged is None and self.labelled:
+            raise DataError(
+                f"expected {names[0]}, {names[1]} and p_first, found no p_first, and no votes or {', '.join(_VERDICTS)}"
+            )
+        form = "/".join(names) + (" as messages" if isinstance(row[names[0]], list) else "")
+        if names[0] == "chosen":
+            form = ("prompt/" if "prompt" in row else "") + form
         if self.form is None:
             self.form = form
         if form != self.form:
             raise DataError(f"expected the form of the rows before, {self.form}; found {form}")
-        preference = self._own(row) if form.startswith("response_1") else self._trl(row, form)
-        for name, text in (("first", preference.response_1), ("second", preference.response_2)):
+        prompt, first, second, before = self._texts(row, *names)
+        p_first, used = (0.5, None) if judged is None else judged
+        known = {*names, *_prompt_field(row), "source", "meta"} | ({used} if used in ("p_first", "p_chosen") else set())
+        source, meta = _source_and_meta(row, known)
+        if before is not None:
+            meta.setdefault("prompt_messages", before)
+        for name, text in (("first", first), ("second", second)):
             if not (self.allow_empty or text.strip()):
                 raise DataError(
                     f"expected two responses, found the {name} one empty (allow_empty=True keeps such pairs)"
                 )
-        if not self.allow_identical and preference.response_1 == preference.response_2:
+        if not self.allow_identical and first == second:
             raise DataError(
                 "expected two different responses, found the same one twice (allow_identical=True keeps such pairs): "
-                f"{preference.response_1[:40]!r}"
+                f"{first[:40]!r}"
             )
-        return preference
+        return Preference(prompt, first, second, p_first, source, meta)
 
-    def _own(self, row: Mapping[str, Any]) -> Preference:
-        first, second = self._text(row, "response_1"), self._text(row, "response_2")
-        prompt = self._text(row, "prompt") if "prompt" in row else ""
-        return Preference(prompt, first, second, row["p_first"], *_source_and_meta(row, _OWN))
+    def _texts(self, row: Mapping[str, Any], one: str, two: str) -> tuple[str, str, str, list[Message] | None]:
+        """Prompt and responses, and the prompt's messages where it is made of them."""
+        kinds = {isinstance(row[name], list) for name in (one, two)}
+        if len(kinds) > 1:
+            raise DataError(f"expected {one} and {two} to be both strings or both messages, found one of each")
+        field = next(iter(_prompt_field(row)), None)
+        before = self._messages(row, field) if field is not None and isinstance(row[field], list) else None
+        if kinds == {True}:
+            return self._conversations(row, one, two, field, before)
+        first, second = self._text(row, one), self._text(row, two)
+        if before is not None:
+            return dialogue(before) + TURN, first, second, before
+        if field is not None:
+            return self._text(row, field), first, second, None
+        at = _common_prompt(first, second) if one == "chosen" else 0
+        return first[:at], first[at:], second[at:], None
 
-    def _trl(self, row: Mapping[str, Any], form: str) -> Preference:
-        source, meta = _source_and_meta(row, _TRL)
-        p_chosen = row.get("p_chosen", 1.0)
-        if "messages" in form:
-            prompt, chosen, rejected, before = self._conversational(row)
-            meta.setdefault("prompt_messages", before)
-        elif "prompt" in row:
-            prompt, chosen, rejected = (self._text(row, name) for name in ("prompt", "chosen", "rejected"))
-        else:
-            chosen, rejected = self._text(row, "chosen"), self._text(row, "rejected")
-            at = _common_prompt(chosen, rejected)
-            prompt, chosen, rejected = chosen[:at], chosen[at:], rejected[at:]
-        return Preference(prompt, chosen, rejected, p_chosen, source, meta)
-
-    def _conversational(self, row: Mapping[str, Any]) -> tuple[str, str, str, list[Message]]:
-        chosen, rejected = self._messages(row, "chosen"), self._messages(row, "rejected")
-        if "prompt" in row:
-            before = self._messages(row, "prompt")
-        else:
-            same = [a == b for a, b in zip(chosen, rejected, strict=False)]
+    def _conversations(
+        self, row: Mapping[str, Any], one: str, two: str, field: str | None, before: list[Message] | None
+    ) -> tuple[str, str, str, list[Message]]:
+        turns = [self._messages(row, name) for name in (one, two)]
+        asked = before
+        if field is not None and before is None:
+            asked = [{"role": "user", "content": self._text(row, field)}]
+        if turns[0][0]["role"] != "assistant" or asked is None:  # whole conversations
+            same = [a == b for a, b in zip(*turns, strict=False)]
             # At least the last message of each is the response, equal or not.
-            common = min(same.index(False) if False in same else len(same), len(chosen) - 1, len(rejected) - 1)
-            before, chosen, rejected = chosen[:common], chosen[common:], rejected[common:]
-        for name, turns in (("chosen", chosen), ("rejected", rejected)):
-            if not turns or turns[0]["role"] != "assistant":
-                actual = f"the role {turns[0]['role']!r}" if turns else "no message"
-                raise DataError(f"expected {name} to go on with a message of the assistant, found {actual}")
-        if not before:
+            common = min(same.index(False) if False in same else len(same), *(len(side) - 1 for side in turns))
+            while common and any(side[common]["role"] != "assistant" for side in turns):
+                common -= 1  # people went on differently after the same answer: it is the beginning of both responses
+            shared = turns[0][:common]
+            if asked and asked[-1]["content"].strip() not in {turn["content"].strip() for turn in shared}:
+                raise DataError(f"expected {one} and {two} to go on from {field} or to begin with it, found neither")
+            asked, turns = shared, [side[common:] for side in turns]
+        for name, side in zip((one, two), turns, strict=True):
+            if side[0]["role"] != "assistant":
+                raise DataError(
+                    f"expected {name} to go on with a message of the assistant, found the role {side[0]['role']!r}"
+                )
+        if not asked:
             raise DataError("expected a message before the responses, found none")
-        one, other = (dialogue(turns).removeprefix(_TURN + " ") for turns in (chosen, rejected))
-        return dialogue(before) + _TURN, one, other, before
+        first, second = (dialogue(side).removeprefix(TURN + " ") for side in turns)
+        return dialogue(asked) + TURN, first, second, asked
+
+
+def judgement_of(row: Mapping[str, Any], names: tuple[str, str] | None = None) -> tuple[Any, str] | None:
+    """The probability that the first response of a row is preferred, and the field that says so; None if none does.
+
+    What ``p_first`` and ``p_chosen`` hold is handed on as it is.
+
+    Raises:
+        DataError: If the row is in no form, or a verdict names neither response.
+    """
+    names = names or _fields(row)
+    chosen = names[0] == "chosen"
+    field = "p_chosen" if chosen else "p_first"
+    if row.get(field) is not None:
+        return row[field], field
+    if row.get("tie") is True:
+        return 0.5, "tie"
+    if row.get("votes") is not None:
+        return _votes(row["votes"], names), "votes"
+    if chosen:
+        return (0.5 if _no_difference(row) else 1.0), "chosen"
+    field = next((name for name in _VERDICTS if row.get(name) is not None), "")
+    return (_verdict(row[field], field, names), field) if field else None
+
+
+def holds_responses(row: Mapping[str, Any]) -> bool:
+    """Whether a row has a field for a response of a pair."""
+    return any(name in row for pair in _PAIRS for name in pair)
+
+
+def _verdict(value: Any, field: str, names: tuple[str, str]) -> float:
+    """1 for the first response, 0 for the second, 0.5 for a tie."""
+    said = str(value).strip().casefold() if isinstance(value, str) else value
+    if isinstance(said, float) and said.is_integer():
+        said = int(said)
+    if isinstance(said, str | int | float) and not isinstance(said, bool):
+        if said in _TIES or said == 0.5:
+            return 0.5
+        for p, name in zip((1.0, 0.0), names, strict=True):
+            end = name.rpartition("_")[2]
+            if str(said) in (name, end, f"model_{end}"):
+                return p
+    one, two = names
+    raise DataError(
+        f"expected {field} to be {one!r}, {two!r}, an ending of theirs or 'tie', found {value!r:.40}; where that is a "
+        f"code, write p_first instead, the probability that {one} is preferred"
+    )
+
+
+def _votes(votes: Any, names: tuple[str, str]) -> float:
+    """The mean of several verdicts: a list of them, or how many gave each."""
+    counted = isinstance(votes, Mapping)
+    each = list(votes.items()) if counted else [(vote, 1) for vote in votes] if isinstance(votes, list) else []
+    if not all(type(count) is int and count >= 0 for _, count in each) or not sum(count for _, count in each):
+        raise DataError(f"expected votes to be a list of verdicts, or how many gave each, found {votes!r:.60}")
+    asked = [(_verdict(verdict, "a vote", names), count) for verdict, count in each if count]
+    return float(sum(p * count for p, count in asked) / sum(count for _, count in asked))
+
+
+def _no_difference(row: Mapping[str, Any]) -> bool:
+    """Whether a row of chosen and rejected says that neither is better."""
+    scores = [row.get(name) for name in ("score_chosen", "score_rejected")]
+    margin = row.get("margin")
+    if margin is None and None not in scores:
+        try:
+            margin = scores[0] - scores[1]  # type: ignore[operator]
+        except TypeError:
+            raise DataError(f"expected score_chosen and score_rejected to be numbers, found {scores!r:.60}") from None
+    if margin is None:
+        return False
+    if isinstance(margin, bool) or not isinstance(margin, int | float) or margin < 0:
+        raise DataError(f"expected a margin of chosen over rejected from 0, found {margin!r:.40}")
+    return margin == 0
 
 
 def prompt_of(row: Mapping[str, Any], fields: Sequence[str], max_characters: int = MAX_CHARACTERS) -> str:
@@ -112,13 +229,13 @@ def prompt_of(row: Mapping[str, Any], fields: Sequence[str], max_characters: int
     for name in fields:
         if name in row:
             if isinstance(row[name], list):
-                return dialogue(_messages(row, name, max_characters)) + _TURN
+                return dialogue(_messages(row, name, max_characters)) + TURN
             return check_text(row, name, may_be_empty=False, max_characters=max_characters)
-    if "chosen" in row and "rejected" in row:
-        read = PreferenceForms(allow_identical=True, allow_empty=True, max_characters=max_characters)
-        if prompt := read(row).prompt:
+    if any(row.keys() >= set(pair) for pair in _PAIRS):
+        names = _fields(row)
+        if prompt := PreferenceForms(max_characters=max_characters)._texts(row, *names)[0]:
             return prompt
-        raise DataError("expected chosen and rejected to begin with the same prompt, found no common beginning")
+        raise DataError(f"expected {' and '.join(names)} to begin with the same prompt, found no common beginning")
     return check_text(row, fields[0], may_be_empty=False)  # says what is missing and what there is
 
 
@@ -130,7 +247,7 @@ def dialogue(messages: Sequence[Message]) -> str:
 def messages_of(prompt: str) -> list[Message]:
     """A prompt as messages: the turns of a dialogue in the HH form, else one message of the user."""
     roles = {speaker: role for role, speaker in _SPEAKERS.items()}
-    pieces = ("\n\n" + prompt.strip()).removesuffix(_TURN).split("\n\n")[1:]
+    pieces = ("\n\n" + prompt.strip()).removesuffix(TURN).split("\n\n")[1:]
     if not pieces or pieces[0].partition(":")[0] not in roles:
         return [{"role": "user", "content": prompt}]
     turns: list[list[str]] = []
@@ -167,29 +284,32 @@ def trl_row(preference: Preference, conversational: bool) -> dict[str, Any]:
     return dict(zip(_TRL, [*values, float(likelier.p_first), preference.source, meta], strict=True))
 
 
-def _form(row: Mapping[str, Any]) -> str:
-    """The name of a row's form; it says which fields and what is in them."""
-    own = [name for name in _OWN[1:4] if row.get(name) is not None]
-    trl = [name for name in ("chosen", "rejected") if row.get(name) is not None]
-    if own and trl:
-        raise DataError(f"expected one form in a row, found {', '.join(own)} beside {', '.join(trl)}")
-    if len(own) == 3:
-        return "response_1/response_2/p_first"
-    if own:
-        missing = [name for name in _OWN[1:4] if name not in own]
-        raise DataError(f"expected response_1, response_2 and p_first, found no {' and no '.join(missing)}")
-    if len(trl) == 1:
-        raise DataError(f"expected both chosen and rejected, found only {trl[0]}")
-    if not trl:
-        raise DataError(f"expected response_1, response_2 and p_first, or chosen and rejected; found {listing(row)}")
-    fields = ("prompt", "chosen", "rejected") if "prompt" in row else ("chosen", "rejected")
-    kinds = {"messages" if isinstance(row[name], list) else "strings" for name in fields}
-    if len(kinds) > 1:
-        raise DataError(f"expected {', '.join(fields)} to be all strings or all messages, found both")
-    return "/".join(fields) + f" as {kinds.pop()}"
+def _fields(row: Mapping[str, Any]) -> tuple[str, str]:
+    """The fields of a row that hold the two responses.
+
+    Raises:
+        DataError: If there are none, or several, or one alone.
+    """
+    there = {name for pair in _PAIRS for name in pair if row.get(name) is not None}
+    whole = [pair for pair in _PAIRS if there >= set(pair)]
+    if whole and (len(whole) > 1 or there & {"chosen", "rejected"} - set(whole[0])):
+        raise DataError(f"expected one form in a row, found {', '.join(name for name in row if name in there)}")
+    if whole:
+        return whole[0]
+    if there & {"chosen", "rejected"}:
+        raise DataError(f"expected both chosen and rejected, found only {there.pop()}")
+    for one, two in _PAIRS:
+        if there & {one, two}:
+            raise DataError(f"expected {one}, {two} and p_first, found no {two if one in there else one}")
+    raise DataError(f"expected response_1, response_2 and p_first, or chosen and rejected; found {listing(row)}")
 
 
-def _source_and_meta(row: Mapping[str, Any], known: Sequence[str]) -> tuple[str, dict[str, Any]]:
+def _prompt_field(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """The field that holds the prompt, if one does."""
+    return ("prompt",) if "prompt" in row else ("question",) if "question" in row else ()
+
+
+def _source_and_meta(row: Mapping[str, Any], known: Collection[str]) -> tuple[str, dict[str, Any]]:
     """Who judged, and everything else there is in a row."""
     meta = {} if row.get("meta") is None else row["meta"]
     if not isinstance(meta, Mapping):
@@ -221,6 +341,10 @@ def _messages(row: Mapping[str, Any], name: str, max_characters: int) -> list[Me
         if not isinstance(role, str) or role not in _SPEAKERS:
             roles = ", ".join(_SPEAKERS)
             raise DataError(f"expected message {number} of {name} to have a role of {roles}, found {role!r:.60}")
+        if isinstance(parts := message["content"], list):  # of a model that takes images too
+            if not all(isinstance(part, Mapping) and isinstance(part.get("text"), str) for part in parts):
+                raise DataError(f"expected message {number} of {name} to hold text alone, found {parts!r:.60}")
+            message = {"content": "".join(part["text"] for part in parts)}
         content = check_text(message, "content", may_be_empty=True, max_characters=max_characters)
         messages.append({"role": role, "content": content})
     if not messages:
@@ -236,9 +360,9 @@ def _common_prompt(chosen: str, rejected: str) -> int:
     """
     pairs = enumerate(zip(chosen, rejected, strict=False))
     common = next((i for i, (a, b) in pairs if a != b), min(len(chosen), len(rejected)))
-    if (at := chosen.rfind(_TURN, 0, common)) >= 0:
-        return at + len(_TURN)
-    if _TURN in chosen or _TURN in rejected:
+    if (at := chosen.rfind(TURN, 0, common)) >= 0:
+        return at + len(TURN)
+    if TURN in chosen or TURN in rejected:
         raise DataError("expected chosen and rejected to be one dialogue with two last turns, found two dialogues")
     at = min(common, len(chosen.rstrip()) - 1, len(rejected.rstrip()) - 1)
     while at > 0 and not (chosen[at].isspace() and rejected[at].isspace()):

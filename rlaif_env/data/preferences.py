@@ -1,24 +1,27 @@
 """Prompts and preferences: files, Hugging Face data sets, the built-in corpus; validation and splits.
 
-Reading is row by row in constant memory, and strict: see `rlaif_env.data.jsonl` for what happens to bad rows and
-`rlaif_env.data.forms` for the forms that are understood.
+Reading is row by row in constant memory, and strict: see `rlaif_env.data.rows` for where rows come from,
+`rlaif_env.data.jsonl` for what happens to bad ones and `rlaif_env.data.forms` for the forms that are understood.
 Splits and the corpus itself are in `rlaif_env.data.corpus` and offered here as well.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar, cast
 
-from rlaif_env.api import DataError, Preference
+from rlaif_env.api import Preference
 from rlaif_env.data.corpus import SPLITS, human_preferences, movie_snippets, split_of
 from rlaif_env.data.forms import PreferenceForms, own_row, prompt_of, trl_row
-from rlaif_env.data.jsonl import MAX_CHARACTERS, check_text, checked, lines_of, read_jsonl, write_jsonl
+from rlaif_env.data.jsonl import MAX_CHARACTERS, checked, write_jsonl
+from rlaif_env.data.rows import Rows, dataset_rows, parsed
 
 __all__ = [
     "SPLITS",
+    "Rows",
+    "averaged",
     "dataset_rows",
     "export_trl",
     "human_preferences",
@@ -29,11 +32,6 @@ __all__ = [
     "write_preferences",
 ]
 
-R = TypeVar("R")
-
-Rows = str | os.PathLike[str] | Iterable[Mapping[str, Any]]
-"""A file, or rows that are there already, such as a Hugging Face data set."""
-
 
 def read_prompts(
     source: Rows, fields: Sequence[str] = ("prompt",), *, max_characters: int = MAX_CHARACTERS
@@ -41,7 +39,7 @@ def read_prompts(
     """Prompts of a file or of rows, in their order, repeated ones included.
 
     Args:
-        source: A JSON lines file, a text file with one prompt a line (``.txt``), either of them ``.gz`` too, or rows.
+        source: Any of `rlaif_env.data.rows`, or a text file with one prompt a line (``.txt``, ``.gz`` too).
         fields: The field with the prompt: the first of these that a row has. It holds text or a list of messages; a
             row with ``chosen`` and ``rejected`` alone gives their common beginning.
         max_characters: Longest prompt.
@@ -50,12 +48,8 @@ def read_prompts(
         DataError: For all bad rows together, or if there is no row at all.
     """
     if isinstance(source, str | os.PathLike) and Path(source).name.removesuffix(".gz").endswith(".txt"):
-
-        def text(line: str) -> str:
-            return check_text({"prompt": line}, "prompt", may_be_empty=False, max_characters=max_characters)
-
-        return _some(checked(lines_of(source), text, str(source), "line"), source, "prompt")
-    return _records(source, lambda row: prompt_of(row, fields, max_characters), "prompt")
+        fields = ("prompt",)
+    return parsed(source, lambda row: prompt_of(row, fields, max_characters), "prompt")
 
 
 def read_preferences(
@@ -67,7 +61,7 @@ def read_preferences(
     says everything, so swap records at random before anything is measured that could look at the position.
 
     Args:
-        source: A JSON lines file (``.gz`` too), or rows.
+        source: Any of `rlaif_env.data.rows`.
         allow_identical: Keep pairs of two equal responses, which say nothing; else they are bad rows.
         allow_empty: Keep empty responses (a policy may give one, the HH data have some); else they are bad rows.
         max_characters: Longest text of a field.
@@ -76,33 +70,30 @@ def read_preferences(
         DataError: For all bad rows together, or if there is no row at all.
     """
     forms = PreferenceForms(allow_identical=allow_identical, allow_empty=allow_empty, max_characters=max_characters)
-    return _records(source, forms, "preference")
+    return parsed(source, forms, "preference")
 
 
-def dataset_rows(
-    name: str, split: str = "train", *, config: str | None = None, revision: str | None = None
-) -> Iterable[Mapping[str, Any]]:
-    """Rows of a Hugging Face data set, from the hub or a folder on disk (needs the package ``datasets``).
+def averaged(records: Iterable[Preference]) -> list[Preference]:
+    """Several judgements of one pair by one source as one, in the place of the first: p_first is their mean.
 
-    Raises:
-        DataError: If ``datasets`` is not installed, or the data set or the split cannot be had.
+    Several people's answers in rows of their own become a soft label so; which response a row lists first does not
+    matter. A pair that is judged once stays as it is, else ``meta["judgements"]`` says how often it was.
     """
-    try:
-        import datasets
-    except ImportError as error:
-        raise DataError(
-            f"expected the package datasets to read the data set {name!r}, found it is not installed; pip install "
-            "datasets, or pass a JSON lines file"
-        ) from error
-    try:
-        if (Path(name) / "state.json").is_file() or (Path(name) / "dataset_dict.json").is_file():
-            saved = datasets.load_from_disk(name)
-            return cast(Iterable[Mapping[str, Any]], saved[split] if isinstance(saved, datasets.DatasetDict) else saved)
-        return cast(Iterable[Mapping[str, Any]], datasets.load_dataset(name, config, split=split, revision=revision))
-    except Exception as error:  # the package raises a dozen kinds
-        raise DataError(
-            f"expected the data set {name!r} with a split {split!r}, found: {type(error).__name__}: {error}"
-        ) from error
+    sums: dict[tuple[str, ...], list[float]] = {}  # of p_first, and how many
+    first: dict[tuple[str, ...], Preference] = {}
+    for record in records:
+        key = (record.source, record.prompt, *sorted((record.response_1, record.response_2)))
+        same = first.setdefault(key, record)
+        turned = same.response_1 != record.response_1
+        total = sums.setdefault(key, [0.0, 0])
+        total[0] += 1 - record.p_first if turned else record.p_first
+        total[1] += 1
+    return [
+        record
+        if sums[key][1] == 1
+        else replace(record, p_first=sums[key][0] / sums[key][1], meta={**record.meta, "judgements": sums[key][1]})
+        for key, record in first.items()
+    ]
 
 
 def write_preferences(path: str | os.PathLike[str], records: Iterable[Preference]) -> int:
@@ -152,27 +143,3 @@ def export_trl(
 
     written = write_jsonl(path, checked(decided(), lambda p: trl_row(p, conversational), "export", "record"))
     return written, ties
-
-
-def _records(source: Rows, parse: Callable[[dict[str, Any]], R], what: str) -> Iterator[R]:
-    """Parsed rows of a file or of rows that are there already."""
-    if isinstance(source, str | os.PathLike):
-        return _some(read_jsonl(source, parse), source, what)
-    return _some(checked(enumerate(map(_row, source), start=1), parse, "the rows given", "row"), "the rows given", what)
-
-
-def _row(row: Any) -> dict[str, Any] | DataError:
-    """A row as a dictionary, or what is wrong with it."""
-    if isinstance(row, Mapping):
-        return dict(row)
-    return DataError(f"expected a row of named fields, found {type(row).__name__}")
-
-
-def _some(records: Iterator[R], where: str | os.PathLike[str], what: str) -> Iterator[R]:
-    """The records, of which there must be one."""
-    empty = True
-    for record in records:
-        empty = False
-        yield record
-    if empty:
-        raise DataError(f"{where}: expected at least one {what}, found none")

@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from rlaif_env.api import DataError, Preference, RLAIFError
 from rlaif_env.data.corpus import SPLITS
 from rlaif_env.data.sources import PromptSource, each_split
+from rlaif_env.data.templates import TEMPLATES
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -80,6 +81,9 @@ class Task:
         source: Where prompts come from.
         gold: A measure that no labeler or reward sees, for evaluation alone: "vader" or None.
         scale: Lowest and highest score that a judge is asked for; (1, 10) is the paper's.
+        template: How prompts become what a policy reads: "plain", "chat", "human-assistant" or "auto"; see
+            `rlaif_env.data.templates`.
+        system: A system message before every prompt; not with "plain".
 
     Raises:
         RLAIFError: If a value is of the wrong kind.
@@ -93,6 +97,8 @@ class Task:
     source: PromptSource = field(default_factory=PromptSource)
     gold: str | None = None
     scale: tuple[int, int] = SCALE
+    template: str = "auto"
+    system: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("name", "criterion"):
@@ -111,6 +117,13 @@ class Task:
             raise RLAIFError(f"task {self.name!r}: expected source to be a PromptSource, found {self.source!r:.80}")
         if self.gold is not None and self.gold not in _GOLD:
             raise RLAIFError(f"task {self.name!r}: expected gold to be {', '.join(_GOLD)} or none, found {self.gold!r}")
+        if self.template not in TEMPLATES:
+            raise RLAIFError(f"task {self.name!r}: expected template {', '.join(TEMPLATES)}, found {self.template!r}")
+        if self.system is not None and (not isinstance(self.system, str) or self.template == "plain"):
+            raise RLAIFError(
+                f"task {self.name!r}: expected a system message as text and with a template of turns, found "
+                f"{self.system!r:.60} with template {self.template!r}"
+            )
         object.__setattr__(self, "scale", checked_scale(self.scale))
 
     def prompts(self, split: str = "train") -> list[str]:

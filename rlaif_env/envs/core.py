@@ -19,12 +19,11 @@ from numpy.typing import NDArray
 
 from rlaif_env.api import BackendError, RewardBackend, RLAIFError, Tokenizer, checked_scores
 from rlaif_env.data.tasks import DEFAULT_TASK, TaskLike, load_task
+from rlaif_env.data.templates import encode_prompts
 from rlaif_env.keywords import RewardFunction, Shared, resolve_reward, unshare
 from rlaif_env.models import (
     BUILTIN_MODEL,
     continuation_text,
-    encode,
-    keep_end,
     load_tokenizer,
     logit_width,
     model_end_ids,
@@ -99,7 +98,7 @@ class Core:
         split: Which of the task's prompts: "train", "validation", "test" or "gold".
         max_prompt_tokens: P; None is the task's.
         max_response_tokens: T; None is the task's.
-        truncate_prompts: Keep the last P tokens of a longer prompt instead of refusing it.
+        truncate_prompts: Cut a longer prompt to P tokens at its front, a dialogue by turns, instead of refusing it.
 
     Raises:
         RLAIFError: If a keyword cannot be used, a prompt is longer than P or empty, or the tokenizer has no EOS or pad.
@@ -164,13 +163,9 @@ class Core:
 
     def _encoded_prompts(self, truncate: bool) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         """All prompts' ids end to end, and where each begins."""
-        if callable(self.tokenizer):
-            rows = encode(cast(Any, self.tokenizer), self.prompts)
-        else:
-            rows = [self.tokenizer.encode(prompt, add_special_tokens=False) for prompt in self.prompts]
-        bos_id = getattr(self.tokenizer, "bos_token_id", None)
+        rows, _ = encode_prompts(self.task, self.tokenizer, self.prompts, self.P if truncate else None)
         for i, row in enumerate(rows):
-            if len(row) > self.P and not truncate:
+            if len(row) > self.P:
                 raise RLAIFError(
                     f"expected prompts of at most {self.P} tokens, found {len(row)} in prompt {i} "
                     f"({shown(self.prompts[i])}); raise max_prompt_tokens, or set truncate_prompts=True to keep the "
@@ -178,7 +173,6 @@ class Core:
                 )
             if not row:
                 raise RLAIFError(f"expected a token in every prompt, found none in prompt {i} ({self.prompts[i]!r})")
-        rows = [keep_end(row, self.P, bos_id) for row in rows]
         flat = np.fromiter((token for row in rows for token in row), dtype=np.int32)
         if not 0 <= flat.min() <= flat.max() < self.V:
             raise RLAIFError(f"expected prompt ids from 0 to {self.V - 1}, found {flat.max()}; give vocab_size")
@@ -192,6 +186,11 @@ class Core:
                 "attention_mask": spaces.Box(0, 1, (width,), np.int8),
             }
         )
+
+    @property
+    def longest_prompt(self) -> int:
+        """Tokens of the longest prompt."""
+        return int(np.diff(self._starts).max())
 
     def _prompt_ids(self, index: int) -> NDArray[np.int32]:
         return self._flat[self._starts[index] : self._starts[index + 1]]

@@ -31,6 +31,7 @@ from rlaif_env.models.loading import (
     refuse_pickled,
     resolve,
 )
+from rlaif_env.models.memory import check_longest, rows_that_fit, tokens_that_fit, within
 from rlaif_env.models.optimisation import LoraConfig, OptimizerConfig, linear_schedule, make_optimizer
 from rlaif_env.models.sampling import TEMPERATURE, Samples, sample
 
@@ -43,6 +44,7 @@ __all__ = [
     "OptimizerConfig",
     "Samples",
     "backbone",
+    "check_longest",
     "context_of",
     "continuation_ids",
     "continuation_text",
@@ -64,8 +66,11 @@ __all__ = [
     "plain_head",
     "refuse_pickled",
     "resolve",
+    "rows_that_fit",
     "sample",
     "takes_any_mask",
     "tokenizer_fingerprint",
+    "tokens_that_fit",
     "trunk_of",
+    "within",
 ]

@@ -73,7 +73,7 @@ def _unknown_model(name: str | Path, error: Exception) -> RLAIFError:
     if not first or not isinstance(error, OSError | ValueError | KeyError):
         first = f"{type(error).__name__}: {first}".rstrip(": ")
     return RLAIFError(
-        f"unknown model {str(name)!r}: expected {' or '.join(map(repr, MODELS))} (no hub needed), a model folder, or a "
+        f"unknown model {str(name)!r}: expected {' or '.join(map(repr, MODELS))} (built in), a model folder, or a "
         f"Hugging Face id that can be reached ({first})"
     )
 

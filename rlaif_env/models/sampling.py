@@ -33,6 +33,12 @@ class Samples:
     # log-probability of each token under the distribution it was drawn from, (n, T) float32, 0 on padding
     logprobs: NDArray[np.float32]
 
+    @classmethod
+    def joined(cls, parts: Sequence[Samples]) -> Samples:
+        """Samples one after the other."""
+        columns = ([getattr(part, name) for part in parts] for name in ("ids", "lengths", "logprobs"))
+        return parts[0] if len(parts) == 1 else cls(*map(np.concatenate, columns))
+
 
 def sample(
     model: Any,

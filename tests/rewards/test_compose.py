@@ -72,6 +72,44 @@ def test_an_environment_makes_it_from_json(reward_plugin: Path, toy: dict[str, A
     assert isinstance(make_reward("compose", parts={"toy-length": 1.0}), Composite)
 
 
+def test_parts_of_any_scale_weigh_what_their_weights_say(tmp_path: Path) -> None:
+    file = tmp_path / "responses.jsonl"
+    responses = ["aeiou", "bcd", "", "a b", "uu"]
+    file.write_text("".join(json.dumps({"prompt": "p", "response": r, "system": "sft"}) + "\n" for r in responses))
+    parts = {
+        "long": (3.0, lambda prompts, responses: [1000.0 + 70 * len(r) for r in responses]),
+        "open": (-1.0, vowels),
+    }
+    composite = compose(parts, calibration=file)
+    scores = composite.score(["p"] * 5, responses)
+    long, open_ = (scores.info[f"scaled/{name}"] for name in ("long", "open"))
+    for column in (long, open_):
+        assert (column.mean(), column.std()) == (pytest.approx(0, abs=1e-6), pytest.approx(1))
+    assert scores.values == pytest.approx(3 * long - open_)
+    lengths = np.array([1350.0, 1210, 1000, 1210, 1140])
+    assert scores.info["part/long"].tolist() == lengths.tolist()
+    (told,) = {*scores.info["calibration"].tolist()}
+    assert json.loads(told)["long"] == {"mean": pytest.approx(lengths.mean()), "std": pytest.approx(lengths.std())}
+    assert compose(parts, calibration=str(file)).score(["x"], ["a"]).values == composite.score(["x"], ["a"]).values
+    check_backend(composite)
+
+
+CALIBRATIONS: list[tuple[str, str]] = [
+    ("", "expected two samples or more to calibrate compose:1.open on, found 0"),
+    ('{"prompt": "", "response": "b"}\n' * 3, "rewards of the part 'open' that differ, found 0 for all 3 samples"),
+    ('{"prompt": "", "text": "b"}\n', "line 1: .*response"),
+]
+
+
+@pytest.mark.parametrize(("rows", "message"), CALIBRATIONS)
+def test_samples_without_a_scale(rows: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "samples.jsonl").write_text(rows)
+    with pytest.raises(RLAIFError, match=message):
+        compose({"open": (1, vowels)}, calibration=tmp_path / "samples.jsonl")
+    with pytest.raises(RLAIFError, match=r"none\.jsonl"):
+        compose({"open": (1, vowels)}, calibration=tmp_path / "none.jsonl")
+
+
 SUMS_THAT_CANNOT_BE: list[tuple[Any, str]] = [
     ({}, "expected at least one part to compose a reward of, found none"),
     ({"a": "high"}, "expected a number as the weight of the part 'a', found 'high'"),

@@ -116,6 +116,6 @@ def test_one_clear_error(judges: Callable[..., dict[str, Any]], capsys: pytest.C
         resolve_reward("needs", task, {})
 
 
-@pytest.mark.parametrize("name", ["direct-llm", "human-rm", "distilled-rm", "reward-model", "compose"])
+@pytest.mark.parametrize("name", ["direct-llm", "hf-rm", "human-rm", "distilled-rm", "reward-model", "compose"])
 def test_the_built_in_rewards_can_be_set(name: str) -> None:
     assert {field.name for field in fields(reward_options(name))} >= ({"parts"} if name == "compose" else {"model"})

@@ -159,6 +159,53 @@ def test_a_resumed_run_keeps_its_options_unless_others_are_given(arguments: list
     assert parsed(["--resume", str(out), "--reward", "human-rm"]).reward_options == {}
 
 
+LENGTH = """
+def length(prompts, responses, weight=1.0):
+    if weight < 0:
+        raise ValueError("a negative weight")
+    return [weight * len(response) for response in responses]
+"""
+
+
+def test_code_in_a_file_is_a_reward_and_a_change_of_it_is_noticed(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out = tmp_path / "own.py", tmp_path / "run"
+    code.write_text(LENGTH)
+    line = [*arguments[: arguments.index("--reward.model")], "--reward", f"{code}:length", "--out", str(out)]
+    with pytest.raises(
+        RLAIFError, match=rf"a negative weight .*`rlaif train --resume {out} --reward {code}:length` asks"
+    ):
+        main([*line, "--reward.weight", "-1"])
+    assert main([*line, "--reward.weight", "2", "--change-reward"]) == 0
+    samples = [json.loads(row) for row in (out / "samples.jsonl").read_text().splitlines()]
+    assert all(row["reward"] == 2 * len(row["response"]) for row in samples) and len(samples) == 12
+    recorded = json.loads((out / "config.json").read_text())["config"]
+    assert recorded["reward_options"] == {"weight": 2.0} and list(recorded["content"]["code"]) == [f"{code}:length"]
+    resume = ["--resume", str(out)]
+    with pytest.raises(
+        RLAIFError, match=rf"expected {code}:length on the command line too.*add --reward {code}:length$"
+    ):
+        main(resume)
+    assert main([*resume, "--reward", f"{code}:length"]) == 0
+    code.write_text(LENGTH.replace("len(response)", "len(response) + 1"))
+    with pytest.raises(RLAIFError, match=r"content\.code\..*own\.py:length: 'sha256:"):
+        main([*resume, "--reward", f"{code}:length"])
+
+
+def test_no_file_of_a_run_has_code_run(arguments: list[str], tmp_path: Path) -> None:
+    code = tmp_path / "own.py"
+    code.write_text("raise SystemExit('it ran')")
+    assert main([*arguments, "--out", str(tmp_path / "run"), "--eval-prompts", "0"]) == 0
+    file = tmp_path / "run" / "config.json"
+    honest = json.loads(file.read_text())
+    for reward, options in ((f"{code}:f", {}), ("compose", {"parts": {"a": [1.0, f"{code}:f"]}})):
+        changed = {**honest["config"], "reward": reward, "reward_options": options}
+        file.write_text(json.dumps({**honest, "config": changed}))
+        with pytest.raises(RLAIFError, match="this run's reward is code, which runs only where you name it; add --rew"):
+            main(["--resume", str(tmp_path / "run")])
+
+
 def test_distinct_shares_average_to_distinct_n() -> None:
     texts = ["a b c", "a b d e", "", "x", "a b"]  # six 2-grams, four of them different
     assert distinct_shares(texts).mean() == pytest.approx(4 / 6)

@@ -77,7 +77,6 @@ BAD: dict[str, tuple[list[dict[str, Any]], str]] = {
     "a number": ([{"prompt": "p", "system": "a", "response": 3}], "expected response to be a string, found int: 3"),
     "one response of a pair": ([{"prompt": "p", "response_1": "x"}], "line 1: expected response_1, response_2 and"),
     "nothing known": ([{"text": "x"}], "found the fields text"),
-    "equal responses of a pair": ([{"response_1": "x", "response_2": "x"}], "expected two different responses"),
     "one system": ([{"prompt": "p", "response": "x", **A}], "two systems or more, found those of start only"),
     "two responses of a system": (
         [{"prompt": "p", "response": "x", **A}, {"prompt": "p", "response": "y", **A}],
@@ -87,7 +86,7 @@ BAD: dict[str, tuple[list[dict[str, Any]], str]] = {
         [{"prompt": p, "response": "x" + s["system"], **s} for p, s in (("p", A), ("p", B), ("q", A))],
         "found none of 'trained' to 'q' (1 missing in all)",
     ),
-    "no rows": ([], "expected at least one row to judge, found none"),
+    "no rows": ([], "expected at least one pair, found none"),
 }
 
 
@@ -99,6 +98,14 @@ def test_bad_files_are_refused(name: str, tmp_path: Path) -> None:
     assert message in str(caught.value)
 
 
+def test_equal_responses_are_a_tie_that_nobody_is_asked_and_labels_of_one_pair_are_averaged(tmp_path: Path) -> None:
+    pair = {"prompt": "p", "response_1": "x", "response_2": "y"}
+    rows = [{**pair, "p_first": p} for p in (1.0, 1.0, 0.5, 0.5)] + [{**pair, "response_1": "y", "p_first": 0.5}]
+    items, repeated = read_items(written(tmp_path / "pairs.jsonl", rows), "preference")
+    assert ([item.kind for item in items], repeated) == (["item", "identical"], 3)
+    assert items[0].labels == {"human (input)": 0.75}
+
+
 def test_all_bad_lines_are_named_together(tmp_path: Path) -> None:
     rows = [{"prompt": "p", "system": "a"}, {"prompt": "p", "response": "x", **A}, {"prompt": "p", "system": "b"}]
     with pytest.raises(DataError, match=r"2 bad lines(?s:.*)line 1: (?s:.*)line 3: "):
@@ -106,7 +113,7 @@ def test_all_bad_lines_are_named_together(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_responses_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"expected a file to read at .*responses\.jsonl"):
+    with pytest.raises(DataError, match=r"expected a file to read at .*: Is a directory"):
         read_items(tmp_path, "preference")
 
 

@@ -634,6 +634,23 @@ def test_settings_under_a_judge_s_name_go_before_the_shared_ones(models: Path) -
     assert whole.language_model is short.language_model is pairs.language_model
 
 
+def test_code_judges_under_its_name_or_a_label(options: dict[str, Any], tmp_path: Path) -> None:
+    code = tmp_path / "own.py"
+    code.write_text("def length(prompts, responses, weight=1.0):\n    return [weight * len(r) for r in responses]\n")
+    options |= {"policies": ("sft",), "judges": (f"{code}:length", f"heavy:{code}:length"), "label": LabelingConfig()}
+    options |= {"judge_settings": {"heavy": {"weight": 3}}}
+    evaluate(EvaluateConfig(**options))
+    rows = [json.loads(line) for line in (options["out"] / "responses.jsonl").read_text().splitlines()]
+    for row in rows:
+        assert row["measures"]["judge:length"] == len(row["response"]) and row["measures"]["judge:heavy"] == 3 * len(
+            row["response"]
+        )
+    code.write_text(code.read_text().replace("len(r)", "-len(r)"))
+    with pytest.raises(RLAIFError, match=r"content\.judge\.length: 'sha256:") as told:
+        evaluate(EvaluateConfig(**options))
+    assert "content.judge.heavy" in str(told.value)
+
+
 def test_a_changed_policy_is_another_evaluation(options: dict[str, Any], tmp_path: Path) -> None:
     options |= {"policies": ("sft", str(tmp_path / "made.jsonl")), "judges": (), "label": LabelingConfig()}
     screen = io.StringIO()

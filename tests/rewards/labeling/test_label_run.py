@@ -103,6 +103,31 @@ def test_failures_are_kept_with_the_reason_and_asked_again_alone(tmp_path: Path)
     assert (tmp_path / "out" / "errors.jsonl").read_text() == ""
 
 
+def test_equal_responses_have_no_label_and_the_reason_is_kept(tmp_path: Path) -> None:
+    rows = pair_rows(3)
+    rows[1]["response_2"] = rows[1]["response_1"]
+    report = run(tmp_path, input=write_rows(tmp_path / "pairs.jsonl", rows))
+    [error] = [json.loads(line) for line in (tmp_path / "out" / "errors.jsonl").read_text().splitlines()]
+    assert (error["row"], error["reason"]) == (2, "expected two different responses, found the same one twice")
+    assert (report["pairs"], report["labelled"], report["asked_in_this_run"]) == (3, 2, 4)
+
+
+def test_public_forms_are_labelled_and_their_judgements_are_peoples(tmp_path: Path) -> None:
+    turns = (
+        [{"role": "user", "content": "Q"}],
+        {"role": "assistant", "content": "Y"},
+        {"role": "assistant", "content": "N"},
+    )
+    rows = [
+        {"conversation_a": [*turns[0], turns[1]], "conversation_b": [*turns[0], turns[2]], "winner": winner}
+        for winner in ("model_a", "tie")
+    ]
+    run(tmp_path, input=write_rows(tmp_path / "arena.jsonl", rows))
+    result = list(read_preferences(tmp_path / "out" / "preferences.jsonl"))
+    assert [record.meta["human_p_first"] for record in result] == [1.0, 0.5]
+    assert (result[0].prompt, result[0].response_1) == ("\n\nHuman: Q\n\nAssistant:", "Y")
+
+
 def test_low_mass_is_counted_and_not_asked_again(tmp_path: Path) -> None:
     source = write_rows(tmp_path / "pairs.jsonl", pair_rows(3))
     report = run(tmp_path, Judge(mass=0.004), input=source, minimum_mass=0.01)
@@ -158,7 +183,6 @@ def test_labels_of_a_model_are_no_human_labels(tmp_path: Path) -> None:
     [
         ('{"prompt": "x", "response_1": "a", "response_2": "b", "p_first": 1.5}', "line 2: expected p_first to be"),
         ('{"prompt": "x", "response_1": "a"}', "line 2: expected response_1, response_2 and p_first"),
-        ('{"prompt": "x", "response_1": "a", "response_2": "a"}', "line 2: expected two different responses"),
         ('{"prompt": "x", "response_1": "\\u0007", "response_2": "b"}', r"line 2: .*control character U+0007"),
         ('{"prompt": "x", "chosen": "a", "rejected": "b"}', "line 2: expected the form of the rows before"),
         ('{"prompt": "x", ', "line 2: expected a JSON object"),

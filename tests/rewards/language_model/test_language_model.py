@@ -162,7 +162,7 @@ def test_model_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "expected labelling prompts of 1 to 512 tokens, found 0": lambda: LocalLM(tiny_backbone()).label_logprobs(
             [""], ["1"]
         ),
-        "expected 0 to 3 shots": lambda: DirectLLMScore(LocalLM(tiny_backbone()), shots=9),
+        "expected 0 to 4 shots": lambda: DirectLLMScore(LocalLM(tiny_backbone()), shots=9),
         "expected a template with the places": lambda: DirectLLMScore(LocalLM(tiny_backbone()), template="{answer}"),
         "expected a scale of two whole numbers": lambda: DirectLLMScore(LocalLM(tiny_backbone()), scale=(5, 5)),
         "unknown reward 'gpt'": lambda: make_reward("gpt"),

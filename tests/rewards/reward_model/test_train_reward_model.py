@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +14,14 @@ import pytest
 import torch
 
 from rewards.reward_model.command import TrainRMConfig, describe, main, train_and_save
-from rewards.reward_model.data import Judged, LabelledData, load_labels, side_of
+from rewards.reward_model.data import HoldOut, Judged, LabelledData, load_labels
 from rewards.reward_model.head import Pairs, centred, fit_head, preference_loss
 from rewards.reward_model.model import RewardModel, distilled_rm, human_rm
-from rewards.reward_model.report import pair_accuracy, pair_figures
+from rewards.reward_model.report import pair_accuracy, pair_figures, told
 from rewards.reward_model.training import RewardModelConfig, train_rm
 from rlaif_env.api import DataError, Preference, RLAIFError
 from rlaif_env.data.preferences import SPLITS, split_of, write_preferences
-from rlaif_env.data.tasks import PromptSource, Task
+from rlaif_env.data.tasks import PromptSource, Task, load_task
 from rlaif_env.models import backbone
 from rlaif_env.statistics import excess_cross_entropy
 from tests.tiny import tiny_backbone
@@ -134,16 +136,18 @@ def labels_of(path: Path, rows: list[Preference], task: Task = TASK, **settings:
 
 def test_a_prompt_is_never_on_two_sides(tmp_path: Path) -> None:
     rows = [Preference(f"q{i % 40}", f"a{i}", f"b{i}", 0.7, "ai:x") for i in range(400)]
-    data = labels_of(tmp_path, rows)
+    data = labels_of(tmp_path, rows, hold_out=HoldOut("prompt"))
     sides = [{r.prompt for r in side} for side in (data.train, data.validation, data.tests["labels"])]
     assert sum(map(len, sides)) == len(set.union(*sides)) == 40
     assert len(data.train) + len(data.validation) + len(data.tests["labels"]) == 400
     assert data.left_out == {}
+    assert data.division["sides"]["labels"] == {"pairs": 40, "prompts": 4, "texts": 80}
+    assert any("40 pairs (labels) have 4 independent prompts" in warning for warning in data.division["warnings"])
 
 
 def test_whole_texts_are_divided_by_text_and_what_crosses_is_counted(tmp_path: Path) -> None:
     rows = [Preference("", f"text {i}", f"text {j}", 0.7, "ai:x") for i in range(60) for j in range(i)]
-    data = labels_of(tmp_path, rows)
+    data = labels_of(tmp_path, rows, hold_out=HoldOut("text"))
     sides = [
         {t for r in side for t in (r.response_1, r.response_2)}
         for side in (data.train, data.validation, data.tests["labels"])
@@ -151,7 +155,63 @@ def test_whole_texts_are_divided_by_text_and_what_crosses_is_counted(tmp_path: P
     assert sides[0].isdisjoint(sides[1] | sides[2]) and sides[1].isdisjoint(sides[2])
     kept = len(data.train) + len(data.validation) + len(data.tests["labels"])
     assert kept + data.left_out["texts of two sides"] == len(rows)
-    assert side_of(rows[0]) in {"train", "validation", "test", None}
+    for held in (data.validation, data.tests["labels"]):
+        assert abs(len(held) / kept - 0.1) < 0.02
+
+
+def test_labels_of_corpus_texts_are_divided_by_hash(tmp_path: Path) -> None:
+    rows = [Preference("", f"text {i}", f"text {i + 1}", 0.7, "ai:x") for i in range(300)]
+    write_preferences(tmp_path / "p.jsonl", rows)
+    limits = {"pairs": 10_000, "texts": 0, "test_pairs": 50, "seed": 0}
+    data = load_labels(load_task("movie-review"), tmp_path / "p.jsonl", **limits)
+    sides = [
+        {split_of(t, {"train": 0.8, "validation": 0.1, "test": 0.1}, 1) for t in (r.response_1, r.response_2)}
+        for r in rows
+    ]
+    assert len(data.train) == sum(side == {"train"} for side in sides)
+    assert len(data.validation) == sum(side == {"validation"} for side in sides)
+    assert data.left_out["texts of two sides"] == sum(len(side) == 2 for side in sides)
+    asked = load_labels(load_task("movie-review"), tmp_path / "p.jsonl", **limits, hold_out=HoldOut("text"))
+    assert len(asked.validation) > len(data.validation)
+
+
+def test_a_test_file_of_ones_own(tmp_path: Path) -> None:
+    rows = toy_preferences(200, seed=0, prompt=False)
+    write_preferences(tmp_path / "test.jsonl", [*rows[:20], Preference("", rows[30].response_1, "another", 1.0)])
+    data = labels_of(tmp_path, rows, test=tmp_path / "test.jsonl")
+    assert set(data.tests) == {"test file"} and len(data.tests["test file"]) == 21
+    tested = {t for r in data.tests["test file"] for t in (r.response_1, r.response_2)}
+    trained = {t for r in (*data.train, *data.validation) for t in (r.response_1, r.response_2)}
+    assert trained.isdisjoint(tested)
+    assert data.left_out["texts of the test file"] >= 21
+    assert len(data.train) + len(data.validation) == 200 - data.left_out["texts of the test file"]
+
+
+def test_folds_test_each_pair_once_on_what_was_not_trained_on(tmp_path: Path) -> None:
+    rows = [Preference(f"q{i % 30}", f"a{i}", f"b{i}", 0.7, "ai:x") for i in range(300)]
+    data = labels_of(tmp_path, rows, hold_out=HoldOut(folds=10))
+    assert data.tests == {} and data.division["unit"] == "prompt"
+    assert len(data.train) + len(data.validation) == 300
+    assert sorted(r.response_1 for fold in data.folds for r in fold.tests["labels"]) == sorted(
+        r.response_1 for r in rows
+    )
+    for fold in data.folds:
+        sides = [{r.prompt for r in side} for side in (fold.train, fold.validation, fold.tests["labels"])]
+        assert sum(map(len, sides)) == len(set.union(*sides)) == 30
+
+
+def test_several_raters_equal_responses_and_equal_texts(tmp_path: Path) -> None:
+    rows = [Preference(f"q{i}", f"a{i}", f"b{i}", float(k), "human") for i in range(100) for k in (0, 1, 1)]
+    data = labels_of(tmp_path, [*rows, Preference("q", "same", "same", 0.5)])
+    kept = [*data.train, *data.validation, *data.tests["labels"]]
+    assert len(kept) == 100 and {record.p_first for record in kept} == {2 / 3}
+    assert data.left_out == {"two equal responses": 1, "further judgements of a pair, averaged": 200}
+
+
+def test_the_tasks_own_splits_make_no_folds() -> None:
+    limits = {"pairs": 10, "texts": 0, "test_pairs": 5, "seed": 0}
+    with pytest.raises(RLAIFError, match="expected a file of labels to make folds of, found the task's own"):
+        load_labels(load_task("movie-review"), "human", **limits, hold_out=HoldOut(folds=5))
 
 
 def test_a_file_made_from_one_split_of_a_task_can_still_be_divided(tmp_path: Path) -> None:
@@ -302,6 +362,22 @@ def test_a_step_is_the_same_for_any_size_of_gradient_pass(tmp_path: Path) -> Non
     assert torch.allclose(*weights, atol=1e-5)
 
 
+def test_folds_are_measured_as_models_trained_without_them(tmp_path: Path) -> None:
+    rows = toy_preferences(120, seed=0)
+    data = labels_of(tmp_path, rows, hold_out=HoldOut(folds=4))
+    trained = train_rm(config(folds=4), tiny_backbone(), TASK, data)
+    figures = trained.figures["labels, 4 folds"]
+    assert (figures.pairs, figures.prompts, figures.texts) == (120, 120, 240)
+    right = []
+    for fold in data.folds:
+        p = train_rm(config(), tiny_backbone(), TASK, fold).model.p_first(
+            *([getattr(r, name) for r in fold.tests["labels"]] for name in ("prompt", "response_1", "response_2"))
+        )
+        right.append(float(pair_accuracy(p, fold.tests["labels"])) * len(fold.tests["labels"]))
+    assert float(figures.accuracy) == pytest.approx(sum(right) / 120, abs=1e-9)
+    assert trained.report["held_out"]["folds"] == {"pairs": 120, "dropped": 0}
+
+
 def test_truncated_texts_are_counted() -> None:
     report = train_rm(config(max_tokens=8), tiny_backbone(), TASK, toy_data(60)).report
     cut = report["training"]["truncated_texts"]
@@ -318,7 +394,11 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     out = tmp_path / "run"
     assert main([str(a) for a in [*arguments, "--out", out, "--pairs", 200, "--max-tokens", 64]]) == 0
     said = capsys.readouterr().out
-    assert "held-out pairs (labels): accuracy" in said
+    assert re.search(
+        r"divided by prompt \(train .*% of the pairs\): train 200 pairs of 200 prompts and 400 texts; validation ", said
+    )
+    assert re.search(r"on (\d+) held-out pairs \(labels\) of \1 prompts and \d+ texts: accuracy 0\.\d+ \[", said)
+    assert re.search(r"pairs left out: \d+ beyond the number of pairs\n", said)
     assert {p.name for p in out.iterdir()} >= {
         "config.json",
         "report.json",
@@ -336,9 +416,35 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
         human_rm(task=TASK, model=out)
 
 
+def test_a_dry_run_says_what_would_be_done_and_loads_no_weights(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny_backbone().save_merged(None, tmp_path / "base")
+    for weights in (tmp_path / "base").glob("*.safetensors"):
+        weights.unlink()
+    rows = [Preference(f"topic {i % 30}", f"a{i}", f"b{i}", 1.0) for i in range(1500)]
+    write_preferences(tmp_path / "p.jsonl", rows)
+    (tmp_path / "toy.toml").write_text(
+        'name = "toy"\nkind = "continuation"\ncriterion = "c"\nmax_prompt_tokens = 24\nmax_response_tokens = 8\n'
+    )
+    arguments = ["--task", tmp_path / "toy.toml", "--labels", tmp_path / "p.jsonl", "--model", tmp_path / "base"]
+    before = set(tmp_path.iterdir())
+    assert main([str(a) for a in [*arguments, "--dry-run"]]) == 0
+    said = capsys.readouterr().out
+    assert "divided by text (train 80.0%, validation 10.0%, test 10.0% of the pairs): train 1200 pairs of 30 " in said
+    assert "in the test and in the training too: 30 prompts\n" in said
+    assert "labels: 3" in said and "tokens, the longest text" in said
+    assert main([str(a) for a in [*arguments, "--dry-run", "--split-by", "prompt"]]) == 0
+    said = capsys.readouterr().out
+    assert "warning: 150 pairs (labels) have 3 independent prompts" in said and "--folds 10" in said
+    assert set(tmp_path.iterdir()) == before
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"folds": 2}, "expected folds from 3"),
+        ({"validation_share": 0.5, "test_share": 0.5}, "expected shares of validation and test that leave something"),
         ({"pairs": 0}, "expected pairs of at least 1, found 0"),
         ({"epochs": -1}, "expected epochs of at least 0, found -1"),
         ({"max_tokens": 1}, "expected max_tokens of at least 2, found 1"),
@@ -396,6 +502,17 @@ def test_a_calibrated_model_is_calibrated_whatever_response_a_file_lists_first()
         assert getattr(other, name) == pytest.approx(getattr(one, name), abs=1e-12)
     assert other.accuracy == one.accuracy
     assert [row.n for row in other.reliability] == [row.n for row in one.reliability]
+
+
+def test_too_few_independent_pairs_have_no_interval() -> None:
+    records = [Preference(f"topic {i % 3}", f"a{i}", f"b{i}", 1.0) for i in range(150)]
+    found = pair_figures(np.random.default_rng(0).normal(1, 1, 150), records, min_gap=0.5)
+    assert (found.pairs, found.prompts, found.texts, found.units) == (150, 3, 300, 3)
+    assert (found.accuracy.low, found.accuracy.high) == (0, 1)
+    assert told(found.accuracy).endswith("(n = 150, fewer than 8 independent: no interval)")
+    enough = [replace(record, prompt=f"topic {i % 8}") for i, record in enumerate(records)]
+    found = pair_figures(np.random.default_rng(0).normal(1, 1, 150), enough, min_gap=0.5)
+    assert found.accuracy.low > 0 and told(found.accuracy) == str(found.accuracy)
 
 
 def test_pairs_that_share_texts_have_the_wider_interval() -> None:

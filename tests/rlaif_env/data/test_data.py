@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from rlaif_env.api import DataError, Preference
 from rlaif_env.data import corpus
 from rlaif_env.data import preferences as data
+from rlaif_env.data import rows as rows_module
 from rlaif_env.data.forms import messages_of
 
 OWN = {"prompt": "p", "response_1": "one", "response_2": "two", "p_first": 0.25, "source": "ai:x", "meta": {"k": [1]}}
@@ -66,7 +67,8 @@ BAD_PROMPTS: list[tuple[Any, str]] = [
     ({"prompt": []}, "expected messages in prompt, found an empty list"),
     ({"prompt": [{"role": "user"}]}, "expected message 1 of prompt to have role and content, found {'role': 'user'}"),
     ({"prompt": [{"role": "tool", "content": "x"}]}, "expected message 1 of prompt to have a role of user, assistant"),
-    ({"prompt": [{"role": "user", "content": ["x"]}]}, "expected content to be a string, found list: ['x']"),
+    ({"prompt": [{"role": "user", "content": ["x"]}]}, "expected message 1 of prompt to hold text alone, found ['x']"),
+    ({"prompt": [{"role": "user", "content": 7}]}, "expected content to be a string, found int: 7"),
 ]
 
 
@@ -198,6 +200,20 @@ FORMS: list[tuple[dict[str, Any], tuple[str, str, str]]] = [
     ({"prompt": [USER], "chosen": [YES], "rejected": [NO]}, (DIALOGUE, "Y", "N")),
     ({"chosen": [USER, YES], "rejected": [USER, NO]}, (DIALOGUE, "Y", "N")),
     (
+        {"chosen": [USER, YES, USER, YES], "rejected": [USER, YES, {"role": "user", "content": "R"}, NO]},
+        (DIALOGUE, "Y\n\nHuman: Q\n\nAssistant: Y", "Y\n\nHuman: R\n\nAssistant: N"),
+    ),
+    ({"prompt": "Q ", "chosen": [USER, YES], "rejected": [USER, NO]}, (DIALOGUE, "Y", "N")),
+    ({"prompt": "Q", "chosen": [YES], "rejected": [NO]}, (DIALOGUE, "Y", "N")),
+    ({"prompt": [USER], "chosen": "Y", "rejected": "N"}, (DIALOGUE, "Y", "N")),
+    (
+        {
+            n: [{"role": t["role"], "content": [{"type": "text", "text": t["content"]}]} for t in (USER, a)]
+            for n, a in (("chosen", YES), ("rejected", NO))
+        },
+        (DIALOGUE, "Y", "N"),
+    ),
+    (
         {"chosen": [USER, YES, USER, NO], "rejected": [USER, YES, USER, YES]},
         ("\n\nHuman: Q\n\nAssistant: Y\n\nHuman: Q\n\nAssistant:", "N", "Y"),
     ),
@@ -209,6 +225,82 @@ def test_the_forms_of_trl(row: dict[str, Any], expected: tuple[str, str, str]) -
     [record] = data.read_preferences([row])
     assert (record.prompt, record.response_1, record.response_2) == expected
     assert (record.p_first, record.source) == (1.0, "human")
+
+
+ARENA = {"conversation_a": [USER, YES], "conversation_b": [USER, NO], "question_id": "7"}
+ANSWERS = {"prompt": "p", "response_a": "x", "response_b": "y"}
+FROM_ZERO = {"prompt": "p", "response_0": "x", "response_1": "y"}
+FROM_ONE = {"question": "p", "output_1": "x", "output_2": "y"}
+CHOSEN = {"prompt": "p", "chosen": "x", "rejected": "y"}
+
+JUDGED: list[tuple[dict[str, Any], float]] = [
+    ({**ARENA, "winner": "model_a"}, 1),
+    ({**ARENA, "winner": "model_b"}, 0),
+    ({**ARENA, "winner": "tie (bothbad)"}, 0.5),
+    ({**ARENA, "winner": "Tie"}, 0.5),
+    ({**ANSWERS, "winner": "response_b"}, 0),
+    ({**ANSWERS, "preference": "A"}, 1),
+    ({**ANSWERS, "p_first": 0.25}, 0.25),
+    ({**ANSWERS, "label": 0.5}, 0.5),
+    ({**FROM_ZERO, "better_response_id": 1, "safer_response_id": 0}, 0),
+    ({**FROM_ZERO, "label": 0.0}, 1),  # as pandas has whole numbers beside missing ones
+    ({**FROM_ONE, "preference": 2}, 0),
+    ({**FROM_ONE, "choice": "1"}, 1),
+    ({**FROM_ONE, "votes": [1, 2, "tie", "output_1"]}, 0.625),
+    ({**ANSWERS, "votes": {"a": 3, "b": 1}}, 0.75),
+    ({**CHOSEN, "votes": ["chosen", "rejected", "chosen", "chosen"]}, 0.75),
+    ({**CHOSEN, "tie": True}, 0.5),
+    ({**CHOSEN, "tie": False}, 1),
+    ({**CHOSEN, "margin": 0}, 0.5),
+    ({**CHOSEN, "margin": 0.7}, 1),
+    ({**CHOSEN, "score_chosen": 4.0, "score_rejected": 4.0}, 0.5),
+    ({**CHOSEN, "score_chosen": 4.0, "score_rejected": 2.5, "label": "x"}, 1),
+]
+
+
+@pytest.mark.parametrize(("row", "p_first"), JUDGED)
+def test_judgements_as_public_sets_have_them(row: dict[str, Any], p_first: float) -> None:
+    [record] = data.read_preferences([row])
+    assert record.p_first == p_first
+    assert (record.prompt, record.response_1, record.response_2) in [("p", "x", "y"), (DIALOGUE, "Y", "N")]
+    data_of = set(row) - {"prompt", "question", "p_first"} - {n for n in row if row[n] in ("x", "y") and n != "label"}
+    assert set(record.meta) - {"prompt_messages"} == data_of - {"conversation_a", "conversation_b"}
+
+
+AMBIGUOUS: list[tuple[dict[str, Any], str]] = [
+    ({"chosen": [YES], "rejected": "y"}, "expected chosen and rejected to be both strings or both messages"),
+    ({**ANSWERS, "label": 1}, "expected label to be 'response_a', 'response_b', an ending of theirs or 'tie', found 1"),
+    ({**FROM_ONE, "preference": 0}, "expected preference to be 'output_1', 'output_2', an ending of theirs or 'tie'"),
+    ({**FROM_ZERO, "label": True}, "found True; where that is a code, write p_first instead"),
+    ({**ANSWERS, "winner": "c"}, "found 'c'"),
+    (ANSWERS, "expected response_a, response_b and p_first, found no p_first, and no votes or winner"),
+    ({**ANSWERS, "votes": []}, "expected votes to be a list of verdicts, or how many gave each"),
+    ({**ANSWERS, "votes": {"a": -1, "b": 2}}, "expected votes to be a list of verdicts, or how many gave each"),
+    ({**ANSWERS, "votes": {"a": 1, "c": 2}}, "expected a vote to be 'response_a'"),
+    ({**CHOSEN, "margin": -1}, "expected a margin of chosen over rejected from 0, found -1"),
+    ({**CHOSEN, "score_chosen": "4", "score_rejected": 4}, "expected score_chosen and score_rejected to be numbers"),
+    ({"prompt": "R", "chosen": [USER, YES], "rejected": [USER, NO]}, "to go on from prompt or to begin with it"),
+    (
+        {"answer_0": "x", "answer_1": "y", "answer_2": "z"},
+        "expected one form in a row, found answer_0, answer_1, answer",
+    ),
+]
+
+
+@pytest.mark.parametrize(("row", "message"), AMBIGUOUS, ids=[message[:60] for _, message in AMBIGUOUS])
+def test_a_judgement_that_could_mean_either_is_refused(row: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError) as caught:
+        list(data.read_preferences([row]))
+    assert message in str(caught.value)
+
+
+def test_several_judgements_of_a_pair_become_a_soft_label() -> None:
+    rows = [own(p_first=1.0), own(p_first=0.0), own(response_1="two", response_2="one", p_first=0.0), own(prompt="q")]
+    one, other = data.averaged(data.read_preferences(rows))
+    assert one == Preference("p", "one", "two", 2 / 3, "ai:x", {"k": [1], "judgements": 3})
+    assert other == next(iter(data.read_preferences(rows[3:])))
+    by_two = [Preference("p", "a", "b", 1.0, "human"), Preference("p", "a", "b", 0.0, "ai:x")]
+    assert data.averaged(by_two) == by_two  # who judged is what a reward model is asked for
 
 
 BAD_PREFERENCES: list[tuple[dict[str, Any], str]] = [
@@ -224,15 +316,16 @@ BAD_PREFERENCES: list[tuple[dict[str, Any], str]] = [
     (own(response_2="one"), "expected two different responses, found the same one twice (allow_identical=True"),
     (own(response_1="a\u0007"), "expected response_1 to be plain text, found the control character U+0007 in it"),
     (own(response_1="x" * 1_000_001), "expected response_1 to have at most 1000000 characters, found 1000001"),
-    (own(prompt=["x"]), "expected prompt to be a string, found list: ['x']"),
+    (own(prompt=["x"]), "expected message 1 of prompt to have role and content, found 'x'"),
+    (own(prompt={}), "expected prompt to be a string, found dict: {}"),
     (own(meta=[1]), "expected meta to be an object, found list"),
     (own(source=1), "expected source to be a string, found int"),
     (own(k=1), "expected each fact once, found k both in meta and as a field"),
-    (own(chosen="x"), "expected one form in a row, found response_1, response_2, p_first beside chosen"),
-    ({"prompt": "p", "chosen": "x", "rejected": "y"}, "expected the form of the rows before, response_1/response_2/p_"),
+    (own(chosen="x"), "expected one form in a row, found response_1, response_2, chosen"),
+    ({"prompt": "p", "chosen": "x", "rejected": "y"}, "expected the form of the rows before, response_1/response_2; f"),
     ({"prompt": "p", "chosen": "x"}, "expected both chosen and rejected, found only chosen"),
     ({"prompt": "p"}, "expected response_1, response_2 and p_first, or chosen and rejected; found the fields prompt"),
-    ({"prompt": [USER], "chosen": "x", "rejected": "y"}, "expected prompt, chosen, rejected to be all strings or all"),
+    (own(answer_a="x", answer_b="y"), "expected one form in a row, found response_1, response_2, answer_a, answer_b"),
 ]
 
 
@@ -399,6 +492,47 @@ def test_data_set_rows(tmp_path: Path) -> None:
         data.dataset_rows(str(tmp_path / "many"))
     pairs = datasets.Dataset.from_list([{"chosen": [USER, YES], "rejected": [USER, NO]}])
     assert next(data.read_preferences(pairs)).response_1 == "Y"
+
+
+def test_parquet_folders_and_names(tmp_path: Path) -> None:
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    rows = [own(winner="x"), {"prompt": "q", "response_1": "a", "response_2": "b", "p_first": 1.0}]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "p.parquet")
+    written = write(tmp_path / "preferences.jsonl", *rows)
+    records = list(data.read_preferences(written))
+    assert list(data.read_preferences(tmp_path / "p.parquet")) == records
+    assert list(data.read_preferences(tmp_path)) == records  # a folder that rlaif label wrote
+    assert list(data.read_prompts(str(tmp_path / "p.parquet"))) == ["p", "q"]
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1 no")
+    with pytest.raises(DataError, match=r"bad\.parquet: expected a Parquet file, found"):
+        list(data.read_preferences(tmp_path / "bad.parquet"))
+    with pytest.raises(DataError, match=r"expected a Parquet file, found: .*No such file"):
+        list(data.read_preferences(tmp_path / "none.parquet"))
+
+
+def test_a_data_set_by_its_name_with_part_and_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("datasets")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    (tmp_path / "owner" / "set" / "harmless").mkdir(parents=True)
+    write(tmp_path / "owner" / "set" / "harmless" / "test.jsonl", CHOSEN)
+    write(tmp_path / "owner" / "set" / "harmless" / "train.jsonl", CHOSEN, {**CHOSEN, "prompt": "q"})
+    assert [r.prompt for r in data.read_preferences(tmp_path / "owner/set/harmless")] == ["p", "q"]
+    assert [r.prompt for r in data.read_preferences(f"{tmp_path}/owner/set/harmless:test")] == ["p"]
+    asked: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(rows_module, "dataset_rows", lambda *name, **part: asked.append((*name, part)) or [CHOSEN])
+    for name in ("owner/name", "owner/name:test", "owner/name/harmless-base:test"):
+        assert next(data.read_preferences(name)).prompt == "p"
+    assert asked == [
+        ("owner/name", "train", {"config": None}),
+        ("owner/name", "test", {"config": None}),
+        ("owner/name", "test", {"config": "harmless-base"}),
+    ]
+
+
+@pytest.mark.parametrize("name", ["no.jsonl", "owner/no.jsonl", "./a/b/c/d", "owner", "/owner/name"])
+def test_a_file_that_is_not_there_is_no_name_of_a_data_set(name: str) -> None:
+    with pytest.raises(DataError, match=f"expected a file to read at {Path(name)}, found: No such file"):
+        list(data.read_preferences(name))
 
 
 def test_without_the_package_datasets(monkeypatch: pytest.MonkeyPatch) -> None:

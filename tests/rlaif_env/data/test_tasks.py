@@ -200,7 +200,10 @@ TOML_ERRORS = [
         "name = 1\n",
         "expected the keys name, kind, criterion, max_prompt_tokens, max_response_tokens in a task, found no kind",
     ),
-    (TOML.replace("gold", "golden"), "expected the keys name, kind, .*, gold, scale in a task, found golden"),
+    (
+        TOML.replace("gold", "golden"),
+        "expected the keys name, kind, .*, gold, scale, template, system in a task, found golden",
+    ),
     (TOML.replace("[source]", "scale = [5, 1]"), "expected a scale of two whole numbers .*, found \\[5, 1\\]"),
     (TOML + 'json = "x"', "expected the keys corpus, jsonl, .* in a source of a task, found json"),
     (TOML + 'jsonl = "x"\ncorpus = "movie-review"', "expected one source of prompts, found corpus and jsonl"),

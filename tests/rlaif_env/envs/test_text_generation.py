@@ -349,7 +349,7 @@ BAD_KEYWORDS: list[tuple[dict[str, Any], type[Exception], str]] = [
     (
         {"reward": "broken"},
         RLAIFError,
-        "expected the entry point of reward 'broken' to return an object with a score method",
+        "expected what reward 'broken' names to return an object with a name and a score method, found NoneType",
     ),
     ({"reward": 3}, RLAIFError, "expected reward to be a name, a function of (prompts, responses)"),
     ({"reward": Numbered}, RLAIFError, "expected reward to be a name, a function of (prompts, responses)"),

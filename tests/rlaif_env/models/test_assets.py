@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from rlaif_env.models import assets
+from rewards import LocalLM
+from rlaif_env.api import AssetError
+from rlaif_env.models import assets, backbone, load_tokenizer, resolve
 
 
 def test_the_corpus_is_whole() -> None:
@@ -51,13 +53,28 @@ def test_the_built_in_model_writes_english() -> None:
 
 
 @pytest.mark.slow
-def test_making_the_model_again_gives_the_same_bytes(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    again = assets.model_folder()
-    monkeypatch.delenv("RLAIF_CACHE")
+def test_making_the_model_again_gives_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = assets.model_folder()
+    monkeypatch.setenv("RLAIF_CACHE", str(tmp_path))
+    again = assets.model_folder()
     hashes = [
         {name: facts["sha256"] for name, facts in json.loads((folder / "manifest.json").read_text())["files"].items()}
         for folder in (first, again)
     ]
     assert hashes[0]["model.safetensors"] == hashes[1]["model.safetensors"]
     assert hashes[0]["tokenizer.json"] == hashes[1]["tokenizer.json"]
+
+
+def test_the_command_fetches_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert assets.fetch_main(["hutto_ICWSM_2014", "smollm2-135m-instruct"]) == 0
+    assert capsys.readouterr().out.split() == [str(assets.corpus_folder()), str(assets.model_folder())]
+
+
+def test_gemma_is_not_fetched_unasked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RLAIF_CACHE", str(tmp_path))
+    monkeypatch.delenv("RLAIF_ACCEPT_GEMMA_TERMS", raising=False)
+    for use in (resolve, load_tokenizer, backbone, LocalLM, lambda name: assets.fetch_main([name])):
+        with pytest.raises(
+            AssetError, match=r"Gemma Terms of Use \(https.*rlaif fetch gemma-3-270m --accept-gemma-terms"
+        ):
+            use("gemma-3-270m")

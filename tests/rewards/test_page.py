@@ -1,0 +1,74 @@
+"""Every example of docs/rewards.md runs as it stands, the commands on a tiny model and task."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from rlaif_env.cli import main
+from tests import ROOT
+from tests.rewards.reward_model.test_hugging_face import classifier
+from tests.tiny import character_tokenizer, save_tiny
+
+PAGE = (ROOT / "docs" / "rewards.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```(python|bash)\n(.*?)```", PAGE, re.S)
+FILE = next(code for kind, code in BLOCKS if code.startswith("# my_rewards.py"))
+PYTHON = [code for kind, code in BLOCKS if kind == "python" and code != FILE]
+COMMANDS = [line for kind, code in BLOCKS if kind == "bash" for line in code.splitlines()]
+TASK = """
+name = "toy"
+kind = "continuation"
+criterion = "how good it is"
+max_prompt_tokens = 16
+max_response_tokens = 6
+[source.prompts]
+train = ["the film", "ok", "it was"]
+test = ["a", "b", "c d", "e"]
+"""
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A working directory with what the page takes for granted."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("RLAIF_DEVICE", "cpu")
+    (tmp_path / "my_rewards.py").write_text(FILE)
+    (tmp_path / "toy.toml").write_text(TASK)
+    save_tiny(tmp_path / "tiny")
+    for name, outputs in (("trl-rm", 1), ("sentiment", 2)):
+        classifier(character_tokenizer(), 0, outputs).save_pretrained(tmp_path / "runs" / name)
+        character_tokenizer().save_pretrained(tmp_path / "runs" / name)
+    yield tmp_path
+    sys.modules.pop("my_rewards", None)
+
+
+@pytest.mark.parametrize("code", PYTHON, ids=range(len(PYTHON)))
+def test_an_example_in_python_runs(code: str) -> None:
+    exec(compile(code, "docs/rewards.md", "exec"), {"__name__": "page"})
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[:60])
+def test_a_command_runs(command: str, folder: Path) -> None:
+    tiny = ["--task", "toy.toml", "--seed", "1"]
+    train = [*tiny, *"--model tiny --updates 2 --prompts-per-update 2 --group-size 2 --eval-prompts 2".split()]
+    if "responses.jsonl" in command:
+        test_a_command_runs(next(line for line in COMMANDS if "--out runs/start" in line), folder)
+    rlaif, name, *words = shlex.split(command.replace('"direct-llm": 1.0', json.dumps(SCORER)[1:-1]))
+    assert rlaif == "rlaif"
+    more = train if name == "train" else [*tiny, "--reference", "tiny", "--prompts", "4"]
+    assert main([name, *words, *more, *([] if "--out" in words else ["--out", "run"])]) == 0
+    if name == "train":
+        rows = [json.loads(row) for row in (folder / "run" / "samples.jsonl").read_text().splitlines()]
+        assert len(rows) == 8 and len({row["reward"] for row in rows}) > 1
+        assert ("calibration" in rows[0]) == ("--reward.calibration" in words)
+
+
+SCORER = {"direct-llm": {"weight": 1.0, "model": "tiny", "minimum_mass": 0.0}}
+"""What the built-in model is replaced by."""
