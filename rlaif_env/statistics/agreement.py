@@ -1,8 +1,9 @@
 """Agreement and calibration. Two intervals, with where they were found to cover 93-97 %.
 
-* `cohens_kappa`: delta method on Fisher's z. From 100 rows, from 300 where the rarer label is under a third; dependent
-  rows as for `rate`.
-* `spearman`: Fisher's z with the variance of Bonett and Wright (2000). From 50 rows.
+* `cohens_kappa`: delta method on Fisher's z with Student's t. From 40 rows, from 300 where the rarer label is under a
+  third; dependent rows by the jackknife as for `rate`, from 8 clusters.
+* `spearman`: Fisher's z with the variance of Bonett and Wright (2000), from 8 rows; for dependent ones with that of the
+  jackknife and Student's t, from 8 clusters.
 
 Arguments that mean the same everywhere: ``p_first``, (n,) probability in [0, 1] that the first response is better, as
 predicted; ``target``, (n,) the same as judged, hard or soft; ``clusters`` (pairs that share texts too:

@@ -377,5 +377,5 @@ def test_coverage_is_93_to_97_percent(setting: Setting) -> None:
 def test_the_table_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     main(["--data-sets", "10", "--only", "spearman: n"])
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 4
+    assert len(lines) == 5
     assert "coverage" in lines[0] and all(line.startswith("spearman") for line in lines[1:])
