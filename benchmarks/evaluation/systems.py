@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from rlaif_env.api import DataError, RLAIFError
 from rlaif_env.batches import PROMPTS_AT_ONCE
 from rlaif_env.data.jsonl import check_text, read_jsonl
-from rlaif_env.data.tasks import EVAL_PROMPTS, EVAL_SPLIT, Task
+from rlaif_env.data.tasks import EVAL_SPLIT, Task, held_out_prompts
 from rlaif_env.files import content_of
 from rlaif_env.models import (
     BUILTIN_MODEL,
@@ -33,6 +33,7 @@ from rlaif_env.models import (
     continuation_ids,
     continuation_text,
     encode,
+    keep_end,
     load_tokenizer,
     pad_rows,
     resolve,
@@ -163,17 +164,7 @@ def _run_of(folder: Path, command: str) -> Mapping[str, Any] | None:
         return None  # a model's config.json is another file
 
 
-def held_out_prompts(task: Task, split: str, count: int) -> list[str]:
-    """The first prompts of a split; an error if there are fewer, or less than one is asked for."""
-    known = task.prompts(split)
-    if not 1 <= count <= len(known):
-        raise RLAIFError(
-            f"expected 1 to {len(known)} prompts, as many as split {split!r} of task {task.name!r} has, found {count}"
-        )
-    return known[:count]
-
-
-def read_responses(path: str | Path, task: Task, *, split: str = EVAL_SPLIT, prompts: int = EVAL_PROMPTS) -> list[str]:
+def read_responses(path: str | Path, task: Task, *, split: str = EVAL_SPLIT, prompts: int | None = None) -> list[str]:
     """The responses of a JSON lines file (``prompt``, ``response``), in the order of the split's first prompts.
 
     Rows for the split's other prompts are not needed and not used.
@@ -208,7 +199,7 @@ def answer(
     task: Task,
     *,
     split: str = EVAL_SPLIT,
-    prompts: int = EVAL_PROMPTS,
+    prompts: int | None = None,
     seed: int = 0,
     batch: int = PROMPTS_AT_ONCE,
     reference: str | Path = BUILTIN_MODEL,
@@ -225,7 +216,7 @@ def answer(
         source: As in `find_source`, and so is ``reference``.
         task: Where the prompts come from.
         split: Which of them: "test", ...
-        prompts: How many.
+        prompts: How many; None is 128, or all where the split has fewer.
         seed: Of the sampling.
         batch: Prompts sampled at once.
         reference: The model that KL and perplexity are measured against.
@@ -250,13 +241,20 @@ def answer(
     else:
         base = backbone(start.path)
         temperature = located.temperature if temperature is None else temperature
-        responses, kl = _sampled(located, base, chosen, steps, temperature, seed, batch)
+        responses, kl = _sampled(located, base, task, chosen, steps, temperature, seed, batch)
         gc.collect()  # a model is full of cycles; two of them should not be in memory at once
     return System(name, str(source), chosen, responses, _measures(base, chosen, responses, kl))
 
 
 def _sampled(
-    source: Source, base: Backbone, prompts: list[str], steps: int, temperature: float, seed: int, batch: int
+    source: Source,
+    base: Backbone,
+    task: Task,
+    prompts: list[str],
+    steps: int,
+    temperature: float,
+    seed: int,
+    batch: int,
 ) -> tuple[list[str], NDArray[np.float64] | None]:
     """Sampled responses and each one's log pi - log pi_ref, (n,), or None where the tokenizers differ."""
     from agents.answers import answer as answered
@@ -266,6 +264,8 @@ def _sampled(
     policy = _policy(source, temperature)
     tokenizer = policy.tokenizer
     asked = encode(tokenizer, prompts)
+    if task.truncate_prompts:
+        asked = [keep_end(row, task.max_prompt_tokens, tokenizer.bos_token_id) for row in asked]
     ids, mask = pad_rows(asked, tokenizer.pad_token_id, side="left")
     samples = answered(policy, ids, mask, max_new_tokens=steps, seed=seed, batch=batch)
     rows = (row[:length] for row, length in zip(samples.ids.tolist(), samples.lengths, strict=True))

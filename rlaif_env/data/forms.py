@@ -26,6 +26,8 @@ _TURN = "\n\nAssistant:"
 _OWN = ("prompt", "response_1", "response_2", "p_first", "source", "meta")
 _TRL = ("prompt", "chosen", "rejected", "p_chosen", "source", "meta")
 
+_KEPT = "remove it, or keep such pairs (in a task's TOML file: {0} = true under [source], in Python: {0}=True)"
+
 Message = Mapping[str, str]
 
 
@@ -55,13 +57,11 @@ class PreferenceForms:
         preference = self._own(row) if form.startswith("response_1") else self._trl(row, form)
         for name, text in (("first", preference.response_1), ("second", preference.response_2)):
             if not (self.allow_empty or text.strip()):
-                raise DataError(
-                    f"expected two responses, found the {name} one empty (allow_empty=True keeps such pairs)"
-                )
+                raise DataError(f"expected two responses, found the {name} one empty; {_KEPT.format('allow_empty')}")
         if not self.allow_identical and preference.response_1 == preference.response_2:
             raise DataError(
-                "expected two different responses, found the same one twice (allow_identical=True keeps such pairs): "
-                f"{preference.response_1[:40]!r}"
+                f"expected two different responses, found the same one twice, {preference.response_1[:40]!r}; "
+                + _KEPT.format("allow_identical")
             )
         return preference
 

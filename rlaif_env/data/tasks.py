@@ -3,16 +3,7 @@
 Built in: ``movie-review`` (continue the opening words of a review; its prompts and human ratings are real and fetched
 by themselves), and the paper's three, ``summarization``, ``helpful`` and ``harmless``, which need a source of prompts:
 ``load_task("summarization", source="posts.jsonl")`` or a Hugging Face data set by name. A task of one's own is a
-`Task`, or a TOML file:
-
-    name = "haiku"
-    kind = "continuation"
-    criterion = "how well the poem keeps to one image"
-    max_prompt_tokens = 32
-    max_response_tokens = 32
-
-    [source]
-    jsonl = "prompts.jsonl"        # relative to this file; or prompts = ["...", ...], or dataset = "owner/name"
+`Task`, or a TOML file with a `Task`'s fields as keys, its source as the table ``[source]`` (docs/tasks.md).
 """
 
 from __future__ import annotations
@@ -36,7 +27,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["SPLITS", "PromptSource", "Task", "gold_scores", "list_tasks", "load_task"]
+__all__ = ["SPLITS", "PromptSource", "Task", "gold_scores", "held_out_prompts", "list_tasks", "load_task"]
 
 Kind = Literal["continuation", "summary", "dialogue"]
 
@@ -80,6 +71,7 @@ class Task:
         source: Where prompts come from.
         gold: A measure that no labeler or reward sees, for evaluation alone: "vader" or None.
         scale: Lowest and highest score that a judge is asked for; (1, 10) is the paper's.
+        truncate_prompts: The policy reads the last max_prompt_tokens tokens of a longer prompt; else that is an error.
 
     Raises:
         RLAIFError: If a value is of the wrong kind.
@@ -93,6 +85,7 @@ class Task:
     source: PromptSource = field(default_factory=PromptSource)
     gold: str | None = None
     scale: tuple[int, int] = SCALE
+    truncate_prompts: bool = False
 
     def __post_init__(self) -> None:
         for name in ("name", "criterion"):
@@ -107,6 +100,9 @@ class Task:
                 raise RLAIFError(f"task {self.name!r}: expected {name} to be a whole number from 1, found {value!r}")
             if value > _MOST_TOKENS:
                 raise RLAIFError(f"task {self.name!r}: expected {name} of at most {_MOST_TOKENS}, found more")
+        cut: Any = self.truncate_prompts
+        if not isinstance(cut, bool):
+            raise RLAIFError(f"task {self.name!r}: expected truncate_prompts to be true or false, found {cut!r}")
         if not isinstance(self.source, PromptSource):
             raise RLAIFError(f"task {self.name!r}: expected source to be a PromptSource, found {self.source!r:.80}")
         if self.gold is not None and self.gold not in _GOLD:
@@ -158,7 +154,7 @@ class Task:
 
     def to_json(self) -> dict[str, Any]:
         """The task as values that JSON can hold; what is not set is left out."""
-        task = {name: value for name, value in asdict(self).items() if value is not None}
+        task = {name: value for name, value in asdict(self).items() if value not in (None, False)}
         source = task["source"] | {"prompts": each_split(list, self.source.prompts)}
         source = {name: value for name, value in source.items() if value not in (None, False)}
         return task | {"source": source, "scale": list(self.scale)}
@@ -233,6 +229,32 @@ def load_task(task: TaskLike, source: str | Path | PromptSource | Sequence[str] 
     if not isinstance(task, Task):
         raise RLAIFError(f"expected a task ({', '.join(_TASKS)}), a TOML file or a Task, found {task!r}")
     return task if source is None else task.with_source(source)
+
+
+def held_out_prompts(
+    task: Task, split: str, count: int | None, *, most: int = EVAL_PROMPTS, option: str = "--prompts"
+) -> list[str]:
+    """The first prompts of a split.
+
+    Args:
+        task: Whose.
+        split: Which.
+        count: How many; None is ``most``, or all where the split has fewer.
+        most: The default.
+        option: What sets the count on the command line, for the message.
+
+    Raises:
+        RLAIFError: If the split has fewer than asked for, or less than one is asked for.
+    """
+    known = task.prompts(split)
+    if count is None:
+        return known[:most]
+    if not 1 <= count <= len(known):
+        raise RLAIFError(
+            f"expected 1 to {len(known)} prompts, as many as split {split!r} of task {task.name!r} has, found {count}; "
+            f"give {option} {len(known)}, or leave it away for as many as there are"
+        )
+    return known[:count]
 
 
 def gold_scores(task: Task, texts: Sequence[str]) -> NDArray[np.float64]:

@@ -99,7 +99,7 @@ class Core:
         split: Which of the task's prompts: "train", "validation", "test" or "gold".
         max_prompt_tokens: P; None is the task's.
         max_response_tokens: T; None is the task's.
-        truncate_prompts: Keep the last P tokens of a longer prompt instead of refusing it.
+        truncate_prompts: Keep the last P tokens of a longer prompt instead of refusing it; None is the task's.
 
     Raises:
         RLAIFError: If a keyword cannot be used, a prompt is longer than P or empty, or the tokenizer has no EOS or pad.
@@ -117,7 +117,7 @@ class Core:
         split: str = "train",
         max_prompt_tokens: int | None = None,
         max_response_tokens: int | None = None,
-        truncate_prompts: bool = False,
+        truncate_prompts: bool | None = None,
     ) -> None:
         self.task = load_task(unshare(task))
         self.P = _positive("max_prompt_tokens", max_prompt_tokens, self.task.max_prompt_tokens)
@@ -128,7 +128,9 @@ class Core:
         self.eos_id, self.pad_id = self._special_id("eos"), self._special_id("pad")
         self.end_ids = self._end_ids(unshare(tokenizer), end_ids)
         self.prompts = tuple(self.task.prompts(split))
-        self._flat, self._starts = self._encoded_prompts(truncate_prompts)
+        self._flat, self._starts = self._encoded_prompts(
+            self.task.truncate_prompts if truncate_prompts is None else truncate_prompts
+        )
         self.backend = resolve_reward(unshare(reward), self.task, unshare(reward_kwargs))
 
     def __deepcopy__(self, memo: object) -> Core:
@@ -173,8 +175,8 @@ class Core:
             if len(row) > self.P and not truncate:
                 raise RLAIFError(
                     f"expected prompts of at most {self.P} tokens, found {len(row)} in prompt {i} "
-                    f"({shown(self.prompts[i])}); raise max_prompt_tokens, or set truncate_prompts=True to keep the "
-                    "last tokens"
+                    f"({shown(self.prompts[i])}); raise max_prompt_tokens, or keep the last tokens (in the task's "
+                    "TOML file: truncate_prompts = true, in Python: truncate_prompts=True)"
                 )
             if not row:
                 raise RLAIFError(f"expected a token in every prompt, found none in prompt {i} ({self.prompts[i]!r})")
