@@ -13,7 +13,11 @@ from rlaif_env.cli import COMMANDS
 from tests import ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-REWARDS = ("direct-llm", "human-rm", "compose")
+MORE = {
+    "train": [["--reward", reward] for reward in ("direct-llm", "human-rm", "compose")],
+    "task": [["new"], ["check"]],
+}
+"""Arguments that a command's options depend on."""
 OPTION = re.compile(r"(?<![\w-])--[a-z][\w.-]*\w")
 
 
@@ -23,12 +27,12 @@ def options() -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     for name, (target, _) in COMMANDS.items():
         module, _, function = target.partition(":")
-        for more in [["--reward", reward] for reward in REWARDS] if name == "train" else [[]]:
+        for more in MORE.get(name, [[]]):
             shown = io.StringIO()
             with contextlib.redirect_stdout(shown), pytest.raises(SystemExit):
                 getattr(importlib.import_module(module), function)([*more, "--help"])
             found.setdefault(name, set()).update(OPTION.findall(shown.getvalue()))
-    assert "--reward.scale" in found["train"] and "--labeler.url" in found["label"]
+    assert "--criterion" in found["task"] and "--reward.scale" in found["train"] and "--labeler.url" in found["label"]
     return found
 
 

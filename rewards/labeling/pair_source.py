@@ -19,7 +19,7 @@ from rlaif_env.data.preferences import human_preferences, read_prompts
 from rlaif_env.data.tasks import Task
 
 _DRAWS = 8  # attempts at two different responses that are not empty
-_RESPONSES = {"response_1", "response_2", "chosen", "rejected"}
+RESPONSES = {"response_1", "response_2", "chosen", "rejected"}
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def holds_prompts(path: Path) -> bool:
     if path.name.removesuffix(".gz").endswith(".txt"):
         return True
     fields = first_fields(path)
-    return fields is not None and not fields & _RESPONSES
+    return fields is not None and not fields & RESPONSES
 
 
 def first_fields(path: Path) -> set[str] | None:

@@ -32,8 +32,11 @@ __all__ = ["SPLITS", "PromptSource", "Task", "gold_scores", "held_out_prompts", 
 Kind = Literal["continuation", "summary", "dialogue"]
 
 _GOLD = ("vader",)
-_MOST_TOKENS = 10_000_000  # more is a slip of the pen, and would be an array of that width
-_FIELDS = {"continuation": ("prompt",), "summary": ("prompt", "text"), "dialogue": ("prompt", "context")}
+MOST_TOKENS = 10_000_000
+"""The longest prompt or response of any task: more is a slip of the pen, and would be an array of that width."""
+
+FIELDS = {"continuation": ("prompt",), "summary": ("prompt", "text"), "dialogue": ("prompt", "context")}
+"""Where a row's prompt is looked for, by the task's kind."""
 
 DEFAULT_TASK = "movie-review"
 """The task where none is named: the one that needs no data of the user's."""
@@ -69,8 +72,8 @@ class Task:
         max_prompt_tokens: Longest prompt, P.
         max_response_tokens: Longest response, T.
         source: Where prompts come from.
-        gold: A measure that no labeler or reward sees, for evaluation alone: "vader" or None.
-        scale: Lowest and highest score that a judge is asked for; (1, 10) is the paper's.
+        gold: A measure that no labeler or reward sees, for evaluation alone: "vader", or none.
+        scale: Lowest and highest score that a judge is asked for; the paper's are 1 and 10.
         truncate_prompts: The policy reads the last max_prompt_tokens tokens of a longer prompt; else that is an error.
 
     Raises:
@@ -98,8 +101,8 @@ class Task:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise RLAIFError(f"task {self.name!r}: expected {name} to be a whole number from 1, found {value!r}")
-            if value > _MOST_TOKENS:
-                raise RLAIFError(f"task {self.name!r}: expected {name} of at most {_MOST_TOKENS}, found more")
+            if value > MOST_TOKENS:
+                raise RLAIFError(f"task {self.name!r}: expected {name} of at most {MOST_TOKENS}, found more")
         cut: Any = self.truncate_prompts
         if not isinstance(cut, bool):
             raise RLAIFError(f"task {self.name!r}: expected truncate_prompts to be true or false, found {cut!r}")
@@ -117,7 +120,7 @@ class Task:
             DataError: For all bad rows of the source together.
             AssetError: If the built-in corpus cannot be fetched.
         """
-        return self.source.read_prompts(split, _FIELDS[self.kind], self.name)
+        return self.source.read_prompts(split, FIELDS[self.kind], self.name)
 
     def preferences(self, split: str = "train") -> Iterator[Preference]:
         """The preferences of a split, one at a time.
@@ -225,7 +228,7 @@ def load_task(task: TaskLike, source: str | Path | PromptSource | Sequence[str] 
     elif isinstance(task, str) and task in _TASKS:
         task = _TASKS[task]
     elif isinstance(task, str | Path) and (str(task).endswith(".toml") or _is_file(task)):
-        task = _read_toml(Path(task))
+        task = read_toml(Path(task))
     if not isinstance(task, Task):
         raise RLAIFError(f"expected a task ({', '.join(_TASKS)}), a TOML file or a Task, found {task!r}")
     return task if source is None else task.with_source(source)
@@ -289,7 +292,12 @@ def _is_file(path: str | Path) -> bool:
         return False
 
 
-def _read_toml(path: Path) -> Task:
+def read_toml(path: Path, **instead: Any) -> Task:
+    """The task of a TOML file, with some values in place of those in the file.
+
+    Raises:
+        RLAIFError: If there is no such file, it is no TOML, or its values are wrong.
+    """
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -297,7 +305,7 @@ def _read_toml(path: Path) -> Task:
     except (ValueError, RecursionError) as error:  # no UTF-8, no TOML, or one nested without end
         raise RLAIFError(f"{path}: expected TOML in UTF-8, found: {error}") from error
     try:
-        task = Task.from_json(values)
+        task = Task.from_json(values | instead)
         beside = partial(_beside, path)
         located = {name: each_split(beside, getattr(task.source, name)) for name in ("jsonl", "preferences")}
     except (ValueError, RecursionError) as error:  # ours, or Python's on a number of thousands of digits

@@ -195,12 +195,18 @@ class Core:
             }
         )
 
-    def _prompt_ids(self, index: int) -> NDArray[np.int32]:
+    @property
+    def prompt_lengths(self) -> NDArray[np.int64]:
+        """Tokens of each prompt."""
+        return np.diff(self._starts)
+
+    def prompt_ids(self, index: int) -> NDArray[np.int32]:
+        """Token ids of a prompt."""
         return self._flat[self._starts[index] : self._starts[index + 1]]
 
     def write_prompt(self, index: int, ids: NDArray[np.int64], mask: NDArray[np.int8]) -> None:
         """Write a prompt, left-padded, into the first P places of ids (W,) and mask (W,), and blank the rest."""
-        prompt = self._prompt_ids(index)
+        prompt = self.prompt_ids(index)
         ids[:] = self.pad_id
         mask[:] = 0
         ids[self.P - len(prompt) : self.P] = prompt
@@ -262,7 +268,7 @@ class Core:
     def decode(self, prompt_index: int, ids: NDArray[np.int64]) -> str:
         """Text of response ids behind their prompt, without special tokens; ids the tokenizer lacks have no text."""
         known = [i for i in ids.tolist() if i < self.known_ids]
-        return continuation_text(self.tokenizer, self._prompt_ids(prompt_index).tolist(), known)
+        return continuation_text(self.tokenizer, self.prompt_ids(prompt_index).tolist(), known)
 
     def score(self, responses: Sequence[Response]) -> tuple[NDArray[np.float32], list[dict[str, Any]]]:
         """Score n finished responses in one call of the backend.
