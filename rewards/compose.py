@@ -69,7 +69,7 @@ def compose(parts: Mapping[str, Any] | None = None, *, task: TaskLike = DEFAULT_
       ``{"people": {"weight": 1.0, "reward": "human-rm", "model": "runs/rm"}}``.
 
     Args:
-        parts: The parts by name, such as ``{"direct-llm": 0.5, "human-rm": {"weight": 0.5, "model": "runs/rm"}}``.
+        parts: The parts by name, such as {"direct-llm": 0.5, "human-rm": {"weight": 0.5, "model": "runs/rm"}}.
         task: What the named backends judge.
 
     Raises:

@@ -22,18 +22,31 @@ OPTION = re.compile(r"(?<![\w-])--[a-z][\w.-]*\w")
 
 
 @pytest.fixture(scope="session")
-def options() -> dict[str, set[str]]:
-    """The options of every command, as its --help has them."""
-    found: dict[str, set[str]] = {}
+def helps() -> dict[str, list[str]]:
+    """What every command prints for --help."""
+    found: dict[str, list[str]] = {}
     for name, (target, _) in COMMANDS.items():
         module, _, function = target.partition(":")
         for more in MORE.get(name, [[]]):
             shown = io.StringIO()
             with contextlib.redirect_stdout(shown), pytest.raises(SystemExit):
                 getattr(importlib.import_module(module), function)([*more, "--help"])
-            found.setdefault(name, set()).update(OPTION.findall(shown.getvalue()))
+            found.setdefault(name, []).append(shown.getvalue())
+    return found
+
+
+@pytest.fixture(scope="session")
+def options(helps: dict[str, list[str]]) -> dict[str, set[str]]:
+    """The options of every command, as its --help has them."""
+    found = {name: set(OPTION.findall("\n".join(texts))) for name, texts in helps.items()}
     assert "--criterion" in found["task"] and "--reward.scale" in found["train"] and "--labeler.url" in found["label"]
     return found
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_s_help_is_plain_words(name: str, helps: dict[str, list[str]]) -> None:
+    for text in helps[name]:
+        assert not re.search(r"`|(Settings|Options) of|Args:|Attributes:|Raises:|Returns:", text), text
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

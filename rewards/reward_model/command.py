@@ -18,11 +18,11 @@ from rlaif_env.runs import RunFolder, write_json
 
 @dataclass(frozen=True)
 class TrainRMConfig(RewardModelConfig):
-    """Settings of ``rlaif train-rm``.
+    """Train a reward model on preferences, people's or a language model's; measure it on held-out ones; save it.
 
     Attributes:
         task: What is judged: a task's name or a TOML file.
-        labels: "human" for the task's own preferences, or a preference file (what ``rlaif label`` wrote, say).
+        labels: "human" for the task's own preferences, or a preference file (what rlaif label wrote, say).
         model: The base model: a name or a folder. The SFT policy, where there is one.
         out: The run folder; by default one under runs/. The model is in its folder "model".
         merged: Also save the model whole, for plain transformers.

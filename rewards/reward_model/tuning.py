@@ -33,8 +33,8 @@ class TuningConfig:
         trainable: "head": a linear head on the frozen model, good on a CPU. "lora": an adapter too. "full": all
             weights.
         epochs: Of "lora" and "full", at most.
-        learning_rate: Of "lora" and "full"; rises over the first twentieth of the steps, then falls linearly to 0. For
-            "full", 1e-5 is the paper's.
+        learning_rate: Of "lora" and "full"; rises over the first twentieth of the steps, then falls linearly to 0. The
+            paper's for "full" is 1e-5.
         batch_pairs: Pairs in one step of "lora" and "full".
         micro_pairs: Pairs in one gradient pass; the step is the same for any number.
         lora: The adapter of "lora".
