@@ -6,10 +6,12 @@ import contextlib
 import importlib
 import io
 import re
+from dataclasses import fields
 
 import pytest
 
 from rlaif_env.cli import COMMANDS
+from rlaif_env.data.tasks import PromptSource, Task
 from tests import ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -64,3 +66,10 @@ def test_every_import_on_a_page_works(page: object) -> None:
             module = importlib.import_module(line[0])
             for name in line[1].replace(" ", "").split(","):
                 assert hasattr(module, name), line
+
+
+def test_every_key_of_a_task_is_on_its_page() -> None:
+    page = (ROOT / "docs" / "tasks.md").read_text(encoding="utf-8")
+    assert {entry.name for kind in (Task, PromptSource) for entry in fields(kind)} - {"source"} <= set(
+        re.findall(r"`(\w+)`", page)
+    )

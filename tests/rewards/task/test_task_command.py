@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
+import shlex
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -13,7 +15,9 @@ import pytest
 
 from rewards.task.command import main
 from rlaif_env.api import DataError, RLAIFError
+from rlaif_env.cli import main as rlaif
 from rlaif_env.data.tasks import PromptSource, Task, load_task
+from tests import ROOT
 from tests.tiny import tiny_backbone
 
 PLACES = [f"{opening} place {i}" for i in range(8) for opening in ("The food in", "My day in", "Who is in", "I left")]
@@ -272,3 +276,32 @@ def test_a_built_in_task_with_data_is_fine(capsys: pytest.CaptureFixture[str], m
 def test_without_a_subcommand_the_two_are_named(argv: list[str], code: int, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(argv) == code
     assert "rlaif task new DATA" in capsys.readouterr().out
+
+
+def test_the_page_s_commands_lead_from_a_file_to_a_judged_policy(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As they stand on it, but for the size of the models and of the training."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RLAIF_DEVICE", "cpu")
+    write(tmp_path / "prompts.jsonl", *({"prompt": f"{text} no {i}"} for text in PLACES for i in range(8)))
+    smaller = {
+        "task": f"--model {model}",
+        "label": f"--labeler.model {model} --minimum-mass 1e-9 --policy {model}",
+        "train-rm": f"--model {model}",
+        "train": f"--model {model} --updates 1",
+        "evaluate": f"--reference {model} --judge.model {model} --label.minimum-mass 1e-9 --resamples 100",
+    }
+    page = (ROOT / "docs" / "tasks.md").read_text(encoding="utf-8")
+    lines = re.findall(r"```bash\n(.*?)```", page, re.S)[0].splitlines()
+    commands = [shlex.split(line, comments=True)[1:] for line in lines]
+    assert [command[0] for command in commands] == ["task", "task", "label", "train-rm", "train", "evaluate"]
+    for command in commands:
+        more = f" --labeler.model {model}" if command[:2] == ["task", "check"] else ""
+        assert rlaif([*command, *shlex.split(smaller[command[0]] + more)]) == 0, command
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "no problems: rlaif train --task mine.toml" in shown
+    count = len(load_task(tmp_path / "mine.toml").prompts("test"))
+    assert 0 < count < 128 and f"eval_prompts: {count}, all that split 'test' has (by default 128)" in shown
+    assert f"prompts: {count}, all that split 'test' has" in shown and "no reward sees the gold measure" not in shown
+    assert json.loads((tmp_path / "runs" / "eval" / "evaluation.json").read_text())
