@@ -392,7 +392,7 @@ def test_pairs_without_an_answer_are_counted_with_their_reason() -> None:
     assert [row["failed"] for row in rows] == [1, 1] and sum(rows[0][k] for k in ("wins", "ties", "losses")) == 7
     assert rows[0]["reasons"] == {"BackendError: no answer": 1}
     shown = evaluation([a, b], rows, {})["tables"]
-    assert "1 (0." in shown[0]["rows"][0][5] and "(1 failed)" in shown[3]["rows"][0][2]
+    assert "1 ([0." in shown[0]["rows"][0][5] and "(1 failed)" in shown[3]["rows"][0][2]
     judge.fails = {"Response"}
     with pytest.raises(BackendError, match="every question of 3 batches in a row failed"):
         pairwise_wins([a, b], labeler(judge), batch=2)
