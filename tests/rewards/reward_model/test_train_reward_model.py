@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -430,6 +431,7 @@ def test_figures_need_pairs() -> None:
 
 def test_the_report_in_words(head: Any) -> None:
     said = describe(head)
+    assert re.search(r"pairs: \d\.\d{3} \[\d\.\d{3}, \d\.\d{3}\]", said)
     assert "distilled-rm:tiny: 400 pairs of 800 texts (400 pairs from 'ai:toy')" in said
     assert "ECE" in said
 
