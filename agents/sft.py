@@ -51,7 +51,7 @@ _WARMUP = 0.05  # of all steps
 
 @dataclass(frozen=True)
 class SFTConfig:
-    """Settings of ``rlaif sft``.
+    """Fine-tune a language model on demonstrations: prompts and what should be written after them.
 
     Attributes:
         data: A JSON lines file of text or prompt/response rows; by default the built-in corpus of movie reviews, whose

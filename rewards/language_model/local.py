@@ -73,7 +73,8 @@ class LocalLM(Live):
             self.backbone = Backbone(model, tokenizer, name=getattr(model.config, "_name_or_path", "") or "live")
         if chat and not self.backbone.tokenizer.chat_template:
             raise RLAIFError(
-                f"expected a chat template for chat=True, found none in the tokenizer of {self.backbone.name}"
+                f"expected a chat template for chat=True, found none in the tokenizer of {self.backbone.name}; leave "
+                "chat away, or take a model that has one"
             )
         self.name = self.backbone.name
         self.chat, self._task = chat, task

@@ -47,9 +47,7 @@ def test_the_budget_follows_the_memory_and_is_a_power_of_two(free: int, monkeypa
     assert tokens == 2048 or tokens * memory.bytes_per_token(model) <= free / 2
     assert rows_that_fit(model, 100) >= 1 and rows_that_fit(model, 100) <= max(1, free // (100 * 64))
     if free == 10**6:
-        with pytest.raises(
-            RLAIFError, match=r"over one row of 900000 tokens, about .*; lower X"
-        ):
+        with pytest.raises(RLAIFError, match=r"over one row of 900000 tokens, about .*; lower X"):
             check_longest(model, 900_000, "X")
 
 
