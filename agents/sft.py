@@ -56,7 +56,7 @@ class SFTConfig:
     Attributes:
         data: A JSON lines file of text or prompt/response rows; by default the built-in corpus of movie reviews, whose
             opening words are the prompts.
-        task: Says in which template prompts are put (``template``, ``system``), nothing else.
+        task: Says in which template prompts are put, nothing else: its keys template and system.
         model: The model to start from: a name or a folder.
         out: The run folder; by default one under runs/. The model is in its folder "model".
         trainable: "lora": an adapter, folded in when saved. "full": all weights.

@@ -98,8 +98,8 @@ class Core:
         split: Which of the task's prompts: "train", "validation", "test" or "gold".
         max_prompt_tokens: P; None is the task's.
         max_response_tokens: T; None is the task's.
-        truncate_prompts: Cut a longer prompt to P tokens at its front, a dialogue by turns, and do not refuse it; None is
-            the task's.
+        truncate_prompts: Cut a longer prompt to P tokens at its front, a dialogue by turns, and do not refuse it; None
+            is as the task says.
 
     Raises:
         RLAIFError: If a keyword cannot be used, a prompt is longer than P or empty, or the tokenizer has no EOS or pad.
