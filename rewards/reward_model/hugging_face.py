@@ -27,8 +27,8 @@ from rewards.api import Live
 from rewards.reward_model.features import reward_text
 from rlaif_env.api import BackendError, RLAIFError, Scores
 from rlaif_env.batches import TOKENS_PER_BATCH, length_buckets
-from rlaif_env.data.templates import turns as turns_of
 from rlaif_env.data.tasks import DEFAULT_TASK, TaskLike, load_task
+from rlaif_env.data.templates import turns as turns_of
 from rlaif_env.models import context_of, default_device, default_dtype, keep_end, load_weights, pad_rows, resolve
 
 if TYPE_CHECKING:
