@@ -16,6 +16,7 @@ from rich.text import Text
 from agents.training.heldout import HeldOut, changes, read_json
 from rlaif_env.data.tasks import Task
 from rlaif_env.runs import RunFolder, write_json
+from rlaif_env.statistics import interval_text
 from rlaif_env.tables import Table, printable, side_by_side
 
 Show = Callable[[int, Mapping[str, float], Mapping[str, float], str], None]
@@ -76,8 +77,7 @@ def report(run: RunFolder, console: Console, task: Task, before: HeldOut, after:
     for name in filter(compared.__contains__, _HEADLINES):
         old, new, change = compared[name]
         label = f"{_HEADLINES[name]} ({task.gold})" if name == "gold" else _HEADLINES[name]
-        interval = f"{change.estimate:+.3f} [{change.low:+.3f}, {change.high:+.3f}]"
-        rows.append([label, f"{old.estimate:.3f}", f"{new.estimate:.3f}", interval])
+        rows.append([label, f"{old.estimate:.3f}", f"{new.estimate:.3f}", interval_text(change, "+.3f")])
     table = Table(
         f"before / after on {len(before.prompts)} held-out prompts",
         ["measure", "before", "after", "change, 95 % interval"],

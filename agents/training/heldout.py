@@ -22,7 +22,7 @@ from rlaif_env.batches import PROMPTS_AT_ONCE
 from rlaif_env.data.jsonl import json_object
 from rlaif_env.data.tasks import Task, gold_scores
 from rlaif_env.runs import RunError
-from rlaif_env.statistics import Interval, bootstrap_mean, paired_bootstrap
+from rlaif_env.statistics import Interval, measure_change, measure_mean
 
 
 @dataclass(frozen=True)
@@ -104,9 +104,9 @@ def changes(before: HeldOut, after: HeldOut, *, seed: int = 0) -> dict[str, tupl
     """Each measure before, after, and the paired change, each mean with its bootstrap 95 % interval over prompts."""
     return {
         name: (
-            bootstrap_mean(old, seed=seed),
-            bootstrap_mean(after.measures[name], seed=seed),
-            paired_bootstrap(old, after.measures[name], seed=seed),
+            measure_mean(name, old, before.prompts, seed=seed),
+            measure_mean(name, after.measures[name], before.prompts, seed=seed),
+            measure_change(name, old, after.measures[name], before.prompts, seed=seed),
         )
         for name, old in before.measures.items()
         if name in after.measures

@@ -23,10 +23,23 @@ from benchmarks.annotate.store import Store
 from benchmarks.evaluation.aggregates import fleiss_kappa, krippendorff_alpha
 from benchmarks.evaluation.length_control import length_control
 from benchmarks.evaluation.metrics import harmless_rate, win_rate
-from rewards.labeling.report import alignment, interval_text
+from rewards.labeling.report import alignment
 from rlaif_env.api import RLAIFError
-from rlaif_env.statistics import Interval, bootstrap_mean, clusters_of_pairs, cohens_kappa, position_bias, rate, wilson
+from rlaif_env.statistics import (
+    Clusters,
+    Dyads,
+    Interval,
+    bootstrap_mean,
+    clusters_of_pairs,
+    cohens_kappa,
+    interval_text,
+    position_bias,
+    rate,
+    taken,
+)
 from rlaif_env.tables import Cell, Table
+
+Groups = Clusters | Dyads
 
 
 def report(store: Store, people: People, labelers: Mapping[str, Labels]) -> dict[str, Any]:
@@ -63,11 +76,12 @@ def _annotator(form: Form, people: People, name: str) -> dict[str, Any]:
     judged, again = people.counted(name), people.repeats(name)
     own = [j for j in people.everything if j.annotator == name]
     checks = [people.items[j.item].expected == j.choice for j in own if j.kind == "check"]
-    same = sum(one.value(form) == two.value(form) for one, two in again)
+    same = [float(one.value(form) == two.value(form)) for one, two in again]
+    groups = _clusters(people, [one.item for one, _ in again])
     return {
         "judged": len(judged),
         "skips": sum(j.kind == "item" and j.choice == "skip" for j in own),
-        "self_consistency": asdict(wilson(same, len(again))) if again else None,
+        "self_consistency": asdict(rate(same, clusters=groups)) if again else None,
         "checks": {"passed": sum(checks), "of": len(checks)},
         "seconds": _spread([j.seconds for j in judged]),
     }
@@ -81,45 +95,56 @@ def _person(people: People, name: str | None = None) -> dict[str, Any]:
         others = {number: [j.p_first for j in people.answers[number].values() if j.annotator != name] for number in own}
         against = _against(people, own, {number: float(np.mean(p)) for number, p in others.items() if p})
     judged = people.counted(name)
-    both = [(one.p_shown_first, two.p_shown_first) for one, two in people.repeats(name)]
-    bias = _positions([j.p_shown_first for j in judged], both)
+    repeats = people.repeats(name)
+    bias = _positions(
+        [j.p_shown_first for j in judged],
+        _clusters(people, [j.item for j in judged]),
+        [(one.p_shown_first, two.p_shown_first) for one, two in repeats],
+        _clusters(people, [one.item for one, _ in repeats]),
+    )
     return {"kind": "person" if name else "people", **against, **bias, "seconds": _spread([j.seconds for j in judged])}
 
 
 def _labeler(people: People, labels: Labels) -> dict[str, Any]:
     """An AI labeler as a judge, measured as a person is."""
-    both = [positions for number, positions in labels.positions.items() if number in people.answers]
-    bias = _positions(np.ravel(both), both, clusters=np.repeat(np.arange(len(both)), 2))
+    numbers = [number for number in labels.positions if number in people.answers]
+    both = [labels.positions[number] for number in numbers]
+    shown = _clusters(people, np.repeat(numbers, 2).tolist())
+    bias = _positions(np.ravel(both), shown, both, _clusters(people, numbers))
     against = _against(people, labels.p_first, people.labels())
     return {"kind": "ai", **against, **bias, "seconds": None, "unmatched": labels.unmatched}
 
 
 def _positions(
-    shown_first: ArrayLike, both: Sequence[tuple[float, float]], clusters: ArrayLike | None = None
+    shown_first: ArrayLike, clusters: Groups, both: Sequence[tuple[float, float]], clusters_of_both: Groups
 ) -> dict[str, Any]:
     """Position bias: how often the response shown first wins, and how often a choice follows the position.
 
-    ``shown_first`` are (n,) preferences for the response shown first, ½ for a tie, ``clusters`` (n,) which are of one
-    pair, and ``both`` are the preferences of m pairs in one order and after the swap.
+    ``shown_first`` are (n,) preferences for the response shown first, ½ for a tie, and ``both`` are the preferences of
+    m pairs in one order and after the swap; each with what makes them dependent.
     """
     shown = np.asarray(shown_first, dtype=np.float64)
-    decided = shown != 0.5
-    groups = None if clusters is None else np.asarray(clusters)[decided]
-    first = rate((shown > 0.5)[decided].astype(float), clusters=groups) if decided.any() else None
-    same = position_bias(*zip(*both, strict=True)).same_position if both else None
+    decided = np.flatnonzero(shown != 0.5)
+    first = rate(shown[decided] > 0.5, clusters=taken(clusters, decided)) if decided.size else None
+    same = position_bias(*zip(*both, strict=True), clusters=clusters_of_both).same_position if both else None
     return {"first_shown": _json(first), "same_position": _json(same)}
 
 
 def _against(people: People, own: Mapping[int, float], verdicts: Mapping[int, float]) -> dict[str, Any]:
     """How one judge's choices agree with people's; people's ties are left out and counted, the judge's count ½."""
     numbers = [number for number in own if number in verdicts]
-    items = [people.items[number] for number in numbers]
-    clusters = clusters_of_pairs(
-        [item.prompt for item in items], [item.responses[0] for item in items], [item.responses[-1] for item in items]
-    )
-    aligned = alignment([own[number] for number in numbers], [verdicts[number] for number in numbers], clusters)
+    judge, verdict = ([labels[number] for number in numbers] for labels in (own, verdicts))
+    aligned = alignment(judge, verdict, _clusters(people, numbers))
     counts = {"pairs": len(numbers), "ties_left_out": aligned.ties}
     return {**counts, "agreement": _json(aligned.share), "kappa": _json(aligned.kappa)}
+
+
+def _clusters(people: People, numbers: Sequence[int]) -> Groups:
+    """What makes items, by their numbers, depend on each other; one that is judged twice is twice in the same."""
+    items = [people.items[number] for number in numbers]
+    if not items:
+        return []
+    return clusters_of_pairs(*zip(*((i.prompt, i.responses[0], i.responses[-1]) for i in items), strict=True))
 
 
 def _agreement(form: Form, people: People) -> dict[str, Any]:
@@ -138,7 +163,8 @@ def _agreement(form: Form, people: People) -> dict[str, Any]:
     for a, b in combinations(range(len(names)), 2):
         shared = ~np.isnan(table[[a, b]]).any(axis=0)
         left, right = table[a, shared].tolist(), table[b, shared].tolist()
-        kappa = _json(_defined(partial(cohens_kappa, left, right)))
+        groups = _clusters(people, [number for number, both in zip(people.answers, shared, strict=True) if both])
+        kappa = _json(_defined(partial(cohens_kappa, left, right, clusters=groups)))
         pairs.append({"annotators": [names[a], names[b]], "items": len(left), "kappa": kappa})
     scale = "ordinal" if form == "score" else "nominal"
     return {
@@ -171,13 +197,9 @@ def _win_rates(people: People) -> Iterator[dict[str, Any]]:
         row |= {"wins": won.wins, "ties": won.ties, "losses": won.losses}
         judged = [n for n, missing in zip(numbers, failed, strict=True) if not missing]
         lengths = [[max(1, len(people.items[n].responses[side])) for n in judged] for side in (0, 1)]
-        try:
-            control = length_control(np.array(p)[~failed], *lengths, clusters=people.clusters(judged))
-            row |= {"length_controlled": asdict(control.controlled), "length_slope": control.slope}
-            row |= {"separated": control.separated, "extrapolated": control.extrapolated}
-        except RLAIFError as error:
-            row |= {"length_controlled": None, "reason": str(error)}
-        yield row
+        control = length_control(np.array(p)[~failed], *lengths, clusters=people.clusters(judged))
+        row |= {"length_controlled": asdict(control.controlled), "length_slope": control.slope}
+        yield row | {"separated": control.separated, "extrapolated": control.extrapolated}
 
 
 def _rated_systems(form: Form, people: People) -> dict[str, Any]:
@@ -192,7 +214,7 @@ def _rated_systems(form: Form, people: People) -> dict[str, Any]:
         if form == "harmless":
             figure: Any = asdict(harmless_rate(means, clusters=clusters).interval)
         else:
-            figure = _json(_defined(partial(bootstrap_mean, means, clusters=clusters)))
+            figure = asdict(bootstrap_mean(means, clusters=clusters))
         systems[system] = {"responses": len(numbers), "mean": float(np.mean(means)), form: figure}
     return systems
 

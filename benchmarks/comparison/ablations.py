@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.comparison.outcomes import Outcome
 from benchmarks.comparison.pipeline import Pipeline
@@ -14,7 +15,7 @@ from rewards.labeling.job import LabelConfig
 from rewards.labeling.labeler import LabelingConfig
 from rewards.language_model.config import LanguageModelConfig
 from rlaif_env.api import RLAIFError
-from rlaif_env.statistics import Floats, spearman
+from rlaif_env.statistics import Floats, group_codes, spearman
 from rlaif_env.tables import Cell, Table
 
 _WINDOWS = ("first third", "middle third", "last third")
@@ -114,26 +115,27 @@ def _staleness(pipeline: Pipeline, outcomes: Sequence[Outcome]) -> Table:
         if (history := outcome.history) is None:
             continue
         steps, gold = (history.samples.measures[name] for name in ("step", "gold"))
+        prompts = group_codes(history.samples.prompts, len(gold))
         windows = [np.isin(steps, part) for part in np.array_split(history.steps, len(_WINDOWS))]
         for name in pipeline.judges():
             scores = pipeline.scores(name, history.samples, outcome.costs["training"])
-            rows.append([outcome.system.name, name, *(_correlation(scores[w], gold[w]) for w in windows)])
+            rows.append([outcome.system.name, name, *(_correlation(scores[w], gold[w], prompts[w]) for w in windows)])
     return Table(
         "Ablation: does the reward go stale?",
         ["policy", "judge", *_WINDOWS],
         rows,
         "Spearman correlation of each judge with the gold measure on the samples of each part of the training, 95 % "
-        "intervals (samples of one prompt counted as independent, so they are somewhat too narrow).",
+        "intervals, prompts as clusters.",
     )
 
 
-def _correlation(scores: Floats, gold: Floats) -> str:
-    """Rank correlation of scores with the gold measure, both (n,); rows that the judge failed on are counted apart."""
+def _correlation(scores: Floats, gold: Floats, prompts: NDArray[np.int64]) -> str:
+    """Rank correlation of scores with the gold measure, all (n,); rows that the judge failed on are counted apart."""
     scored = np.isfinite(scores)
     failed = "" if scored.all() else f"; {int((~scored).sum())} failed"
-    scores, gold = scores[scored], gold[scored]
+    scores, gold, prompts = scores[scored], gold[scored], prompts[scored]
     if len(gold) < 4:
         return "too few" + failed
     if np.ptp(gold) == 0 or np.ptp(scores) == 0:
         return "one value only" + failed
-    return with_interval(spearman(scores, gold), sign=True) + failed
+    return with_interval(spearman(scores, gold, clusters=prompts), sign=True) + failed

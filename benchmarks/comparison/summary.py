@@ -15,7 +15,7 @@ from benchmarks.evaluation.systems import System
 from rlaif_env.data.jsonl import write_jsonl
 from rlaif_env.data.tasks import Task
 from rlaif_env.runs import write_json
-from rlaif_env.statistics import paired_bootstrap
+from rlaif_env.statistics import measure_change
 from rlaif_env.tables import Table
 
 
@@ -89,16 +89,17 @@ def _changes(start: System, end: System, own: str, task: Task) -> list[str]:
     """Warnings by what a training has changed; ``own`` is the measure of its own reward."""
     before, after, warnings = start.measures, end.measures, []
     if "distinct-2" in after:
-        change = paired_bootstrap(before["distinct-2"], after["distinct-2"])
-        if change.high < -0.1:
+        change = measure_change("distinct-2", before["distinct-2"], after["distinct-2"], start.prompts)
+        if change.high is not None and change.high < -0.1:
             warnings.append(
                 f"the responses have become alike: distinct-2 {with_interval(change, sign=True)} against SFT."
             )
     if own in after and "gold" in after:
-        judged = np.isfinite(before[own]) & np.isfinite(after[own])
-        reward = paired_bootstrap(before[own][judged], after[own][judged])
-        gold = paired_bootstrap(before["gold"], after["gold"])
-        if reward.low > 0 and gold.low <= 0:
+        judged = np.flatnonzero(np.isfinite(before[own]) & np.isfinite(after[own])).tolist()
+        prompts = [start.prompts[i] for i in judged]
+        reward = measure_change(own, before[own][judged], after[own][judged], prompts)
+        gold = measure_change("gold", before["gold"], after["gold"], start.prompts)
+        if reward.low is not None and reward.low > 0 and gold.low is not None and gold.low <= 0:
             warnings.append(
                 f"its own reward rose ({with_interval(reward, sign=True)}), gold ({task.gold}) did not for sure "
                 f"({with_interval(gold, sign=True)})."

@@ -7,7 +7,7 @@ cluster).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ from benchmarks.evaluation.length_control import length_control
 from benchmarks.evaluation.metrics import holm, paired_bootstrap_test
 from benchmarks.evaluation.systems import System
 from rlaif_env.data.tasks import Task
-from rlaif_env.statistics import Floats, Interval, bootstrap_mean
+from rlaif_env.statistics import Floats, Interval, bootstrap_mean, interval_text
 from rlaif_env.tables import Cell, Table
 
 PAPER: Sequence[tuple[str, str, str, str, str]] = (
@@ -85,16 +85,15 @@ def terminal_table(main: Table, judges: Mapping[str, str]) -> Table:
     return Table(main.title, columns, rows, caption)
 
 
-def percent(interval: Mapping[str, float]) -> str:
+def percent(interval: Interval | Mapping[str, Any]) -> str:
     """A share with its interval, as JSON holds one, in whole percent."""
-    return "{:.0f} [{:.0f}, {:.0f}]".format(*(100 * interval[name] for name in ("estimate", "low", "high")))
+    return interval_text(interval, ".0f", scale=100)
 
 
 def with_interval(interval: Interval, *, sign: bool = False) -> str:
     """A figure with its interval."""
-    digits = 1 if max(abs(interval.low), abs(interval.high)) >= 20 else 2
-    form = f"{'+' if sign else ''}.{digits}f"
-    return f"{interval.estimate:{form}} [{interval.low:{form}}, {interval.high:{form}}]"
+    digits = 1 if max(abs(x) for x in (interval.estimate, interval.low, interval.high) if x is not None) >= 20 else 2
+    return interval_text(interval, f"{'+' if sign else ''}.{digits}f")
 
 
 def _systems(outcomes: Sequence[Outcome], arm: str) -> list[System]:
@@ -116,7 +115,7 @@ def _prompt_of(outcomes: Sequence[Outcome], pooled: Floats) -> NDArray[np.int64]
 def _mean(outcomes: Sequence[Outcome], values: Floats, *, sign: bool = False) -> str:
     """Mean of a pooled measure, (S * B,), with its interval."""
     finite = np.isfinite(values)
-    if finite.sum() < 2:
+    if not finite.any():
         return "-"
     clusters = _prompt_of(outcomes, values)[finite]
     return with_interval(bootstrap_mean(values[finite], clusters=clusters), sign=sign)
@@ -140,7 +139,7 @@ def _main(outcomes: Sequence[Outcome], judges: Mapping[str, str]) -> Table:
             lengths = [np.maximum(_pooled(outcomes, arm, "length")[judged], 1) for arm in (a, b)]
             wins = length_control(p_first, *lengths, clusters=clusters)
             failed = "" if judged.all() else f"; {int((~judged).sum())} failed"
-            row += [percent(asdict(wins.raw)) + failed, percent(asdict(wins.controlled))]
+            row += [percent(wins.raw) + failed, percent(wins.controlled)]
             if measure == shown[0]:
                 p_values.append(paired_bootstrap_test(np.full(p_first.size, 0.5), p_first, clusters=clusters))
         rows.append([*row, *paper])

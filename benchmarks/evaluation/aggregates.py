@@ -16,6 +16,9 @@ from rlaif_env.api import RLAIFError
 from rlaif_env.statistics import Floats, Interval, StudentisedBootstrap, normal_quantile
 from rlaif_env.statistics.intervals import RESAMPLES
 
+FEWEST_SEEDS = 3
+"""From which on `iqm_over_seeds` has an interval; what seeds make is closer to normal than what prompts do."""
+
 
 def _table(values: ArrayLike, expected: str) -> Floats:
     try:
@@ -51,10 +54,12 @@ def iqm_over_seeds(
 
     The mean of the middle half of all scores, ⌊n/4⌋ left out at each end (Agarwal et al. 2021).
 
-    The resamples are studentised, since with the usual 3 to 5 seeds percentiles of the resampled means miss far too
-    often; where so few seeds leave resamples without spread, Student's t takes their place.
+    Fewer than `FEWEST_SEEDS` have no interval. The resamples are studentised, since with the usual 3 to 5 seeds
+    percentiles of the resampled means miss far too often; where so few seeds leave resamples without spread, Student's
+    t takes their place.
 
-    ``scores``: (seeds,) or (seeds, tasks), finite, at least 2 seeds; the interval's n is their number.
+    ``scores``: (seeds,) or (seeds, tasks), finite, at least 2 seeds; the interval's n is their number, its units are
+    the seeds.
 
     Raises:
         RLAIFError: If scores are not finite or of another shape, or resamples < 100.
@@ -75,6 +80,8 @@ def iqm_over_seeds(
     rng = np.random.default_rng(seed)
     seeds, tasks = table.shape
     (estimate,), (error,), (df,) = _iqm(table[None])
+    if seeds < FEWEST_SEEDS:
+        return Interval(float(estimate), None, None, table.size, seeds)
     t = []
     chunk = max(1, 250_000 // table.size)
     for start in range(0, resamples, chunk):
@@ -86,7 +93,7 @@ def iqm_over_seeds(
         with np.errstate(divide="ignore", invalid="ignore"):
             t.append(np.where(shift == 0, 0.0, shift / errors))
     ordered = np.sort(np.concatenate(t))
-    return StudentisedBootstrap(float(estimate), float(error), ordered, float(df), table.size).interval(level)
+    return StudentisedBootstrap(float(estimate), float(error), ordered, float(df), table.size, seeds).interval(level)
 
 
 # --- several raters ---------------------------------------------------------------------------------------------------

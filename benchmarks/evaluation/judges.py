@@ -25,7 +25,7 @@ from rlaif_env.api import BackendError, RewardBackend, RLAIFError, checked_score
 from rlaif_env.batches import HOPELESS, isolate_failures
 from rlaif_env.data.journal import Journal
 from rlaif_env.data.tasks import Task, gold_scores
-from rlaif_env.statistics import Floats, Interval, bootstrap_mean, position_bias
+from rlaif_env.statistics import FEWEST_UNITS, Floats, bootstrap_mean, position_bias
 
 Progress = Callable[[int, int], None]
 
@@ -190,6 +190,7 @@ def pairwise_wins(
         pair: [labeler.combine(both, (answers[both[0]], answers[both[1]])) for both in rows]
         for pair, rows in questions.items()
     }
+    prompts = {pair: [systems[pair[0]].prompts[row] for row in open_[pair].tolist()] for pair in pairs}
     p_first = {pair: np.full(len(systems[0].prompts), 0.5) for pair in pairs}
     for pair in pairs:
         p_first[pair][open_[pair]] = [label.p_first for label in labels[pair]]
@@ -197,7 +198,10 @@ def pairwise_wins(
     rows = _rows(systems, judge, p_first, seed, resamples)
     for (i, j), row in zip(permutations(range(len(systems)), 2), rows, strict=True):
         pair, p = _directed(p_first, i, j)
-        row |= {"soft": _soft(p, systems[i].prompts, seed, resamples), **_labelling(labels[pair], labeler)}
+        row |= {
+            "soft": _soft(p, systems[i].prompts, seed, resamples),
+            **_labelling(labels[pair], labeler, prompts[pair]),
+        }
     return rows
 
 
@@ -271,51 +275,45 @@ def _rate(p: Floats, prompts: list[str], lengths: list[Floats], seed: int, resam
     if failed.all():
         return {"raw": None, "length_controlled": None, "wins": 0, "ties": 0, "losses": 0, "failed": p.size}
     share = win_rate(p, failed=failed, clusters=prompts)
-    raw = {**_limits(share.interval), "lowest": share.lowest, "highest": share.highest}
+    raw = {**asdict(share.interval), "lowest": share.lowest, "highest": share.highest}
     judged, kept = _kept(p, prompts)
-    controlled = None
-    if len(set(kept)) > 1:
-        one, two = (values[~failed] for values in lengths)
-        fit = length_control(judged, one, two, clusters=kept, resamples=resamples, seed=seed)
-        flags = {"slope": fit.slope, "separated": fit.separated, "extrapolated": fit.extrapolated}
-        controlled = {**_limits(fit.controlled), **flags}
+    one, two = (values[~failed] for values in lengths)
+    fit = length_control(judged, one, two, clusters=kept, resamples=resamples, seed=seed)
+    flags = {"slope": fit.slope, "separated": fit.separated, "extrapolated": fit.extrapolated}
+    controlled = {**asdict(fit.controlled), **flags}
     counts = {"wins": share.wins, "ties": share.ties, "losses": share.losses, "failed": share.failed}
     return {"raw": raw, "length_controlled": controlled, **counts}
 
 
 def _p_value(p: Floats, prompts: list[str], seed: int, resamples: int) -> float | None:
-    """Of a win rate of 1/2; None where no row, or but one prompt several times, was judged."""
+    """Of a win rate of 1/2; None where no row was judged, or too few prompts several times for an interval."""
     judged, kept = _kept(p, prompts)
     if not kept:
         return None
     outcomes = (1 + np.sign(judged - 0.5)) / 2
     if len(set(kept)) == len(kept):
         return sign_test(int((outcomes == 1).sum()), int((outcomes == 0).sum()))
-    if len(set(kept)) == 1:
+    if len(set(kept)) < FEWEST_UNITS:
         return None
     half = np.full(len(kept), 0.5)
     return paired_bootstrap_test(half, outcomes, clusters=kept, resamples=resamples, seed=seed)
 
 
-def _soft(p: Floats, prompts: list[str], seed: int, resamples: int) -> dict[str, float] | None:
+def _soft(p: Floats, prompts: list[str], seed: int, resamples: int) -> dict[str, Any] | None:
     judged, kept = _kept(p, prompts)
-    if len(set(kept)) < 2:
+    if not kept:
         return None
-    mean = bootstrap_mean(judged, clusters=kept, resamples=resamples, seed=seed)
-    return {"estimate": mean.estimate, "low": max(0.0, mean.low), "high": min(1.0, mean.high)}
+    return asdict(bootstrap_mean(judged, clusters=kept, resamples=resamples, seed=seed).clipped(0.0, 1.0))
 
 
-def _labelling(labels: Sequence[Label], labeler: PreferenceLabeler) -> dict[str, Any]:
+def _labelling(labels: Sequence[Label], labeler: PreferenceLabeler, prompts: Sequence[str]) -> dict[str, Any]:
     """What the labels of one pair of systems say of the judge; the same for both directions."""
     reasons = dict(Counter(label.reason for label in labels if label.status != "ok"))
     masses = [label.mass for label in labels if not math.isnan(label.mass)]
     bias = None
-    answered = [label.record["answers"] for label in labels if label.status == "ok"]
+    answered = [(*label.record["answers"], p) for label, p in zip(labels, prompts, strict=True) if label.status == "ok"]
     if labeler.config.mode == "pairwise" and answered:
-        shown = position_bias([one["p_1"] for one, _ in answered], [two["p_1"] for _, two in answered])
+        first, swapped, kept = zip(*answered, strict=True)
+        shown = position_bias([one["p_1"] for one in first], [two["p_1"] for two in swapped], clusters=kept)
         bias = {"same_position": asdict(shown.same_position), "first": asdict(shown.first) if shown.first else None}
     return {"label_mass": float(np.mean(masses)) if masses else None, "position_bias": bias, "reasons": reasons}
-
-
-def _limits(interval: Interval) -> dict[str, float]:
-    return {"estimate": interval.estimate, "low": interval.low, "high": interval.high}

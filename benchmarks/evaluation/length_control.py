@@ -28,6 +28,7 @@ from scipy.special import expit
 
 from rlaif_env.api import RLAIFError
 from rlaif_env.statistics import (
+    FEWEST_UNITS,
     Clusters,
     Floats,
     Interval,
@@ -144,8 +145,7 @@ def length_control(
         level: Nominal coverage.
 
     Raises:
-        RLAIFError: If arrays differ in length, are empty or out of range, a length is not positive, or there are
-            fewer than two independent rows.
+        RLAIFError: If arrays differ in length, are empty or out of range, or a length is not positive.
     """
     p = checked_array("p_first", p_first, low=0.0, high=1.0)
     n = p.size
@@ -167,27 +167,41 @@ def length_control(
     order = np.argsort(codes, kind="stable")
     codes, x, y = codes[order], feature[order] / spread, wins[order]
     starts = np.flatnonzero(np.diff(codes, prepend=-1))
-    everything = np.ones((1, n))
-    beta = _fit(x, y, everything, np.zeros(2))
-    t: list[Floats] = []
-    # the counts of clusters come in chunks sized for m columns; rows are n, so halve again where clusters are large
-    for chunk in resampled_counts(starts.size, resamples, np.random.default_rng(seed)):
-        for counts in np.array_split(chunk, math.ceil(n / starts.size)):
-            weights = counts[:, codes]
-            refit = _fit(x, y, weights, beta[0])
-            t.append((refit[:, 0] - beta[0, 0]) / _error(x, y, refit, weights, starts))
-    error = float(_error(x, y, beta, everything, starts)[0])
-    intercept = float(beta[0, 0])
+    beta = _fit(x, y, np.ones((1, n)), np.zeros(2))
     separated = _separated(x, y)
-    if separated:
-        logit = Interval(intercept, *_profile_limits(x, y, normal_quantile(level)), n)
+    if starts.size < FEWEST_UNITS:
+        low, high = None, None
+    elif separated:
+        low, high = expit(_profile_limits(x, y, normal_quantile(level))).tolist()
     else:
-        logit = StudentisedBootstrap(intercept, error, np.sort(np.concatenate(t)), starts.size - 1, n).interval(level)
-    low, rate_at_1, high = expit(np.array([logit.low, logit.estimate, logit.high])).tolist()
-    controlled = Interval(rate_at_1, low, high, n)
+        logit = _bootstrap(x, y, beta, codes, starts, resamples, np.random.default_rng(seed)).interval(level)
+        low, high = expit(np.array([logit.low, logit.high])).tolist()
+    controlled = Interval(float(expit(beta[0, 0])), low, high, n, starts.size)
     raw = rate(wins, clusters=clusters, level=level)
     extrapolated = bool((feature > 0).all() or (feature < 0).all())
     return LengthControl(raw, controlled, float(beta[0, 1]) / spread, separated, extrapolated)
+
+
+def _bootstrap(
+    x: Floats,
+    y: Floats,
+    beta: Floats,
+    codes: NDArray[np.int64],
+    starts: NDArray[np.int64],
+    resamples: int,
+    rng: np.random.Generator,
+) -> StudentisedBootstrap:
+    """The intercept of the fit ``beta``, (1, 2), refitted in each resample; ``codes`` (n,) are the sorted clusters."""
+    n, m = x.size, starts.size
+    t: list[Floats] = []
+    # the counts of clusters come in chunks sized for m columns; rows are n, so halve again where clusters are large
+    for chunk in resampled_counts(m, resamples, rng):
+        for counts in np.array_split(chunk, math.ceil(n / m)):
+            weights = counts[:, codes]
+            refit = _fit(x, y, weights, beta[0])
+            t.append((refit[:, 0] - beta[0, 0]) / _error(x, y, refit, weights, starts))
+    error = float(_error(x, y, beta, np.ones((1, n)), starts)[0])
+    return StudentisedBootstrap(float(beta[0, 0]), error, np.sort(np.concatenate(t)), m - 1, n, m)
 
 
 def _separated(x: Floats, y: Floats) -> bool:

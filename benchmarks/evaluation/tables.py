@@ -9,6 +9,7 @@ evaluation.json    facts, measures with intervals, win rates of all ordered pair
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from benchmarks.evaluation.systems import System
 from rlaif_env.api import RLAIFError
 from rlaif_env.data.jsonl import write_jsonl
 from rlaif_env.runs import write_json
-from rlaif_env.statistics import Floats, bootstrap_mean, paired_bootstrap
+from rlaif_env.statistics import Floats, interval_text, measure_change, measure_mean
 from rlaif_env.tables import Table
 
 Row = Mapping[str, Any]
@@ -36,14 +37,6 @@ _LABELS = {
     "new_numbers": "numbers not in the prompt",
     "new_names": "names not in the prompt",
 }
-_RANGES = {
-    "gold": (-1.0, 1.0),
-    "repeated-3": (0.0, 1.0),
-    "distinct-2": (0.0, 1.0),
-    "new_numbers": (0.0, np.inf),
-    "new_names": (0.0, np.inf),
-}
-"""Where the means of measures lie; an interval ends there too."""
 
 
 def write_evaluation(folder: Path, systems: Sequence[System], wins: Sequence[Row], facts: Mapping[str, Any]) -> None:
@@ -68,7 +61,7 @@ def evaluation(systems: Sequence[System], wins: Sequence[Row], facts: Mapping[st
 
     Returns:
         "title", "facts", "systems" (name, source, responses, empty ones), "measures" (by system and measure: estimate,
-        low, high, rows, failed rows), "win_rates" (the rows), "position_bias" (of the pairwise judges, by pair),
+        low, high, rows, units, failed rows), "win_rates" (the rows), "position_bias" (of the pairwise judges, by pair),
         "tables" (title, caption, columns, rows of text and numbers).
     """
     if not systems:
@@ -109,15 +102,13 @@ def _responses(systems: Sequence[System]) -> Iterator[dict[str, Any]]:
 
 
 def _summary(name: str, values: Floats, prompts: Sequence[str]) -> dict[str, Any]:
-    """Mean with its interval, prompts resampled whole; None where there are too few rows for it."""
-    low, high = _RANGES.get(name, (-np.inf, np.inf))
+    """Mean with its interval, prompts resampled whole, and what failed; an estimate of None where everything did."""
     rows = np.flatnonzero(np.isfinite(values)).tolist()
-    counts = {"n": len(rows), "failed": len(values) - len(rows)}
-    kept = [prompts[i] for i in rows]
-    if len(set(kept)) < 2:
-        return {"estimate": float(values[rows].mean()) if len(rows) else None, "low": None, "high": None, **counts}
-    mean = bootstrap_mean(values[rows], clusters=kept, resamples=RESAMPLES)
-    return {"estimate": mean.estimate, "low": max(low, mean.low), "high": min(high, mean.high), **counts}
+    failed = len(values) - len(rows)
+    if not rows:
+        return {"estimate": None, "low": None, "high": None, "n": 0, "units": 0, "failed": failed}
+    mean = measure_mean(name, values[rows], [prompts[i] for i in rows], resamples=RESAMPLES)
+    return {**asdict(mean), "failed": failed}
 
 
 def _once(wins: Sequence[Row], systems: Sequence[System]) -> list[Row]:
@@ -165,7 +156,7 @@ def _tables(
             ],
             "Share of prompts on which the judge prefers the same position whichever response stands there (the mean "
             "of both orders then says little of the responses), and how often that is the first position; 95 % "
-            "Wilson intervals.",
+            "intervals, prompts as clusters.",
         )
 
 
@@ -219,22 +210,19 @@ def _change_rows(systems: Sequence[System], baseline: str) -> list[list[str]]:
     others = [system for system in systems if system is not first]
     wanted = [m for m in first.measures if m == "gold" or m.startswith("judge:")] + ["length", "perplexity"]
     return [
-        [_label(name), *(_change(first.measures[name], system.measures.get(name), first.prompts) for system in others)]
+        [_label(name), *(_change(name, first.measures[name], s.measures.get(name), first.prompts) for s in others)]
         for name in wanted
         if name in first.measures
     ]
 
 
-def _change(before: Floats, after: Floats | None, prompts: Sequence[str]) -> str:
-    if after is None:
+def _change(name: str, before: Floats, after: Floats | None, prompts: Sequence[str]) -> str:
+    rows = np.flatnonzero(np.isfinite(before) & np.isfinite(before if after is None else after)).tolist()
+    if after is None or not rows:
         return "–"
-    rows = np.flatnonzero(np.isfinite(before) & np.isfinite(after)).tolist()
-    kept = [prompts[i] for i in rows]
-    if len(set(kept)) < 2:
-        return "–"
-    change = paired_bootstrap(before[rows], after[rows], clusters=kept, resamples=RESAMPLES)
+    change = measure_change(name, before[rows], after[rows], [prompts[i] for i in rows], resamples=RESAMPLES)
     without = f" ({len(before) - len(rows)} left out)" if len(rows) < len(before) else ""
-    return f"{change.estimate:+.3f} [{change.low:+.3f}, {change.high:+.3f}]{without}"
+    return interval_text(change, "+.3f") + without
 
 
 def _label(measure: str) -> str:
@@ -245,9 +233,8 @@ def _figure(figure: Mapping[str, Any] | None) -> str:
     """An estimate with its interval, and the failed rows where there are any."""
     if figure is None or figure["estimate"] is None:
         return "–"
-    interval = "" if figure["low"] is None else f" [{figure['low']:.3f}, {figure['high']:.3f}]"
     failed = f" ({figure['failed']} of {figure['failed'] + figure['n']} without)" if figure.get("failed") else ""
-    return f"{figure['estimate']:.3f}{interval}{failed}"
+    return interval_text(figure, ".3f") + failed
 
 
 def _cell(row: Row, kind: str) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 from rlaif_env.api import DataError
+from rlaif_env.statistics import interval_text
 from rlaif_env.tables import Cell, Table, is_number
 
 _INTERVAL = {"estimate", "low", "high"}
@@ -47,13 +48,15 @@ def verdict(evaluation: Mapping[str, Any]) -> tuple[str, list[str]]:
         return "", ["No gold measure was taken: nothing here says whether a higher reward is a better text."]
     before, after, change = evaluation["gold"]
     levels = (f"{interval['estimate']:.3f}" for interval in (before, after))
-    changes = (f"{change[name]:+.3f}" for name in ("estimate", "low", "high"))
-    start, end, gain, low, high = (number.replace("-", "−") for number in (*levels, *changes))
-    lede = f"The gold measure, which no reward sees, went from {start} to {end} on held-out prompts: "
-    lede += f"{gain} [{low}, {high}]."
+    start, end, gain = (text.replace("-", "−") for text in (*levels, interval_text(change, "+.3f")))
+    lede = f"The gold measure, which no reward sees, went from {start} to {end} on held-out prompts: {gain}."
     warnings = []
-    if change["high"] < 0:
-        rose = "reward" in evaluation and evaluation["reward"][2]["low"] > 0
+    if change["low"] is None:
+        warnings.append(
+            "Too few held-out prompts for an interval of the change in the gold measure: nothing was shown."
+        )
+    elif change["high"] < 0:
+        rose = "reward" in evaluation and (evaluation["reward"][2]["low"] or 0) > 0
         warnings.append("The gold measure fell" + (" while the reward rose: over-optimisation." if rose else "."))
     elif change["low"] <= 0:
         warnings.append("The interval of the change in the gold measure holds 0: no gain was shown.")
@@ -69,7 +72,8 @@ def as_tables(report: Mapping[str, Any]) -> list[Table]:
     tables: list[Table] = []
     for name, value in _leaves(report):
         if _is_interval(value):
-            intervals.append([name, value["estimate"], value["low"], value["high"], value.get("n")])
+            limits = [value[key] for key in ("estimate", "low", "high")]
+            intervals.append([name, *limits, value.get("n"), value.get("units")])
         elif isinstance(value, list):
             tables.append(_list_table(name, value))
         else:
@@ -77,7 +81,7 @@ def as_tables(report: Mapping[str, Any]) -> list[Table]:
     if others:
         tables.insert(0, Table("More figures" if intervals else "Figures", ["figure", "value"], others, by_row=True))
     if intervals:
-        tables.insert(0, Table("Figures", ["figure", "estimate", "95 % from", "to", "n"], intervals))
+        tables.insert(0, Table("Figures", ["figure", "estimate", "95 % from", "to", "n", "units"], intervals))
     return tables
 
 
@@ -104,6 +108,7 @@ def _row(row: Mapping[str, Any]) -> Iterator[tuple[str, Cell]]:
             yield name, value["estimate"]
             yield f"{name}, from", value["low"]
             yield f"{name}, to", value["high"]
+            yield f"{name}, units", value.get("units")
         else:
             yield name, _cell(value)
 
@@ -113,4 +118,8 @@ def _cell(value: Any) -> Cell:
 
 
 def _is_interval(value: Any) -> bool:
-    return isinstance(value, dict) and set(value) >= _INTERVAL and all(is_number(value[n]) for n in _INTERVAL)
+    """Whether a JSON value is an interval; both limits are null where there were too few units for one."""
+    if not isinstance(value, dict) or not set(value) >= _INTERVAL or not is_number(value["estimate"]):
+        return False
+    limits = [value["low"], value["high"]]
+    return limits == [None, None] or all(map(is_number, limits))

@@ -26,6 +26,7 @@ from rlaif_env.statistics import (
     clusters_of_pairs,
     cohens_kappa,
     expected_calibration_error,
+    interval_text,
     position_bias,
     reliability_table,
     taken,
@@ -137,6 +138,7 @@ class Tally:
         p, human, of_decided = p[decided], human[decided], taken(of_rows, decided)
         return {
             "pairs": labeler.share.n,
+            "units": labeler.share.units,
             "ties_left_out": labeler.ties,
             **{name: asdict(judge.share) for name, judge in aligned.items() if judge.share},
             "kappa": asdict(labeler.kappa) if labeler.kappa else None,
@@ -199,14 +201,15 @@ def _people_parts(human: Mapping[str, Any] | None) -> list[str]:
     if human is None:
         return ["## Agreement with people", "There are no human choices to compare with."]
     ties = f" ({human['ties_left_out']} ties of people left out)" if human["ties_left_out"] else ""
+    independent = f", {human['units']} independent" if human["units"] < human["pairs"] else ""
     kappa = "not defined" if human["kappa"] is None else interval_text(human["kappa"], ".3f")
     judges = {"labeler": "alignment", "always the longer": "always_longer", "always the first": "always_first"}
     agreement = Table(
         "Agreement with people",
         ("choice", "agrees with people"),
         [(name, interval_text(human[key], ".1%")) for name, key in judges.items()],
-        f"{human['pairs']} pairs{ties}; 95 % intervals. Cohen's kappa {kappa}; Brier score {human['brier']:.3f}; "
-        f"calibration error {human['calibration_error']:.3f}.",
+        f"{human['pairs']} pairs{independent}{ties}; 95 % intervals. Cohen's kappa {kappa}; Brier score "
+        f"{human['brier']:.3f}; calibration error {human['calibration_error']:.3f}.",
     )
     bins = [
         (f"{b['from']:.1f} to {b['to']:.1f}", b["pairs"], f"{b['predicted']:.2f}", interval_text(b["observed"], ".2f"))
@@ -214,8 +217,3 @@ def _people_parts(human: Mapping[str, Any] | None) -> list[str]:
     ]
     reliability = Table("Predicted and observed", ("confidence", "pairs", "mean confidence", "people agree"), bins)
     return [agreement.markdown(), reliability.markdown()]
-
-
-def interval_text(figure: Mapping[str, float] | None, form: str) -> str:
-    """An estimate with its interval, each in a format such as ".1%"; a dash where there is none."""
-    return "-" if figure is None else "{estimate:{0}} [{low:{0}}, {high:{0}}]".format(form, **figure)

@@ -10,12 +10,13 @@ from typing import Any
 
 from rewards.reward_model.data import LabelledData, load_labels
 from rewards.reward_model.features import encode_for_reward
-from rewards.reward_model.report import curve_plot, reliability_plot, told
+from rewards.reward_model.report import curve_plot, reliability_plot
 from rewards.reward_model.training import Progress, RewardModelConfig, Trained, train_rm
 from rewards.reward_model.weights import check_classifier
 from rlaif_env.data.tasks import DEFAULT_TASK, Task, load_task
 from rlaif_env.models import BUILTIN_MODEL, backbone, load_tokenizer
 from rlaif_env.runs import RunFolder, write_json
+from rlaif_env.statistics import interval_text
 
 
 @dataclass(frozen=True)
@@ -105,15 +106,15 @@ def describe(trained: Trained) -> str:
     ]
     for name, test in trained.figures.items():
         of = ([f"{test.prompts} prompts"] if test.prompts else []) + [f"{test.texts} texts"]
-        lines.append(f"on {test.pairs} held-out pairs ({name}) of {' and '.join(of)}: accuracy {told(test.accuracy)}")
+        lines.append(f"on {test.pairs} held-out pairs ({name}) of {' and '.join(of)}: accuracy {test.accuracy}")
         if test.accuracy_at_gap is not None:
-            lines.append(f"  where mean ratings differ by {test.min_gap:g}: {told(test.accuracy_at_gap)}")
+            lines.append(f"  where mean ratings differ by {test.min_gap:g}: {test.accuracy_at_gap}")
         lines.append(
-            f"  the longer response: {told(test.longer)}; cross-entropy over the labels' own "
+            f"  the longer response: {test.longer}; cross-entropy over the labels' own "
             f"{test.excess_cross_entropy:.3f} nats, Brier {test.brier:.3f}, ECE {test.ece:.3f}"
         )
     for row in trained.report["curve"]:
-        lines.append(f"  {row['pairs']:>8.0f} pairs: {row['accuracy']:.3f} [{row['low']:.3f}, {row['high']:.3f}]")
+        lines.append(f"  {row['pairs']:>8.0f} pairs: {interval_text(row['accuracy'], '.3f')}")
     if not trained.figures:
         lines.append("no held-out pairs to measure on")
     return "\n".join(lines)

@@ -27,7 +27,7 @@ SplitBy = Literal["auto", "prompt", "text", "pair"]
 Ints = NDArray[np.int64]
 
 LEAST_UNITS = 8
-"""Fewer independent prompts (or pairs of texts) are no test: no interval is told, and prompts are not divided by."""
+"""Fewer independent prompts (or pairs of texts) are no test: a warning says so, and prompts are not divided by."""
 
 TOLERANCE = 0.2
 """A share of the one asked for that what is held out may be off by."""
@@ -110,8 +110,8 @@ def few_units(name: str, records: Sequence[Preference], folds: int) -> str:
     what = "prompts" if any(record.prompt.strip() for record in records) else "pairs of texts"
     cure = "more labels" if folds else f"test on all labels in turn (--folds {_FOLDS}), or on a file of more (--test)"
     return (
-        f"{len(records)} pairs ({name}) have {units:.0f} independent {what}, under the {LEAST_UNITS} that an interval "
-        f"needs, and none is told: {cure}"
+        f"{len(records)} pairs ({name}) have {units:.0f} independent {what}, under the {LEAST_UNITS} that a test "
+        f"needs: {cure}"
     )
 
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from rewards.reward_model.division import LEAST_UNITS, counts, independent_units
+from rewards.reward_model.division import counts
 from rlaif_env.api import Preference, RLAIFError
 from rlaif_env.statistics import (
     Clusters,
@@ -41,9 +41,6 @@ class PairFigures:
     pairs: int  # how many
     prompts: int  # of how many distinct prompts, 0 without any
     texts: int  # and of how many distinct texts
-    # How many independent units that makes: prompts, or half the effective number of texts; with fewer than
-    # `LEAST_UNITS` the limits of each interval are 0 and 1, which is to say that there is none
-    units: float
     accuracy: Interval  # share on which prediction and judgement prefer the same response, ties one half
     min_gap: float  # least difference of the two mean ratings in `accuracy_at_gap`
     # Accuracy where people's mean ratings differ by ``min_gap``; None where there are no ratings
@@ -75,7 +72,6 @@ def pair_figures(margin: ArrayLike, records: Sequence[Preference], *, min_gap: f
     clear = [i for i, mean in enumerate(means) if abs(mean[0] - mean[1]) >= min_gap - 1e-9]
     return PairFigures(
         **counts(records),
-        units=round(independent_units(records), 1),
         accuracy=pair_accuracy(predicted, records),
         min_gap=min_gap,
         accuracy_at_gap=pair_accuracy(predicted[clear], [records[i] for i in clear]) if clear else None,
@@ -90,8 +86,7 @@ def pair_figures(margin: ArrayLike, records: Sequence[Preference], *, min_gap: f
 def pair_accuracy(p_first: ArrayLike, records: Sequence[Preference]) -> Interval:
     """Share of m pairs on which prediction and judgement prefer the same response, ties one half, with an interval.
 
-    Pairs that share a prompt or, without prompts, a text depend on each other: see `clusters_of_pairs`. With fewer than
-    `LEAST_UNITS` independent ones the limits are 0 and 1.
+    Pairs that share a prompt or, without prompts, a text depend on each other: see `clusters_of_pairs`.
 
     Raises:
         RLAIFError: If there are no pairs, or the numbers differ.
@@ -101,15 +96,7 @@ def pair_accuracy(p_first: ArrayLike, records: Sequence[Preference]) -> Interval
         raise RLAIFError(
             f"expected a prediction for each of at least one pair, found {len(predicted)} and {len(records)}"
         )
-    found = accuracy(predicted, [record.p_first for record in records], clusters=_clusters(records))
-    return found if independent_units(records) >= LEAST_UNITS else replace(found, low=0.0, high=1.0)
-
-
-def told(interval: Interval) -> str:
-    """An interval in words; the figure alone where there is none."""
-    if (interval.low, interval.high) == (0.0, 1.0):
-        return f"{interval.estimate:.3f} (n = {interval.n}, fewer than {LEAST_UNITS} independent: no interval)"
-    return str(interval)
+    return accuracy(predicted, [record.p_first for record in records], clusters=_clusters(records))
 
 
 def _clusters(records: Sequence[Preference]) -> Clusters | Dyads:
@@ -122,19 +109,24 @@ def reliability_plot(figures: Mapping[str, PairFigures]) -> Figure:
     axes.plot([0.5, 1], [0.5, 1], color="grey", linewidth=1, linestyle="--")
     for name, pairs in figures.items():
         rows = [(row.predicted, row.observed) for row in pairs.reliability if row.observed is not None]
-        y = np.array([(o.estimate, o.estimate - o.low, o.high - o.estimate) for _, o in rows])
+        limits = [(o.estimate, o.low, o.high) for _, o in rows]
+        y = np.array(limits, dtype=np.float64)  # a bin of too few pairs for an interval has NaN here, and no bar
         label = f"{name} (n = {pairs.pairs}, ECE {pairs.ece:.3f})"
-        axes.errorbar([x for x, _ in rows], y[:, 0], yerr=y[:, 1:].T, marker="o", capsize=2, label=label)
+        axes.errorbar(
+            [x for x, _ in rows], y[:, 0], yerr=np.abs(y[:, 1:] - y[:, :1]).T, marker="o", capsize=2, label=label
+        )
     what = "confidence: predicted probability of the response it prefers"
     axes.set(xlabel=what, ylabel="how often that one is preferred", xlim=(0.5, 1), ylim=(0, 1))
     axes.legend(frameon=False, loc="upper left", fontsize="small")
     return figure
 
 
-def curve_plot(curve: Sequence[Mapping[str, float]], what: str) -> Figure:
+def curve_plot(curve: Sequence[Mapping[str, Any]], what: str) -> Figure:
     """Accuracy by number of training pairs, with its interval."""
     figure, axes = _axes(3.6)
-    pairs, estimate, low, high = ([row[key] for row in curve] for key in ("pairs", "accuracy", "low", "high"))
+    pairs = [row["pairs"] for row in curve]
+    columns = ([row["accuracy"][key] for row in curve] for key in ("estimate", "low", "high"))
+    estimate, low, high = (np.array(column, dtype=np.float64) for column in columns)  # None is NaN, not shown
     axes.fill_between(pairs, low, high, alpha=0.2)
     axes.plot(pairs, estimate, marker="o")
     axes.set(xlabel="training pairs", ylabel=f"accuracy on {what}", xscale="log")

@@ -14,7 +14,7 @@ import time
 from array import array
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
@@ -253,10 +253,10 @@ def _read_states(states_of: _States, train: Judged, validation: Judged, layers: 
 
 def _measure(
     fitted: _Fitted, states_of: _States, data: LabelledData, config: RewardModelConfig, progress: Progress
-) -> tuple[dict[str, PairFigures], list[dict[str, float]], dict[str, int]]:
+) -> tuple[dict[str, PairFigures], list[dict[str, Any]], dict[str, int]]:
     """Figures on each test, the learning curve of the head on the first, and texts cut in each."""
     figures: dict[str, PairFigures] = {}
-    curve: list[dict[str, float]] = []
+    curve: list[dict[str, Any]] = []
     truncated: dict[str, int] = {}
     for name, records in data.tests.items():
         test, states, margins = _margins(fitted, states_of, records, f"reading the test texts ({name})", progress)
@@ -294,12 +294,12 @@ def _cross_validated(
     return pair_figures(torch.cat(margins).numpy(), records, min_gap=config.min_gap)
 
 
-def _curve(test: Judged, states: Tensor, frozen: _Frozen) -> list[dict[str, float]]:
+def _curve(test: Judged, states: Tensor, frozen: _Frozen) -> list[dict[str, Any]]:
     """Accuracy of a head fitted to the first so many training pairs, on the frozen model."""
     m = len(frozen.train.pairs)
     curve = []
     for size in [*(size for k in range(24) if (size := _CURVE_START * 2**k) < m), m]:
         margins = test.pairs.margins(states.double() @ frozen.fit(size).weight.double())
         accuracy = pair_accuracy(torch.sigmoid(margins).numpy(), test.records)
-        curve.append({"pairs": size, "accuracy": accuracy.estimate, "low": accuracy.low, "high": accuracy.high})
+        curve.append({"pairs": size, "accuracy": asdict(accuracy)})
     return curve

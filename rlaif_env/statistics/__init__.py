@@ -17,17 +17,18 @@ from rlaif_env.statistics.dependence import (
     Dyads,
     Floats,
     MeanError,
-    cluster_error,
     clusters_of_pairs,
     group_codes,
     mean_error,
     taken,
 )
 from rlaif_env.statistics.intervals import (
+    FEWEST_UNITS,
     Interval,
     StudentisedBootstrap,
     bootstrap_mean,
     checked_array,
+    interval_text,
     normal_quantile,
     paired_bootstrap,
     rate,
@@ -36,9 +37,11 @@ from rlaif_env.statistics.intervals import (
     t_quantile,
     wilson,
 )
+from rlaif_env.statistics.measures import measure_change, measure_mean
 from rlaif_env.statistics.text_measures import new_names, new_numbers, repeated_ngrams, word_counts
 
 __all__ = [
+    "FEWEST_UNITS",
     "Clusters",
     "Dyads",
     "Floats",
@@ -51,13 +54,15 @@ __all__ = [
     "bootstrap_mean",
     "brier",
     "checked_array",
-    "cluster_error",
     "clusters_of_pairs",
     "cohens_kappa",
     "excess_cross_entropy",
     "expected_calibration_error",
     "group_codes",
+    "interval_text",
     "mean_error",
+    "measure_change",
+    "measure_mean",
     "new_names",
     "new_numbers",
     "normal_quantile",

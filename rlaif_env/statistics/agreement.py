@@ -14,14 +14,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from rlaif_env.api import RLAIFError
-from rlaif_env.statistics.dependence import Clusters, Dyads, group_codes, mean_error, taken
-from rlaif_env.statistics.intervals import Interval, checked_array, normal_quantile, rate, t_quantile
+from rlaif_env.statistics.dependence import Clusters, Dyads, Floats, group_codes, mean_error, taken
+from rlaif_env.statistics.intervals import FEWEST_UNITS, Interval, checked_array, normal_quantile, rate, t_quantile
 
 
 def accuracy(
@@ -95,43 +95,58 @@ def cohens_kappa(
     kappa = (observed - chance) / (1 - chance)
     # influence of one row: derivative of kappa in the cell it falls into
     gradient = (np.eye(k) - (1 - kappa) * (columns[:, None] + rows[None, :])) / (1 - chance)
-    variance = float((table * (gradient - (table * gradient).sum()) ** 2).sum()) / n
-    if abs(kappa) == 1 or variance == 0:  # no spread to go by: the interval of the observed agreement
-        share = rate(codes[:n] == codes[n:], clusters=clusters, level=level)
-        return Interval(kappa, (share.low - chance) / (1 - chance), (share.high - chance) / (1 - chance), n)
-    quantile, error = normal_quantile(level), math.sqrt(variance)
-    if clusters is not None:
-        spread = mean_error(gradient[codes[:n], codes[n:]], clusters)
-        quantile, error = t_quantile(0.5 + level / 2, spread.df), spread.error
-    half = quantile * error / (1 - kappa**2)
-    return Interval(kappa, math.tanh(math.atanh(kappa) - half), math.tanh(math.atanh(kappa) + half), n)
+    spread = mean_error(gradient[codes[:n], codes[n:]], clusters)
+    share = rate(codes[:n] == codes[n:], clusters=clusters, level=level)
+    if share.low is None or share.high is None:
+        return replace(share, estimate=kappa)
+    if abs(kappa) == 1 or spread.error == 0:  # no spread to go by: the interval of the observed agreement
+        low, high = ((limit - chance) / (1 - chance) for limit in (share.low, share.high))
+        return replace(share, estimate=kappa, low=low, high=high).clipped(-1.0, 1.0)
+    half = t_quantile(0.5 + level / 2, spread.df) * spread.error / (1 - kappa**2)
+    return replace(
+        share, estimate=kappa, low=math.tanh(math.atanh(kappa) - half), high=math.tanh(math.atanh(kappa) + half)
+    )
 
 
-def spearman(x: ArrayLike, y: ArrayLike, *, level: float = 0.95) -> Interval:
+def spearman(x: ArrayLike, y: ArrayLike, *, clusters: Clusters | None = None, level: float = 0.95) -> Interval:
     """Spearman's rank correlation of x and y, (n,) finite with n ≥ 4, ties sharing their mean rank.
 
-    The interval is by Fisher's z with the variance (1 + ρ²/2) / (n - 3).
+    The interval is by Fisher's z: with the variance (1 + ρ²/2) / (n - 3), or, where rows share clusters, with that of
+    the jackknife that leaves out one cluster at a time and Student's t.
 
     Raises:
         RLAIFError: If the arrays differ in length, have fewer than 4 rows, or one of them is constant.
     """
-    from scipy.stats import rankdata
-
     first = checked_array("x", x)
     second = checked_array("y", y, length=first.size)
     n = first.size
     if n < 4:
         raise RLAIFError(f"expected at least 4 rows for a rank correlation, found {n}")
-    ranks = [np.asarray(rankdata(values), dtype=np.float64) - (n + 1) / 2 for values in (first, second)]
-    norms = [float(r @ r) for r in ranks]
-    for name, norm in zip(("x", "y"), norms, strict=True):
-        if norm == 0:
+    for name, values in (("x", first), ("y", second)):
+        if np.ptp(values) == 0:
             raise RLAIFError(f"expected {name} to vary, found one value in all {n} rows; its rank correlation is 0 / 0")
-    rho = float(ranks[0] @ ranks[1]) / math.sqrt(norms[0] * norms[1])
-    rho = max(-1.0, min(1.0, rho))
-    bounded = max(-1 + 1e-12, min(1 - 1e-12, rho))
+    rho, codes = _rank_correlation(first, second), group_codes(clusters, n)
+    z, m = _fisher(rho), int(codes.max()) + 1
     half = normal_quantile(level) * math.sqrt((1 + rho**2 / 2) / (n - 3))
-    return Interval(rho, math.tanh(math.atanh(bounded) - half), math.tanh(math.atanh(bounded) + half), n)
+    if m < FEWEST_UNITS:
+        return Interval(rho, None, None, n, m)
+    if m < n:
+        without = [_fisher(_rank_correlation(first[codes != one], second[codes != one])) for one in range(m)]
+        half = t_quantile(0.5 + level / 2, m - 1) * math.sqrt((m - 1) * float(np.var(without)))
+    return Interval(rho, math.tanh(z - half), math.tanh(z + half), n, m)
+
+
+def _rank_correlation(x: Floats, y: Floats) -> float:
+    """Spearman's, 0 where one does not vary."""
+    from scipy.stats import rankdata
+
+    ranks = [np.asarray(rankdata(values), dtype=np.float64) - (x.size + 1) / 2 for values in (x, y)]
+    norm = math.sqrt(float(ranks[0] @ ranks[0]) * float(ranks[1] @ ranks[1]))
+    return max(-1.0, min(1.0, float(ranks[0] @ ranks[1]) / norm)) if norm else 0.0
+
+
+def _fisher(rho: float) -> float:
+    return math.atanh(max(-1 + 1e-12, min(1 - 1e-12, rho)))
 
 
 def brier(p_first: ArrayLike, target: ArrayLike) -> float:

@@ -1,12 +1,14 @@
 """Which rows depend on each other, and what that does to the error of their mean.
 
-Rows that share a prompt are a cluster. Rows that compare two of many texts depend on each other where they share
-either: each of a few hundred snippets in several pairs links all of them, so that no clusters are left to count or to
-draw whole. Their variance is the dyadic one (Aronow, Samii and Assenova 2015): the products of the residuals of all two
-rows that share a text, each once.
+Rows that share a prompt are a cluster; the error of a mean is that of the jackknife that leaves out one cluster at a
+time (CR3: Bell and McCaffrey 2002), read with Student's t of m - 1 degrees of freedom.
+
+Rows that compare two of many texts depend on each other where they share either: each of a few hundred snippets in
+several pairs links all of them, so that no clusters are left to count or to draw whole. Their variance is the dyadic
+one (Aronow, Samii and Assenova 2015): the products of the residuals of all two rows that share a text, each once.
 
 With k the effective number of texts, (sum of uses)² / sum of squared uses, it is enlarged by k / (k - 2) and read with
-Student's t of k / 2 - 1 degrees of freedom, since every row uses two of them (clusters: m / (m - 1) and m - 1). It is
+Student's t of k / 2 - 1 degrees of freedom, since every row uses two of them. It is
 never under that of independent rows, as chance can have the sum of products.
 
 Notation: n rows, m clusters.
@@ -104,15 +106,22 @@ def group_codes(clusters: Clusters | None, n: int) -> NDArray[np.int64]:
         raise RLAIFError(f"expected clusters to be hashable, such as strings or numbers: {error}") from error
 
 
-def cluster_error(values: Floats, codes: NDArray[np.int64]) -> tuple[float, Floats]:
-    """Standard error of a mean of clustered rows by linearisation, and (m, 2): each cluster's centred sum and size."""
+def cluster_sums(values: Floats, codes: NDArray[np.int64]) -> tuple[Floats, Floats]:
+    """Each cluster's sum of deviations from the mean of all rows, and its number of rows, (m,) each."""
     sizes = np.bincount(codes).astype(np.float64)
-    sums = np.bincount(codes, weights=values - values.mean())
-    m = sizes.size
+    sums = np.bincount(codes, weights=values - values.mean()).astype(np.float64)
     # sums that are rounding error only must read as no spread at all
     sums[np.abs(sums) <= 1e-12 * sizes * max(1e-300, float(np.abs(values).max()))] = 0.0
-    error = math.sqrt(m / max(1, m - 1) * float(sums @ sums)) / values.size
-    return error, np.stack([sums, sizes], axis=1)
+    return sums, sizes
+
+
+def jackknife_error(sums: Floats, sizes: Floats) -> float:
+    """Standard error of the mean by leaving out one of m clusters at a time; arguments are those of `cluster_sums`."""
+    m = sizes.size
+    if m == 1:
+        return 0.0
+    moved = sums / (sizes.sum() - sizes)  # how far the mean is from that without the cluster
+    return math.sqrt((m - 1) / m * float(moved @ moved))
 
 
 @dataclass(frozen=True)
@@ -121,6 +130,7 @@ class MeanError:
 
     error: float  # its standard error; 0 where dependent rows leave nothing to tell it by
     df: float  # degrees of freedom of that
+    units: int  # m, or half the effective number of texts
     rows: float  # so many independent rows there would be if dependent ones were all alike: n if there are none
 
 
@@ -132,14 +142,14 @@ def mean_error(values: Floats, clusters: Clusters | Dyads | None) -> MeanError:
     """
     n = values.size
     if not isinstance(clusters, Dyads):
-        error, parts = cluster_error(values, group_codes(clusters, n))
-        return MeanError(error, len(parts) - 1, len(parts))
+        sums, sizes = cluster_sums(values, group_codes(clusters, n))
+        return MeanError(jackknife_error(sums, sizes), sizes.size - 1, sizes.size, sizes.size)
     if len(clusters) != n:
         raise RLAIFError(f"expected one cluster for each of {n} rows, found {len(clusters)}")
     uses, rows = clusters.sums(np.ones(n)), n**2 / clusters.products(np.ones(n))
     pieces = float(uses.sum() * n / (uses @ uses))  # k, over the groups of a row
-    df, residual = max(1.0, pieces - 1), values - values.mean()
+    df, residual, units = max(1.0, pieces - 1), values - values.mean(), math.floor(pieces + 1e-9)
     if np.ptp(values) == 0 or pieces <= 1:
-        return MeanError(0.0, df, rows)
+        return MeanError(0.0, df, units, rows)
     variance = max(clusters.products(residual), float(residual @ residual)) / n**2
-    return MeanError(math.sqrt(variance * pieces / (pieces - 1)), df, rows)
+    return MeanError(math.sqrt(variance * pieces / (pieces - 1)), df, units, rows)

@@ -31,14 +31,28 @@ All raise `RLAIFError` where values are empty, not finite or outside their range
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from rlaif_env.api import RLAIFError
-from rlaif_env.statistics.dependence import Clusters, Dyads, Floats, cluster_error, group_codes, mean_error
+from rlaif_env.statistics.dependence import (
+    Clusters,
+    Dyads,
+    Floats,
+    cluster_sums,
+    group_codes,
+    jackknife_error,
+    mean_error,
+)
+
+FEWEST_UNITS = 5
+"""Independent units from which on there is an interval; with fewer an `Interval` has none, and their number instead."""
+
+_ENOUGH = 30  # clusters of one size from which on the studentised bootstrap covers by itself
 
 RESAMPLES = 10_000
 """Of every bootstrap, where nothing else is asked for."""
@@ -49,15 +63,40 @@ class Interval:
     """A figure with its uncertainty."""
 
     estimate: float  # the figure
-    low: float  # lower limit of the confidence interval
-    high: float  # upper limit
-    n: int  # rows it was computed from (not clusters)
+    low: float | None  # lower limit of the confidence interval; None with fewer than `FEWEST_UNITS` units
+    high: float | None  # upper limit; None where low is
+    n: int  # rows it was computed from
+    units: int  # so many are independent: clusters, half the effective number of texts that rows compare, or n
 
     def __float__(self) -> float:
         return self.estimate
 
     def __str__(self) -> str:
-        return f"{self.estimate:.3f} [{self.low:.3f}, {self.high:.3f}] (n = {self.n})"
+        units = "" if self.units == self.n or self.low is None else f", {self.units} units"
+        return f"{interval_text(self, '.3f')} (n = {self.n}{units})"
+
+    def clipped(self, low: float, high: float) -> Interval:
+        """The same where the truth is known to lie from low to high: this loses no coverage."""
+        if self.low is None or self.high is None:
+            return self
+        return replace(self, low=min(max(self.low, low), high), high=max(min(self.high, high), low))
+
+
+def interval_text(figure: Interval | Mapping[str, Any] | None, form: str, *, scale: float = 1.0) -> str:
+    """An estimate with its interval, as "0.71 [0.60, 0.80]"; how many units it is of where there is no interval.
+
+    Args:
+        figure: An `Interval`, or one as JSON holds it; None or an estimate of None is a dash.
+        form: The format of each number, such as ".1%".
+        scale: What each is multiplied by.
+    """
+    values = asdict(figure) if isinstance(figure, Interval) else figure
+    if values is None or values["estimate"] is None:
+        return "-"
+    shown = [format(scale * values[name], form) for name in ("estimate", "low", "high") if values[name] is not None]
+    if len(shown) < 3:
+        return f"{shown[0]} ({values['units']} {'unit' if values['units'] == 1 else 'units'} only)"
+    return "{} [{}, {}]".format(*shown)
 
 
 # --- arguments --------------------------------------------------------------------------------------------------------
@@ -132,7 +171,9 @@ def wilson(successes: float, n: int, *, level: float = 0.95) -> Interval:
         raise RLAIFError(f"expected at least one row, found n = {n}")
     if not 0 <= successes <= n:
         raise RLAIFError(f"expected successes from 0 to n = {n}, found {successes}")
-    return Interval(successes / n, *_wilson_limits(successes / n, n, normal_quantile(level)), int(n))
+    z = normal_quantile(level)
+    low, high = _wilson_limits(successes / n, n, z) if n >= FEWEST_UNITS else (None, None)
+    return Interval(successes / n, low, high, int(n), int(n))
 
 
 def _wilson_limits(share: float, n: float, z: float) -> tuple[float, float]:
@@ -171,13 +212,17 @@ def rate(outcomes: ArrayLike, *, clusters: Clusters | Dyads | None = None, level
     values = checked_array("outcomes", outcomes, low=0.0, high=1.0)
     n, z = values.size, normal_quantile(level)
     spread, share = mean_error(values, clusters), float(values.mean())
+    if spread.units < FEWEST_UNITS:
+        return Interval(share, None, None, n, spread.units)
     if spread.rows == n and np.isin(values, (0.0, 0.5, 1.0)).all():
         low, high = _tango_limits(float((values == 1).sum()), float((values == 0).sum()), n, z)
-        return Interval(share, (1 + low) / 2, (1 + high) / 2, n)
+        return Interval(share, (1 + low) / 2, (1 + high) / 2, n, spread.units)
     if spread.error == 0:  # clusters that all have the same mean count as one row each
-        return Interval(share, *_wilson_limits(share, spread.rows, z), n)
-    effective = share * (1 - share) / spread.error**2
-    return Interval(share, *_wilson_limits(share, effective, t_quantile(0.5 + level / 2, spread.df)), n)
+        return Interval(share, *_wilson_limits(share, spread.rows, z), n, spread.units)
+    from scipy.special import expit, logit
+
+    half = t_quantile(0.5 + level / 2, spread.df) * spread.error / (share * (1 - share))
+    return Interval(share, float(expit(logit(share) - half)), float(expit(logit(share) + half)), n, spread.units)
 
 
 # --- bootstrap --------------------------------------------------------------------------------------------------------
@@ -213,6 +258,8 @@ class StudentisedBootstrap:
     t: Floats  # (R,) sorted; ±inf for a resample without spread whose mean differs
     df: float  # degrees of freedom of the error, m - 1
     n: int  # rows
+    units: int  # m
+    least_error: float = 0.0  # the interval holds that of Student's t with this error
 
     def interval(self, level: float = 0.95) -> Interval:
         """The interval; Student's t stands in for a limit that too many resamples without spread leave infinite."""
@@ -222,7 +269,18 @@ class StudentisedBootstrap:
         high = float(self.t[min(self.t.size - 1, math.ceil(self.t.size + 1 - tail) - 1)])
         low = low if math.isfinite(low) else -fallback
         high = high if math.isfinite(high) else fallback
-        return Interval(self.estimate, self.estimate - high * self.error, self.estimate - low * self.error, self.n)
+        least = fallback * self.least_error
+        below, above = max(least, high * self.error), max(least, -low * self.error)
+        return Interval(self.estimate, self.estimate - below, self.estimate + above, self.n, self.units)
+
+    def p_value(self) -> float:
+        """Two-sided, of a mean of 0: below 0.05 where the 95 % interval leaves it out, and at least 2 / (R + 1)."""
+        from scipy.special import stdtr
+
+        observed = self.estimate / self.error
+        beyond = min(int((self.t >= observed).sum()), int((self.t <= observed).sum()))
+        student = stdtr(self.df, -abs(self.estimate) / self.least_error) if self.least_error else 0.0
+        return float(min(1.0, 2 * max(student, (beyond + 1) / (self.t.size + 1))))
 
 
 def studentised_bootstrap(
@@ -238,9 +296,9 @@ def studentised_bootstrap(
         RLAIFError: If values are empty or not finite, clusters do not match, or there are fewer than two of them.
     """
     array = checked_array("values", values)
-    error, parts = cluster_error(array, group_codes(clusters, array.size))
-    m, scale = len(parts), float(np.abs(parts[:, 0]).max()) or 1.0
-    s, k = parts[:, 0] / scale, parts[:, 1]
+    sums, k = cluster_sums(array, group_codes(clusters, array.size))
+    m, scale = k.size, float(np.abs(sums).max()) or 1.0
+    s, error = sums / scale, math.sqrt(m / max(1, m - 1) * float(sums @ sums)) / array.size
     terms = np.stack([s, k, s * s, s * k, k * k], axis=1)
     t = []
     for counts in resampled_counts(m, resamples, np.random.default_rng(seed)):
@@ -250,7 +308,8 @@ def studentised_bootstrap(
         spread[spread < 1e-12 * ss] = 0.0
         with np.errstate(divide="ignore", invalid="ignore"):
             t.append(np.where(shift == 0, 0.0, total / np.sqrt(spread * m / (m - 1))))
-    return StudentisedBootstrap(float(array.mean()), error, np.sort(np.concatenate(t)), m - 1, array.size)
+    least = jackknife_error(sums, k) if m < _ENOUGH or np.ptp(k) > 0 else 0.0
+    return StudentisedBootstrap(float(array.mean()), error, np.sort(np.concatenate(t)), m - 1, array.size, m, least)
 
 
 def bootstrap_mean(
@@ -269,7 +328,11 @@ def bootstrap_mean(
         RLAIFError: As `studentised_bootstrap`, or for a level outside (0, 1).
     """
     normal_quantile(level)
-    return studentised_bootstrap(values, clusters=clusters, resamples=resamples, seed=seed).interval(level)
+    array = checked_array("values", values)
+    units = int(group_codes(clusters, array.size).max()) + 1
+    if units < FEWEST_UNITS:
+        return Interval(float(array.mean()), None, None, array.size, units)
+    return studentised_bootstrap(array, clusters=clusters, resamples=resamples, seed=seed).interval(level)
 
 
 def paired_bootstrap(

@@ -138,13 +138,13 @@ def test_equal_responses_are_ties_and_what_is_open_is_counted(tmp_path: Path) ->
 
 
 def test_prompts_are_the_clusters(tmp_path: Path) -> None:
-    """Forty pairs on two prompts say less than forty on forty: the interval must be the wider."""
+    """Forty pairs on eight prompts say less than forty on forty: every interval must be the wider."""
     widths = []
-    for prompts in (2, 40):
+    for prompts in (8, 40):
         folder = tmp_path / str(prompts)
         folder.mkdir()
         items = [Item(f"p{i % prompts}", (f"good {i}", f"bad {i}"), ("a", "b")) for i in range(40)]
-        store = project(folder, items)
+        store = project(folder, items, repeats=0.5)
         who = store.join("Ada")
         state = store.state(who)
         while state["item"]:
@@ -152,9 +152,17 @@ def test_prompts_are_the_clusters(tmp_path: Path) -> None:
             number = int(state["item"]["responses"][0].split()[1])
             choice = good if number % 2 == 0 or number % 5 == 0 else {"1": "2", "2": "1"}[good]
             state = store.answer(who, answer_to(state, choice))
-        (row,) = figures(store)["win_rates"]
+        judge(store, store.join("Ben"), lambda shown: "1" if len(shown["prompt"]) % 2 else "2")
+        result = figures(store, exclude=["Ben"])
+        (row,) = result["win_rates"]
         assert row["win_rate"]["estimate"] == pytest.approx(24 / 40)
         widths.append(row["win_rate"]["high"] - row["win_rate"]["low"])
+        result = figures(store)
+        ada = result["judges"]["Ada (person)"]
+        shown = [ada["agreement"], ada["kappa"], ada["first_shown"], result["agreement"]["cohens_kappa"][0]["kappa"]]
+        assert [figure["units"] for figure in [*shown, row["win_rate"]]] == [prompts] * 5
+        assert ada["same_position"]["units"] == result["annotators"]["Ada"]["self_consistency"]["units"] <= 20
+        assert prompts == 40 or ada["same_position"]["units"] == 8
         store.close()
     assert widths[0] > widths[1]
 

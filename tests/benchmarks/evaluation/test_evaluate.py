@@ -269,30 +269,44 @@ def test_a_judge_without_one_score_is_an_error_not_a_result() -> None:
 
 def test_win_rates_by_hand() -> None:
     nan = np.nan
-    a = system("a", ["x"] * 6, gold=[1, 2, 3, 4, nan, 0])
-    b = system("b", ["y"] * 6, gold=[0, 2, 5, 1, 9, nan])
-    c = system("c", ["z"] * 6, gold=[-1, -1, -1, -1, -1, -1])
+    a = system("a", ["x"] * 7, gold=[1, 2, 3, 4, nan, 0, 5])
+    b = system("b", ["y"] * 7, gold=[0, 2, 5, 1, 9, nan, 5])
+    c = system("c", ["z"] * 7, gold=[-1, -1, -1, -1, -1, -1, 6])
     rows = {(row["a"], row["b"]): row for row in win_rates([a, b, c], "gold", resamples=200)}
     assert len(rows) == 6
     ab, ba = rows["a", "b"], rows["b", "a"]
-    assert [ab[key] for key in ("wins", "ties", "losses", "failed")] == [2, 1, 1, 2]
-    assert ab["raw"]["estimate"] == 2.5 / 4 and ba["raw"]["estimate"] == 1.5 / 4
-    assert (ab["raw"]["lowest"], ab["raw"]["highest"]) == (2.5 / 6, 4.5 / 6)  # no row is dropped from these
+    assert [ab[key] for key in ("wins", "ties", "losses", "failed")] == [2, 2, 1, 2]
+    assert ab["raw"]["estimate"] == 3 / 5 and ba["raw"]["estimate"] == 2 / 5 and ab["raw"]["units"] == 5
+    assert (ab["raw"]["lowest"], ab["raw"]["highest"]) == (3 / 7, 5 / 7)  # no row is dropped from these
     assert ab["raw"]["low"] == pytest.approx(1 - ba["raw"]["high"])
     assert ab["p_value"] == ba["p_value"] == 1.0  # two to one
-    assert rows["a", "c"]["p_value"] == rows["b", "c"]["p_value"] == pytest.approx(2 * 0.5**5)
-    assert rows["a", "c"]["p_holm"] == pytest.approx(3 * 2 * 0.5**5)
+    assert rows["a", "c"]["p_value"] == rows["b", "c"]["p_value"] == pytest.approx(14 * 0.5**6)
+    assert rows["a", "c"]["p_holm"] == pytest.approx(3 * 14 * 0.5**6)
 
 
 def test_repeated_prompts_are_one_cluster_each() -> None:
-    once = [system(name, [name] * 4, gold=values) for name, values in (("a", [1, 1, 1, 0]), ("b", [0, 0, 0, 1]))]
+    gold = {"a": [1, 1, 1, 1, 1, 0, 0], "b": [0, 0, 0, 0, 0, 1, 1]}
+    once = [system(name, [name] * 7, gold=values) for name, values in gold.items()]
     twice = [
         System(s.name, s.source, s.prompts * 2, s.responses * 2, {k: np.tile(v, 2) for k, v in s.measures.items()})
         for s in once
     ]
     narrow, wide = (win_rates(systems, "gold", resamples=300)[0] for systems in (once, twice))
-    assert wide["raw"]["estimate"] == narrow["raw"]["estimate"] == 0.75
-    assert wide["raw"]["low"] < 0.5 and wide["p_value"] > 0.1  # as eight prompts it would be 6 to 2, 0.14 narrower
+    assert wide["raw"]["estimate"] == narrow["raw"]["estimate"] == 5 / 7
+    assert wide["raw"]["units"] == narrow["raw"]["units"] == 7
+    assert wide["raw"]["low"] < 0.4 and wide["p_value"] > 0.1  # as fourteen prompts it would be 10 to 4, from 0.45
+
+
+def test_four_prompts_have_figures_and_their_number_in_the_place_of_intervals() -> None:
+    a = system("a", ["x", "yy", "z", "w"], gold=[1, 0.5, 1, 0])
+    b = system("b", ["x", "y", "zz", "w"], gold=[0, 0.25, 0.5, 1])
+    found = evaluation([a, b], win_rates([a, b], "gold", resamples=200), {"task": "toy"})
+    assert found["measures"]["a"]["gold"] == {
+        "estimate": 0.625, "low": None, "high": None, "n": 4, "units": 4, "failed": 0
+    }  # fmt: skip
+    against, _, change, wins, equal = (table["rows"] for table in found["tables"])
+    assert against[0][2] == wins[1][1] == "0.250 (4 units only)" and "(4 units only)" in equal[1][1]
+    assert change[0][1] == "-0.188 (4 units only)"
 
 
 def test_a_pair_without_one_judged_row_is_shown_as_that() -> None:
@@ -358,6 +372,14 @@ def test_pairs_are_asked_in_both_orders_and_never_twice(tmp_path: Path) -> None:
     with Journal(tmp_path / "pairs.jsonl") as journal:
         assert pairwise_wins([a, b, c, same], labeler(again), journal=journal, resamples=200) == rows
     assert again.asked == []
+
+
+def test_win_rate_and_position_bias_count_the_same_prompts() -> None:
+    prompts = [f"prompt {i % 6}" for i in range(24)]
+    systems = [System(n, "", prompts, [f"{n} {i}" for i in range(24)], {"length": np.ones(24)}) for n in "ab"]
+    row = pairwise_wins(systems, labeler(Judge(push=0.25)), resamples=200)[0]
+    figures = [row["raw"], row["soft"], row["length_controlled"], row["position_bias"]["same_position"]]
+    assert [(figure["n"], figure["units"]) for figure in figures] == [(24, 6)] * 4
 
 
 def test_equal_texts_are_a_tie_though_their_scores_differ_by_what_batches_do() -> None:

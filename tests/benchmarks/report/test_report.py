@@ -110,8 +110,8 @@ def lines(path: Path, rows: Sequence[object]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def interval(estimate: float, low: float, high: float, n: int = 64) -> dict[str, float]:
-    return {"estimate": estimate, "low": low, "high": high, "n": n}
+def interval(estimate: float, low: float | None, high: float | None, n: int = 64) -> dict[str, float | None]:
+    return {"estimate": estimate, "low": low, "high": high, "n": n, "units": n}
 
 
 def training_run(folder: Path, *, updates: int = 30) -> Path:
@@ -280,7 +280,7 @@ def test_a_reward_model_and_a_labelling_run(tmp_path: Path) -> None:
     lines(tmp_path / "preferences.jsonl", [record])
     page = Page(build(tmp_path))
     assert "Reward model" in page.text
-    assert ["figures · human · accuracy", "0.740", "0.700", "0.780", "600"] in page.rows
+    assert ["figures · human · accuracy", "0.740", "0.700", "0.780", "600", "600"] in page.rows
     assert ["figures · human · pairs", "600"] in page.rows
     assert ["figures · human · accuracy_at_gap", "–"] in page.rows
     assert ["256", "0.750"] in page.rows
@@ -294,6 +294,7 @@ def test_a_reward_model_and_a_labelling_run(tmp_path: Path) -> None:
     [
         (interval(0.2, 0.1, 0.3), interval(0.2, 0.1, 0.3), []),
         (interval(0.0, -0.1, 0.1), interval(0.2, 0.1, 0.3), ["holds 0: no gain was shown."]),
+        (interval(0.2, None, None, 4), interval(0.2, None, None, 4), ["nothing was shown."]),
         (interval(-0.2, -0.3, -0.1), interval(0.2, 0.1, 0.3), ["fell while the reward rose: over-optimisation."]),
         (interval(-0.2, -0.3, -0.1), interval(0.0, -0.1, 0.1), ["The gold measure fell."]),
     ],

@@ -403,7 +403,7 @@ def test_the_report_by_hand(tmp_path: Path) -> None:
     assert report["label_mass"]["mean"] == pytest.approx(0.5)
     page = (tmp_path / "out" / "report.md").read_text()
     assert "The same position is preferred after the swap in 60.0% [23.1%, 88.2%] of 5 pairs." in page
-    assert "| labeler | 37.5% [" in page
+    assert "| labeler | 37.5% (4 units only) |" in page  # no interval of so few
     assert "Most of these choices follow the position" in page
     assert "always the longer" in console.file.getvalue()  # type: ignore[attr-defined]
 
@@ -425,6 +425,7 @@ def test_pairs_that_share_texts_are_no_independent_pairs() -> None:
         found.append(report["human"]["reliability"][-1]["observed"])
         widths[texts] = np.array([interval["high"] - interval["low"] for interval in found])
         assert [interval["n"] for interval in found] == [300] * 4
+        assert {interval["units"] for interval in found} == {texts // 2}
     assert (widths[30] > 1.5 * widths[600]).all()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from rewards.reward_model.command import TrainRMConfig, describe, main, train_an
 from rewards.reward_model.data import HoldOut, Judged, LabelledData, load_labels
 from rewards.reward_model.head import Pairs, centred, fit_head, preference_loss
 from rewards.reward_model.model import RewardModel, distilled_rm, human_rm
-from rewards.reward_model.report import pair_accuracy, pair_figures, told
+from rewards.reward_model.report import curve_plot, pair_accuracy, pair_figures, reliability_plot
 from rewards.reward_model.training import RewardModelConfig, train_rm
 from rlaif_env.api import DataError, Preference, RLAIFError
 from rlaif_env.data.preferences import SPLITS, split_of, write_preferences
@@ -507,12 +507,15 @@ def test_a_calibrated_model_is_calibrated_whatever_response_a_file_lists_first()
 def test_too_few_independent_pairs_have_no_interval() -> None:
     records = [Preference(f"topic {i % 3}", f"a{i}", f"b{i}", 1.0) for i in range(150)]
     found = pair_figures(np.random.default_rng(0).normal(1, 1, 150), records, min_gap=0.5)
-    assert (found.pairs, found.prompts, found.texts, found.units) == (150, 3, 300, 3)
-    assert (found.accuracy.low, found.accuracy.high) == (0, 1)
-    assert told(found.accuracy).endswith("(n = 150, fewer than 8 independent: no interval)")
+    assert (found.pairs, found.prompts, found.texts, found.accuracy.units) == (150, 3, 300, 3)
+    assert found.accuracy.low is found.accuracy.high is found.longer.low is None
+    assert str(found.accuracy).endswith(" (3 units only) (n = 150)")
+    assert all(row.observed is None or row.observed.low is None for row in found.reliability)
+    reliability_plot({"few": found})
+    curve_plot([{"pairs": 128, "accuracy": asdict(found.accuracy)}], "few")
     enough = [replace(record, prompt=f"topic {i % 8}") for i, record in enumerate(records)]
     found = pair_figures(np.random.default_rng(0).normal(1, 1, 150), enough, min_gap=0.5)
-    assert found.accuracy.low > 0 and told(found.accuracy) == str(found.accuracy)
+    assert found.accuracy.low > 0 and found.accuracy.units == 8
 
 
 def test_pairs_that_share_texts_have_the_wider_interval() -> None:

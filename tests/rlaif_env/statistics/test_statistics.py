@@ -4,6 +4,7 @@ import itertools
 import math
 import re
 import time
+from dataclasses import asdict
 from statistics import NormalDist
 
 import numpy as np
@@ -20,9 +21,42 @@ from rlaif_env.statistics import agreement, intervals, text_measures
 
 
 def test_interval_reads_as_a_number_and_as_text() -> None:
-    interval = s.Interval(0.5, 0.25, 0.75, 12)
+    interval = s.Interval(0.5, 0.25, 0.75, 12, 12)
     assert float(interval) == 0.5
     assert str(interval) == "0.500 [0.250, 0.750] (n = 12)"
+    assert str(s.Interval(0.5, 0.25, 0.75, 12, 7)) == "0.500 [0.250, 0.750] (n = 12, 7 units)"
+
+
+def test_the_number_of_units_stands_where_they_are_too_few_for_an_interval() -> None:
+    found = s.rate([1, 0, 1, 1, 1, 1], clusters=["a", "a", "b", "b", "c", "d"])
+    assert (found.low, found.high, found.units, found.n) == (None, None, 4, 6)
+    assert str(found) == "0.833 (4 units only) (n = 6)"
+    assert s.interval_text(found, ".0f", scale=100) == s.interval_text(asdict(found), ".0f", scale=100)
+    assert s.interval_text(found, ".0f", scale=100) == "83 (4 units only)"
+    assert s.interval_text(s.rate([1, 0, 1, 1, 1]), ".0%") == "80% [38%, 96%]"
+    assert s.interval_text(None, ".2f") == s.interval_text({"estimate": None, "low": None, "high": None}, ".2f") == "-"
+
+
+RANDOM = np.random.default_rng(0).random((2, 20))
+FIGURES = {
+    "wilson": lambda groups: s.wilson(3, len(set(groups))),
+    "rate": lambda groups: s.rate(RANDOM[0] > 0.4, clusters=groups),
+    "mean": lambda groups: s.bootstrap_mean(RANDOM[0], clusters=groups, resamples=200),
+    "change": lambda groups: s.measure_change("gold", *RANDOM, list(map(str, groups)), resamples=200),
+    "accuracy": lambda groups: s.accuracy(*RANDOM, clusters=groups),
+    "position": lambda groups: s.position_bias(*RANDOM, clusters=groups).same_position,
+    "kappa": lambda groups: s.cohens_kappa(*(RANDOM > 0.5).tolist(), clusters=groups),
+    "spearman": lambda groups: s.spearman(*RANDOM, clusters=groups),
+    "reliability": lambda groups: s.reliability_table(*RANDOM, bins=1, clusters=groups)[0].observed,
+    "shared texts": lambda groups: s.rate(RANDOM[0] > 0.4, clusters=s.Dyads(groups, groups + groups.max() + 1)),
+}
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_figure_counts_its_units_and_needs_five(name: str) -> None:
+    few, enough = (FIGURES[name](np.arange(20) % units) for units in (4, 5))
+    assert (few.units, few.low, few.high) == (4, None, None)
+    assert enough.units == s.FEWEST_UNITS == 5 and enough.low < enough.estimate < enough.high
 
 
 @pytest.mark.parametrize(
@@ -71,6 +105,8 @@ def test_wilson_is_scipys_where_scipy_has_it() -> None:
 def test_wilson_is_symmetric_and_holds_the_estimate(case: tuple[int, int]) -> None:
     k, n = case
     one, other = s.wilson(k, n), s.wilson(n - k, n)
+    if n < s.FEWEST_UNITS:
+        return
     assert 0 <= one.low <= one.estimate <= one.high <= 1
     assert one.low == pytest.approx(1 - other.high, abs=1e-12)
     assert s.wilson(k, n, level=0.99).high >= one.high
@@ -180,26 +216,58 @@ def test_rows_that_repeat_within_a_cluster_add_nothing() -> None:
 
 
 def test_clusters_of_unequal_size_give_the_mean_over_rows() -> None:
-    found = s.bootstrap_mean([1.0, 1.0, 1.0, 5.0, 2.0, 4.0], clusters=[0, 0, 0, 1, 2, 3])
-    assert found.estimate == pytest.approx(14 / 6)
-    assert found.low < 14 / 6 < found.high
+    found = s.bootstrap_mean([1.0, 1.0, 1.0, 5.0, 2.0, 4.0, 2.0], clusters=[0, 0, 0, 1, 2, 3, 4])
+    assert found.estimate == pytest.approx(16 / 7)
+    assert found.low < 16 / 7 < found.high
 
 
-@pytest.mark.parametrize("values", [[0.1] * 10, [3.7, 3.7], [0.0] * 5, [0.1 + 0.2, 0.3] * 4])
+def test_the_error_of_clusters_is_that_of_leaving_each_out() -> None:
+    values, groups = np.random.default_rng(2).normal(size=12), np.array([0, 0, 0, 0, 1, 2, 2, 3, 4, 4, 4, 5])
+    without = np.array([values[groups != one].mean() for one in range(6)])
+    expected = math.sqrt(5 / 6 * ((without - values.mean()) ** 2).sum())
+    assert s.mean_error(values, groups).error == pytest.approx(expected)
+    # a few clusters of different sizes: the interval holds that of Student's t with this error
+    found = s.bootstrap_mean(values, clusters=groups)
+    half = s.t_quantile(0.975, 5) * expected
+    assert found.low <= found.estimate - half + 1e-12 and found.high >= found.estimate + half - 1e-12
+
+
+def test_a_mean_of_some_ten_rows_holds_students_interval_and_from_thirty_is_the_bootstraps_own() -> None:
+    values = np.random.default_rng(3).exponential(size=30)
+    for n, held in ((10, True), (30, False)):
+        found, half = s.bootstrap_mean(values[:n]), s.t_quantile(0.975, n - 1) * values[:n].std(ddof=1) / math.sqrt(n)
+        assert (found.estimate - found.low >= half - 1e-12) == held
+        assert found.high - found.estimate > half
+
+
+def test_intervals_end_where_their_measure_does() -> None:
+    # a change of distinct-2 on eight prompts had limits of -0.837 and +1.192
+    before, after, prompts = [0.0, 0, 1, 0, 1, 0, 1, 0], [1.0, 1, 0, 1, 0, 0, 0.5, 1], list("aabcdeff")
+    found, free = (
+        s.measure_change("distinct-2", before, after, prompts),
+        s.paired_bootstrap(before, after, clusters=prompts),
+    )
+    assert free.high > 1 and found.high == 1 and found.low == max(-1, free.low)
+    mean = s.measure_mean("distinct-2", [0.0] * 5 + [1.0], [str(i) for i in range(6)])
+    assert 0 == mean.low < mean.high <= 1
+    assert s.measure_mean("reward", before, prompts) == s.bootstrap_mean(before, clusters=prompts)
+
+
+@pytest.mark.parametrize("values", [[0.1] * 10, [3.7] * 6, [0.0] * 5, [0.1 + 0.2, 0.3] * 4])
 def test_values_without_spread_have_an_interval_of_no_width(values: list[float]) -> None:
     found = s.bootstrap_mean(values)
     assert (found.low, found.high) == pytest.approx((values[0], values[0]))
 
 
-@pytest.mark.parametrize("values", [[1.0, 2.0], [0.0] * 197 + [1.0] * 3, [1.0, 2.0, 4.0], [0.0] * 9 + [1e9]])
+@pytest.mark.parametrize("values", [[1.0] * 4 + [2.0], [0.0] * 197 + [1.0] * 3, [1.0, 2, 4, 2, 1], [0.0] * 9 + [1e9]])
 def test_limits_stay_finite_where_resamples_have_no_spread(values: list[float]) -> None:
     found = s.bootstrap_mean(values, resamples=2_000)
     assert math.isfinite(found.low) and math.isfinite(found.high)
     assert found.low < found.estimate < found.high
 
 
-def test_two_values_fall_back_on_student() -> None:
-    found = s.bootstrap_mean([1.0, 2.0], resamples=2_000)
+def test_limits_that_the_bootstrap_leaves_infinite_are_students() -> None:
+    found = s.studentised_bootstrap([1.0, 2.0], resamples=2_000).interval()
     assert found.high - found.estimate == pytest.approx(12.7062 * 0.5, rel=1e-4)
 
 
@@ -252,10 +320,11 @@ def test_cohens_kappa_by_hand() -> None:
 
 
 def test_kappas_standard_error_is_that_of_the_formula_for_independence() -> None:
-    # Fleiss, Cohen and Everitt: with 50:50 labels and kappa 0 the variance is 1 / n
+    # Fleiss, Cohen and Everitt: with 50:50 labels and kappa 0 the variance is 1 / n, here 1 / (n - 1) and read with t
     found = s.cohens_kappa([0, 0, 1, 1] * 100, [0, 1, 0, 1] * 100)
     assert found.estimate == pytest.approx(0)
-    assert found.high == pytest.approx(math.tanh(1.959964 / 20), abs=1e-6)
+    assert found.high == pytest.approx(math.tanh(s.t_quantile(0.975, 399) / math.sqrt(399)), abs=1e-6)
+    assert found == s.cohens_kappa([0, 0, 1, 1] * 100, [0, 1, 0, 1] * 100, clusters=range(400))
 
 
 def test_spearman_by_hand() -> None:
@@ -401,9 +470,9 @@ BAD = [
     (lambda: s.rate([1, 0], clusters=[[1], [2]]), "expected clusters to be hashable, such as strings or numbers"),  # type: ignore[list-item]
     (lambda: s.bootstrap_mean([]), "expected at least one value of values, found none"),
     (lambda: s.bootstrap_mean([1.0, math.inf]), "expected finite values, found inf in row 1"),
-    (lambda: s.bootstrap_mean([1.0]), "expected at least two independent rows or clusters to resample, found 1"),
-    (lambda: s.bootstrap_mean([1, 2], clusters=[0, 0]), "expected at least two independent rows or clusters"),
-    (lambda: s.bootstrap_mean([1, 2], resamples=9), "expected at least 100 resamples"),
+    (lambda: s.studentised_bootstrap([1.0]), "expected at least two independent rows or clusters to resample, found 1"),
+    (lambda: s.studentised_bootstrap([1, 2], clusters=[0, 0]), "expected at least two independent rows or clusters"),
+    (lambda: s.bootstrap_mean([1, 2, 3, 4, 5], resamples=9), "expected at least 100 resamples"),
     (lambda: s.bootstrap_mean([1, 2], level=1), "expected a confidence level between 0 and 1, found 1"),
     (lambda: s.paired_bootstrap([1, 2], [1, 2, 3]), "expected 2 values of after, found 3"),
     (lambda: s.accuracy([0.5], [0.5, 1]), "expected 1 values of target, found 2"),
@@ -430,7 +499,7 @@ def test_bad_input_is_named(call: object, message: str) -> None:
 
 
 def test_everything_there_is_comes_from_one_door() -> None:
-    assert s.__all__ == sorted(s.__all__)
+    assert len(s.__all__) == len(set(s.__all__))
     assert all(hasattr(s, name) for name in s.__all__)
     for module in (agreement, intervals, text_measures):
         own = {name for name, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__}
