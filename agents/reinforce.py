@@ -138,8 +138,8 @@ class ReinforceAgent:
             self.baseline = "leave-one-out" if self.group_size > 1 else "value"
         if self.baseline == "leave-one-out" and self.group_size < 2:
             raise RLAIFError(
-                "expected group_size of at least 2 for baseline='leave-one-out', found 1; make the environment with a "
-                "group_size, or set another baseline"
+                "expected group_size of at least 2 for baseline='leave-one-out', found 1; raise it (--group-size 6, in "
+                "Python: of the environment), or set another baseline"
             )
         settings: dict[str, Any] = {"trainable": c.trainable, "lora": c.lora, "temperature": c.temperature}
         self.policy = Policy(model, **settings, seed=seed, device=device, dtype=dtype)

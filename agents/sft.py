@@ -51,12 +51,12 @@ _WARMUP = 0.05  # of all steps
 
 @dataclass(frozen=True)
 class SFTConfig:
-    """Settings of ``rlaif sft``.
+    """Fine-tune a language model on demonstrations: prompts and what should be written after them.
 
     Attributes:
         data: A JSON lines file of text or prompt/response rows; by default the built-in corpus of movie reviews, whose
             opening words are the prompts.
-        task: Says in which template prompts are put (``template``, ``system``), nothing else.
+        task: Says in which template prompts are put, nothing else: its keys template and system.
         model: The model to start from: a name or a folder.
         out: The run folder; by default one under runs/. The model is in its folder "model".
         trainable: "lora": an adapter, folded in when saved. "full": all weights.

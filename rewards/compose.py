@@ -110,9 +110,9 @@ def compose(
       ``{"people": {"weight": 1.0, "reward": "human-rm", "model": "runs/rm"}}``.
 
     Args:
-        parts: The parts by name, such as ``{"direct-llm": 0.5, "human-rm": {"weight": 0.5, "model": "runs/rm"}}``.
+        parts: The parts by name, such as {"direct-llm": 0.5, "human-rm": {"weight": 0.5, "model": "runs/rm"}}.
         calibration: A JSON lines file of the start policy's samples (prompt, response), such as the responses.jsonl of
-            ``rlaif evaluate``: each part is standardised over them, so that weights compare parts of any scale.
+            rlaif evaluate: each part is standardised over them, so that weights compare parts of any scale.
         task: What the named backends judge.
 
     Raises:

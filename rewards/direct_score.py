@@ -61,8 +61,8 @@ class ScoreConfig:
     Attributes:
         scale: Lowest and highest score; None is the task's.
         shots: How many of the task's scored exemplars go before the sample.
-        template: A prompt of your own with ``{prompt}`` and ``{response}`` or ``{text}``; it should end where the
-            score is to follow.
+        template: A prompt of your own with {prompt} and {response} or {text}; it should end where the score is to
+            follow.
         minimum_mass: A row on whose scores the model puts less probability than this cannot be scored: it raises.
 
     Raises:
@@ -185,17 +185,17 @@ def from_kwargs(
 
     Args:
         task: What is judged: a task or its name.
-        model: The scorer: its name, a folder, what the server calls it; or a `Backbone`, a live Hugging Face model
-            (with ``tokenizer``) or any `LanguageModel`.
+        model: The scorer: its name, a folder, what the server calls it; or a live one: a Backbone, a Hugging Face
+            model (with its tokenizer) or any LanguageModel.
         tokenizer: A live Hugging Face model's tokenizer.
         url: Base URL of an OpenAI-compatible server that has the model; None runs it here.
         chat: Put prompts through the model's chat template; on a server, use its chat route.
         device: Where a model in this process runs; by default the GPU where there is one.
         dtype: Of its weights; by default bfloat16 on a GPU that has it and float32 elsewhere.
-        server: How the server is asked: fields of `rewards.endpoint.config.ServerConfig` by name.
+        server: How the server is asked: fields of a ServerConfig by name.
         scale: Lowest and highest score; None is the task's.
         shots: How many of the task's scored exemplars go before the sample.
-        template: A prompt of your own with ``{prompt}`` and ``{response}`` or ``{text}``.
+        template: A prompt of your own with {prompt} and {response} or {text}.
         minimum_mass: A row on whose scores the model puts less probability than this raises.
     """
     ready = isinstance(model, LanguageModel)

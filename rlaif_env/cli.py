@@ -18,6 +18,10 @@ from rlaif_env.api import RLAIFError
 from rlaif_env.tables import printable
 
 COMMANDS: Mapping[str, tuple[str, str]] = {
+    "task": (
+        "rewards.task.command:main",
+        "write a task of your own from a data file, or look at one before it is used",
+    ),
     "sft": ("agents.sft:main", "fine-tune a language model on a task's demonstrations"),
     "label": ("rewards.labeling.command:main", "have a language model label which of two responses is better"),
     "train-rm": ("rewards.reward_model.command:main", "train a reward model on preferences"),

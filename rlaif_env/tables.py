@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 Cell = str | int | float | None
 """What a table holds; None is shown as a dash and sorted last."""
 
+_SHOWN = 300  # characters of a text in a table of samples
+
 
 def is_number(value: object) -> bool:
     """Whether a JSON value is a number that a float can hold; true and false are none, and neither is 1e999."""
@@ -109,6 +111,34 @@ class Table:
         for row in self.rows:
             shown.add_row(*(Text(printable(_text(cell))) for cell in row))
         return shown
+
+
+def side_by_side(title: str, prompts: Sequence[str], responses: Mapping[str, Sequence[str]]) -> RichTable:
+    """Responses of several systems to the same prompts, for a terminal: a row a prompt.
+
+    Of a long prompt the end is shown, of a long response the beginning; an ellipsis stands for the rest.
+
+    Args:
+        title: Its heading.
+        prompts: n prompts.
+        responses: By system, n responses or more.
+    """
+    systems = zip(*responses.values(), strict=False)
+    rows = [[_end(prompt), *map(_beginning, texts)] for prompt, texts in zip(prompts, systems, strict=False)]
+    shown = Table(title, ["prompt", *responses], rows).rich(show_lines=True)
+    for column in shown.columns:
+        column.justify, column.ratio = "left", 1
+    return shown
+
+
+def _end(text: str) -> str:
+    text = text.strip()
+    return text if len(text) <= _SHOWN else "…" + text[1 - _SHOWN :]
+
+
+def _beginning(text: str) -> str:
+    text = text.strip()
+    return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
 
 
 def _text(cell: Cell) -> str:

@@ -33,6 +33,7 @@ FLOORS: dict[str, list[set[str]]] = {
         {"language_model"},
         {"direct_score", "compose", "checks"},
         {"labeling", "reward_model"},
+        {"task"},
     ],
     "agents": [{"functional"}, {"logprobs"}, {"policy"}, {"passes", "answers"}, {"reinforce", "sft"}, {"training"}],
     "benchmarks": [{"report", "evaluation"}, {"annotate", "speed"}, {"comparison"}],

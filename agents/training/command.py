@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +29,12 @@ from agents.training.interrupts import Interrupts
 from agents.training.log import Log
 from agents.training.loop import learn
 from agents.training.safety import Parts, Safety, check_room, check_start
-from rlaif_env.api import BackendError, RLAIFError
-from rlaif_env.data.tasks import Task, load_task
+from rlaif_env.api import BackendError
+from rlaif_env.data.tasks import EVAL_PROMPTS, Task, held_out_prompts, load_task
 from rlaif_env.data.templates import template_for
 from rlaif_env.runs import OtherRunError, RunError, RunFolder, write_json
+
+_HELD_OUT = {"eval_prompts": EVAL_PROMPTS, "validation_prompts": 32}  # where not given and there are as many
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ def train(config: TrainConfig, console: Console | None = None) -> TrainResult:
     console = console or Console(quiet=True)
     config, chosen = resumed(config)
     task = load_task(config.task)
+    config = _counted(config, task, console)
     with ExitStack() as stack:
         run = None
         if config.out is not None and (config.out / "config.json").exists():  # refuse before models are loaded
@@ -144,8 +147,9 @@ def _parts(config: TrainConfig, task: Task) -> Parts:
     """Environments and agent."""
     k, decay = config.group_size, config.updates if config.decay else 0
     envs = _environment(config, config.prompts_per_update * k, "train", k)
-    held_out = _held_out(config, task, "eval_prompts", config.eval_split)
-    validation = _held_out(config, task, "validation_prompts", "validation") if config.validate_every else None
+    held_out = _environment(config, config.eval_prompts, config.eval_split, 1) if config.eval_prompts else None
+    validating = config.validation_prompts if config.validate_every else 0
+    validation = _environment(config, validating, "validation", 1) if validating else None
     agent = ReinforceAgent(config.model, config.agent, envs=envs, total_updates=decay, seed=config.seed)
     return Parts(task, envs, held_out, validation, agent)
 
@@ -163,17 +167,25 @@ def _environment(config: TrainConfig, num_envs: int, split: str, group_size: int
     )
 
 
-def _held_out(config: TrainConfig, task: Task, setting: str, split: str) -> VectorEnv[Any, Any, Any] | None:
-    """An environment of the first prompts of a split, as many as the setting says; None for none."""
-    wanted = getattr(config, setting)
-    if not wanted:
-        return None
-    available = len(task.prompts(split))
-    if wanted > available:
-        raise RLAIFError(
-            f"expected at most {available} {setting}, as many as split {split!r} of {task.name!r} has, found {wanted}"
-        )
-    return _environment(config, wanted, split, 1)
+def _counted(config: TrainConfig, task: Task, console: Console) -> TrainConfig:
+    """The configuration with the numbers of held-out prompts, as many as there are where not given.
+
+    RLAIFError if there are fewer than asked for.
+    """
+    splits = {"eval_prompts": config.eval_split} | (
+        {"validation_prompts": "validation"} if config.validate_every else {}
+    )
+    counts: dict[str, Any] = {}
+    for setting, split in splits.items():
+        wanted, usual = getattr(config, setting), _HELD_OUT[setting]
+        if wanted == 0:
+            continue
+        option = "--" + setting.replace("_", "-")
+        count = len(held_out_prompts(task, split, wanted, most=usual, option=option))
+        if wanted is None and count < usual:
+            console.print(f"{setting}: {count}, all that split {split!r} has (by default {usual})", highlight=False)
+        counts[setting] = count
+    return replace(config, **counts)
 
 
 def _evaluation(when: str, config: TrainConfig, parts: Parts, run: RunFolder, console: Console) -> HeldOut | None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from agents.reinforce import ReinforceConfig
 from rlaif_env.api import RLAIFError
-from rlaif_env.data.tasks import DEFAULT_TASK, EVAL_PROMPTS, EVAL_SPLIT
+from rlaif_env.data.tasks import DEFAULT_TASK, EVAL_SPLIT
 from rlaif_env.files import content_of
 from rlaif_env.models import BUILTIN_MODEL
 from rlaif_env.options import OPERATIONAL
@@ -42,7 +42,8 @@ class TrainingConfig:
         updates: REINFORCE steps.
         prompts_per_update: Prompts in a batch.
         group_size: K, samples of each prompt in a batch.
-        eval_prompts: Held-out prompts answered before and after; 0 is no evaluation.
+        eval_prompts: Held-out prompts answered before and after, by default 128 or as many as there are; 0 is no
+            evaluation.
         eval_split: The split they come from.
         decay: Let the learning rate fall linearly to 0 over the run.
         agent: The algorithm's settings.
@@ -51,7 +52,7 @@ class TrainingConfig:
     updates: int = 50
     prompts_per_update: int = 4
     group_size: int = 6
-    eval_prompts: int = EVAL_PROMPTS
+    eval_prompts: int | None = None
     eval_split: str = EVAL_SPLIT
     decay: bool = True
     agent: ReinforceConfig = field(default_factory=ReinforceConfig)
@@ -80,7 +81,7 @@ class TrainConfig(TrainingConfig):
         checkpoint_every: Updates between checkpoints; 0 is none but the last.
         keep_checkpoints: How many of the last stay, the best by validation beside them.
         validate_every: Updates between evaluations on the validation split, which find the best checkpoint; 0 is none.
-        validation_prompts: Prompts in each of these.
+        validation_prompts: Prompts in each of these, by default 32 or as many as there are.
         out: The run folder; a new one under runs/ where not given. One that holds an unfinished run of this
             configuration is gone on with; of a finished one the result is given.
         resume: "latest" (of the folder out, or of the newest run under runs/), a run folder, or one of its checkpoints
@@ -97,7 +98,7 @@ class TrainConfig(TrainingConfig):
     checkpoint_every: int = 10
     keep_checkpoints: int = 2
     validate_every: int = 0
-    validation_prompts: int = 32
+    validation_prompts: int | None = None
     out: Path | None = None
     resume: str | None = None
     change_reward: bool = False

@@ -17,7 +17,7 @@ from agents.training.heldout import HeldOut, changes, read_json
 from rlaif_env.data.tasks import Task
 from rlaif_env.runs import RunFolder, write_json
 from rlaif_env.statistics import interval_text
-from rlaif_env.tables import Table, printable
+from rlaif_env.tables import Table, printable, side_by_side
 
 Show = Callable[[int, Mapping[str, float], Mapping[str, float], str], None]
 """Called with the update, its metrics, the seconds spent, and its best response."""
@@ -72,6 +72,7 @@ def report(run: RunFolder, console: Console, task: Task, before: HeldOut, after:
     history = read_json(run.path / "config.json").get("reward_changes", {}).items()
     changed = "".join(f"; the reward was changed after update {update}, {what}" for update, what in history)
     changed += "; all columns are of the last reward" if changed else ""
+    gold = "; no reward sees the gold measure" if "gold" in compared else ""
     rows = []
     for name in filter(compared.__contains__, _HEADLINES):
         old, new, change = compared[name]
@@ -81,18 +82,11 @@ def report(run: RunFolder, console: Console, task: Task, before: HeldOut, after:
         f"before / after on {len(before.prompts)} held-out prompts",
         ["measure", "before", "after", "change, 95 % interval"],
         rows,
-        "change: after - before, mean over prompts, bootstrap interval; no reward sees the gold measure" + changed,
+        "change: after - before, mean over prompts, bootstrap interval" + gold + changed,
     )
     console.print(table.rich())
-    texts = zip(before.prompts[:8], before.responses, after.responses, strict=False)
-    samples = Table(
-        "the same prompts, before and after",
-        ["prompt", "before", "after"],
-        [[prompt, old.strip(), new.strip()] for prompt, old, new in texts],
-    ).rich(show_lines=True)
-    for column in samples.columns:
-        column.justify, column.ratio = "left", 1
-    console.print(samples)
+    responses = {"before": before.responses, "after": after.responses}
+    console.print(side_by_side("the same prompts, before and after", before.prompts[:8], responses))
     write_json(run.path / "evaluation.json", {name: [asdict(i) for i in three] for name, three in compared.items()})
     with (run.path / "evaluation.jsonl").open("w", encoding="utf-8") as stream:
         for i, prompt in enumerate(before.prompts):

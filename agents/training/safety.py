@@ -49,12 +49,13 @@ class Parts:
 def check_room(agent: ReinforceAgent, envs: VectorEnv[Any, Any, Any]) -> None:
     """Raise RLAIFError if the longest prompt and a response fit into neither the policy's context nor into memory."""
     core: Any = envs.unwrapped.core  # type: ignore[attr-defined]
-    longest, context = core.longest_prompt + core.T, context_of(agent.policy.backbone.model)
+    longest_prompt = int(core.prompt_lengths.max())
+    longest, context = longest_prompt + core.T, context_of(agent.policy.backbone.model)
     lower = "the task's max_prompt_tokens (with truncate_prompts) or max_response_tokens"
     if context is not None and longest > context:
         raise RLAIFError(
             f"expected prompts and responses of at most {context} tokens, the policy's context, found prompts of up to "
-            f"{core.longest_prompt} and responses of {core.T}; lower {lower}"
+            f"{longest_prompt} and responses of {core.T}; lower {lower}"
         )
     check_longest(agent.policy.backbone.model, longest, lower)
 

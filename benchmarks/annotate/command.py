@@ -41,26 +41,26 @@ _CORPUS_PAIRS = 200
 
 @dataclass(frozen=True)
 class AnnotateConfig(Plan):
-    """Options of ``rlaif annotate``.
+    """Collect people's preferences in the browser; go on with them, export them, report on them.
 
     Attributes:
         seed: Of all orders, draws and sampled responses.
         criterion: What makes a response better, told above the page; the task's if not given.
         out: The run folder. Given alone, it goes on with what is there.
         input: What to judge: a file of pairs in any preference form, a file with a response of each policy to each
-            prompt (fields prompt, system, response), a comparison's folder, or, with ``policies``, a file of prompts.
-        task: Says what makes a response better; without ``input``, where pairs or prompts come from.
-        split: Which split of the task, without ``input``.
+            prompt (fields prompt, system, response), a comparison's folder, or, with policies, a file of prompts.
+        task: Says what makes a response better; without input, where pairs or prompts come from.
+        split: Which split of the task, without input.
         policies: Models that respond to each prompt now: built-in names, folders or Hugging Face ids.
         temperature: Of those responses.
-        pairs: At most so many items, drawn by the seed; with ``policies``, so many prompts.
+        pairs: At most so many items, drawn by the seed; with policies, so many prompts.
         annotators: Names to print a link for; nobody else may join then.
         host: Address to listen on. Off loopback the link carries a token.
         port: Port to listen on; 0 for any that is free.
         device: Device of the policies.
         export: Write what people answered to this file instead of serving.
         report: Report on what people answered instead of serving.
-        labels: AI labels of the same pairs, files or folders of ``rlaif label``, to set beside people in the report.
+        labels: AI labels of the same pairs, files or folders of rlaif label, to set beside people in the report.
         exclude: Annotators to leave out of the export and the report.
     """
 

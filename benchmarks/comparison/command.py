@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -23,8 +23,7 @@ from benchmarks.comparison.ablations import ablations
 from benchmarks.comparison.config import CompareConfig
 from benchmarks.comparison.pipeline import Pipeline
 from benchmarks.comparison.summary import write_comparison
-from benchmarks.evaluation.systems import held_out_prompts
-from rlaif_env.data.tasks import load_task
+from rlaif_env.data.tasks import EVAL_PROMPTS, held_out_prompts, load_task
 from rlaif_env.models import load_tokenizer
 from rlaif_env.runs import RunFolder
 
@@ -41,7 +40,11 @@ def compare(config: CompareConfig, console: Console | None = None) -> Path:
     """
     console = console or Console(quiet=True)
     started = time.monotonic()
-    held_out_prompts(load_task(config.task), config.train.eval_split, config.train.eval_prompts)
+    asked, split = config.train.eval_prompts, config.train.eval_split
+    count = len(held_out_prompts(load_task(config.task), split, asked, option="--train.eval-prompts"))
+    if asked is None and count < EVAL_PROMPTS:
+        console.print(f"eval_prompts: {count}, all that split {split!r} has", highlight=False)
+    config = replace(config, train=replace(config.train, eval_prompts=count))
     if config.labeler.url is None:
         load_tokenizer(config.labeler.model)
     load_tokenizer(config.model)

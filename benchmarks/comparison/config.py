@@ -110,7 +110,7 @@ class CompareConfig:
         for name, count in {"label_pairs": self.label_pairs, "ablation.pairs": self.ablation.pairs}.items():
             if count < 1:
                 raise RLAIFError(f"expected {name} of at least 1, found {count}")
-        if self.train.eval_prompts < 2:
+        if self.train.eval_prompts is not None and self.train.eval_prompts < 2:
             raise RLAIFError(f"expected at least 2 eval_prompts, for an interval, found {self.train.eval_prompts}")
 
     @property

@@ -33,7 +33,6 @@ from benchmarks.evaluation.systems import (
     System,
     answer,
     find_source,
-    held_out_prompts,
     read_responses,
     read_system,
     reference_of,
@@ -45,11 +44,11 @@ from rewards.language_model.config import LanguageModelConfig
 from rlaif_env.api import RLAIFError
 from rlaif_env.batches import PROMPTS_AT_ONCE
 from rlaif_env.data.journal import Journal
-from rlaif_env.data.tasks import DEFAULT_TASK, EVAL_PROMPTS, EVAL_SPLIT, Task, load_task
+from rlaif_env.data.tasks import DEFAULT_TASK, EVAL_PROMPTS, EVAL_SPLIT, Task, held_out_prompts, load_task
 from rlaif_env.models import BUILTIN_MODEL, backbone
 from rlaif_env.options import JSON_MAPPING, OPERATIONAL
 from rlaif_env.runs import RunFolder
-from rlaif_env.tables import Table
+from rlaif_env.tables import Table, side_by_side
 
 _SAMPLES = 4  # prompts shown on the terminal
 
@@ -72,7 +71,7 @@ class EvaluateConfig:
             the shared ones.
         reference: The model that KL and perplexity are measured against, and that "sft" stands for.
         split: Which of the task's prompts.
-        prompts: How many of them, at least 2.
+        prompts: How many of them, at least 2; by default 128, or as many as there are.
         max_new_tokens: Longest response; the task's where not given.
         temperature: Of the sampling; that of each policy's own run where not given (0.9 where there is none).
         seed: Of the sampling and the bootstrap.
@@ -90,7 +89,7 @@ class EvaluateConfig:
     judge_settings: Annotated[Mapping[str, Mapping[str, Any]], JSON_MAPPING] = field(default_factory=dict)
     reference: str = BUILTIN_MODEL
     split: str = EVAL_SPLIT
-    prompts: int = EVAL_PROMPTS
+    prompts: int | None = None
     max_new_tokens: int | None = None
     temperature: float | None = None
     seed: int = 0
@@ -136,9 +135,12 @@ def evaluate(config: EvaluateConfig, console: Console | None = None) -> dict[str
     """
     console = console or Console(quiet=True)
     task = load_task(config.task)
-    if config.prompts < 2:
-        raise RLAIFError(f"expected at least 2 prompts, found {config.prompts}")
     prompts = held_out_prompts(task, config.split, config.prompts)
+    if len(prompts) < 2:
+        raise RLAIFError(f"expected at least 2 prompts, found {len(prompts)}")
+    if config.prompts is None and len(prompts) < EVAL_PROMPTS:
+        console.print(f"prompts: {len(prompts)}, all that split {config.split!r} has", highlight=False)
+    config = replace(config, prompts=len(prompts))
     policies = _named(config.policies)
     sources = {name: find_source(source, config.reference) for name, source in policies.items()}
     reference = reference_of(config.reference)
@@ -278,14 +280,8 @@ def _show(written: Mapping[str, Any], systems: Sequence[System], console: Consol
         if values["title"].startswith("Win rates") and (len(systems) < 3 or "equal length" in values["title"]):
             continue
         console.print(Table.from_json(values, "evaluation.json").rich())
-    rows = [
-        [systems[0].prompts[i][-300:], *(system.responses[i].strip()[:300] for system in systems)]
-        for i in range(min(_SAMPLES, len(systems[0].prompts)))
-    ]
-    samples = Table("the same prompts", ["prompt", *(system.name for system in systems)], rows).rich(show_lines=True)
-    for column in samples.columns:
-        column.justify, column.ratio = "left", 1
-    console.print(samples)
+    responses = {system.name: system.responses for system in systems}
+    console.print(side_by_side("the same prompts", systems[0].prompts[:_SAMPLES], responses))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from rlaif_env.api import DataError, RLAIFError
 from rlaif_env.batches import PROMPTS_AT_ONCE
 from rlaif_env.data.jsonl import check_text, read_jsonl
-from rlaif_env.data.tasks import EVAL_PROMPTS, EVAL_SPLIT, Task
+from rlaif_env.data.tasks import EVAL_SPLIT, Task, held_out_prompts
 from rlaif_env.data.templates import encode_prompts
 from rlaif_env.files import content_of
 from rlaif_env.models import (
@@ -163,17 +163,7 @@ def _run_of(folder: Path, command: str) -> Mapping[str, Any] | None:
         return None  # a model's config.json is another file
 
 
-def held_out_prompts(task: Task, split: str, count: int) -> list[str]:
-    """The first prompts of a split; an error if there are fewer, or less than one is asked for."""
-    known = task.prompts(split)
-    if not 1 <= count <= len(known):
-        raise RLAIFError(
-            f"expected 1 to {len(known)} prompts, as many as split {split!r} of task {task.name!r} has, found {count}"
-        )
-    return known[:count]
-
-
-def read_responses(path: str | Path, task: Task, *, split: str = EVAL_SPLIT, prompts: int = EVAL_PROMPTS) -> list[str]:
+def read_responses(path: str | Path, task: Task, *, split: str = EVAL_SPLIT, prompts: int | None = None) -> list[str]:
     """The responses of a JSON lines file (``prompt``, ``response``), in the order of the split's first prompts.
 
     Rows for the split's other prompts are not needed and not used.
@@ -208,7 +198,7 @@ def answer(
     task: Task,
     *,
     split: str = EVAL_SPLIT,
-    prompts: int = EVAL_PROMPTS,
+    prompts: int | None = None,
     seed: int = 0,
     batch: int = PROMPTS_AT_ONCE,
     reference: str | Path = BUILTIN_MODEL,
@@ -225,7 +215,7 @@ def answer(
         source: As in `find_source`, and so is ``reference``.
         task: Where the prompts come from.
         split: Which of them: "test", ...
-        prompts: How many.
+        prompts: How many; None is 128, or all where the split has fewer.
         seed: Of the sampling.
         batch: Prompts sampled at once.
         reference: The model that KL and perplexity are measured against.
@@ -272,7 +262,8 @@ def _sampled(
 
     policy = _policy(source, temperature)
     tokenizer = policy.tokenizer
-    asked, _ = encode_prompts(task, tokenizer, prompts)
+    limit = task.max_prompt_tokens if task.truncate_prompts else None
+    asked, _ = encode_prompts(task, tokenizer, prompts, limit)
     ids, mask = pad_rows(asked, tokenizer.pad_token_id, side="left")
     samples = answered(policy, ids, mask, max_new_tokens=steps, seed=seed, batch=batch)
     rows = (row[:length] for row, length in zip(samples.ids.tolist(), samples.lengths, strict=True))

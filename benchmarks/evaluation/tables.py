@@ -168,7 +168,7 @@ def _against(baseline: str, wins: Sequence[Row], n: int) -> Table:
         tried = f"{row['wins']} / {row['ties']} / {row['losses']}"
         failed = str(row["failed"])
         if row["failed"] and row["raw"]:
-            failed += f" ({row['raw']['lowest']:.3f} to {row['raw']['highest']:.3f} had they been losses or wins)"
+            failed += f" ([{row['raw']['lowest']:.3f}, {row['raw']['highest']:.3f}] had they been losses or wins)"
         figures = [_figure(row["raw"]), _figure(row["length_controlled"]) + _marks(row)]
         p_values = ["" if row[key] is None else f"{row[key]:.2g}" for key in ("p_value", "p_holm")]
         rows.append([_label(row["judge"]), row["a"], *figures, tried, failed, *p_values, _verdict(row, baseline)])
@@ -176,8 +176,8 @@ def _against(baseline: str, wins: Sequence[Row], n: int) -> Table:
     caption = (
         f"Against {baseline}, prompt by prompt, {n} prompts, ties ½, 95 % intervals. At equal length: the logistic "
         "regression on the length ratio, read at 1. p: of a win rate of ½; Holm: over all pairs of systems under that "
-        "judge. The finding goes by the Holm p at 0.05. A policy may have been trained on any of the judges but the "
-        f"gold measure.{_mark_notes(wins)}"
+        "judge. The finding goes by the Holm p at 0.05. A policy may have been trained on any of the judges"
+        f"{' but the gold measure' if any(row['judge'] == 'gold' for row in wins) else ''}.{_mark_notes(wins)}"
     )
     return Table(f"Against {baseline}", [*columns, "p", "p (Holm)", "finding"], rows, caption)
 

@@ -148,7 +148,7 @@ def _environment_tables(figures: Mapping[str, Any]) -> list[Table]:
         rows: list[list[Cell]] = []
         for row in figures[part]:
             low, high = row["quartiles_us"]
-            rows.append([row["name"], f"{row['median_us']:.1f}", f"{low:.1f} to {high:.1f}", f"x {row['ratio']:.1f}"])
+            rows.append([row["name"], f"{row['median_us']:.1f}", f"[{low:.1f}, {high:.1f}]", f"x {row['ratio']:.1f}"])
         tables.append(Table(title, ["", "µs a step", "quartiles", "over the first"], rows, caption))
     return tables
 
@@ -163,7 +163,7 @@ def _pair_table(figures: Mapping[str, Any]) -> list[Table]:
             ends = f"ends at {figures['shortest']} to {figures['response']}" if part["early"] else all_
             name = f"sample {figures['rows']} rows, {part['samples_per_prompt']} a prompt, {ends}"
         low, high = part["ratio_quartiles"]
-        ratio = f"x {part['ratio']:.2f} ({low:.2f} to {high:.2f})"
+        ratio = f"x {part['ratio']:.2f} [{low:.2f}, {high:.2f}]"
         times = (f"{side['median_s']:.2f}" for side in (part["ours"], other))
         rows.append([name, *times, ratio, f"x {part['ratio_cpu']:.2f}"])
     columns = ["", "this project, s", "plain, or generate, s", "ratio (quartiles)", "by CPU time"]

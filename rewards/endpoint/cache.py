@@ -100,7 +100,7 @@ class AnswerCache(AbstractContextManager["AnswerCache"]):
                 raise
             raise RLAIFError(
                 f"expected a cache of answers that can be read and written at {self.path}, found: {error}; "
-                "delete the file, or name another (cache=...)"
+                "delete the file, or name another (--labeler.server.cache and the like; in Python: cache=...)"
             ) from error
 
     def get(self, key: bytes) -> str | None:

@@ -23,10 +23,10 @@ class ServerConfig:
     Attributes:
         api_key_env: Environment variable with the key; nothing is sent where it is not set.
         route: "completion" sends the prompt as it is, "chat" as a user's turn, "auto" the first where it works.
-        limits: Concurrency, retries, deadlines, prices and the spend cap: a `Limits`, or its fields by name.
+        limits: Concurrency, retries, deadlines, prices and the spend cap: Limits, or their fields by name.
         cache: Where answers are kept: a file, True for the usual one, False for this process's memory only.
         revision: Anything that tells two states of the model apart; answers to one are not those of the other.
-        extra: Further fields of every request, such as ``{"chat_template_kwargs": {"enable_thinking": False}}``.
+        extra: Further fields of every request, such as {"chat_template_kwargs": {"enable_thinking": false}}.
         boundaries: Ask what follows each answer of at least 0.005 ("all": up to k further requests a prompt), or only
             where an answer begins another one ("prefix": one or two; "80" then counts as "8").
         progress: Show a bar on the error output.

@@ -142,7 +142,8 @@ class EndpointLM(Live, AbstractContextManager["EndpointLM"]):
             raise BackendError(
                 f"expected labels none of which begins another one, found {merged[0]!r} among {list(labels)}: "
                 f"{self.name} does not go on with an answer that is begun for it, so that the two cannot be told "
-                "apart; use the scale 0 to 9 (scale=(0, 9)), or a server with the completion route"
+                "apart; use the scale 0 to 9 (--scale 0 9, --reward.scale 0 9; in Python: scale=(0, 9)), or a server "
+                "with the completion route"
             )
         until = self._client.until()
 

@@ -33,7 +33,7 @@ OPERATIONAL = (
 
 @dataclass(frozen=True)
 class LabelConfig(LabelingConfig):
-    """Options of ``rlaif label``.
+    """Have a language model say which of two responses is better, pair by pair.
 
     Attributes:
         seed: Of sampled responses, rationales, and the choice of corpus pairs.
@@ -41,7 +41,7 @@ class LabelConfig(LabelingConfig):
         input: JSON lines with pairs to label (human labels in them are compared with), or with prompts where there is a
             policy. Without it the task's own human preferences, or prompts, are taken.
         out: Folder to write to, or to go on with; a new one under runs/ if not given.
-        split: Which split of the task, without ``input``.
+        split: Which split of the task, without input.
         pairs: At most so many pairs.
         min_gap: Least difference of the two mean ratings in the movie corpus.
         policy: A model that responds twice to each prompt: built-in name, folder or Hugging Face id.

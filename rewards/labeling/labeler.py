@@ -78,8 +78,9 @@ class LabelingConfig(ScoreConfig):
 
     Attributes:
         scale: Lowest and highest score, with mode "score"; None is the task's.
-        template: A whole prompt of your own, with {response_1} and {response_2} or {text_1} and {text_2} (and
-            {prompt}); with mode "score" with {response} or {text}. It asks for the better response, whatever the task.
+        template: A whole prompt of your own, with {response_1} and {response_2} or {text_1} and {text_2}, and {prompt}
+            where wanted; with mode "score" with {response} or {text}. It asks for the better response, whatever the
+            task.
         minimum_mass: A pair for which the label mass is less gets no label.
         mode: Show both responses in both orders, or score each by itself and compare the distributions.
         prompt: Preamble of the pairwise prompt.

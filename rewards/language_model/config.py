@@ -23,7 +23,7 @@ class LanguageModelConfig:
         chat: Put prompts through the model's chat template; on a server, use its chat route.
         device: "cpu", "cuda", ...; by default the GPU where there is one. Models in this process only.
         dtype: Of the weights; by default bfloat16 on a GPU that has it and float32 elsewhere. In this process only.
-        server: How the server is asked: a `ServerConfig`, or its fields by name.
+        server: How the server is asked: a ServerConfig, or its fields by name.
 
     Raises:
         RLAIFError: If the URL is none or holds a password, or the server's settings make no sense or come without it.

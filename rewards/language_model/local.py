@@ -73,7 +73,8 @@ class LocalLM(Live):
             self.backbone = Backbone(model, tokenizer, name=getattr(model.config, "_name_or_path", "") or "live")
         if chat and not self.backbone.tokenizer.chat_template:
             raise RLAIFError(
-                f"expected a chat template for chat=True, found none in the tokenizer of {self.backbone.name}"
+                f"expected a chat template for chat=True, found none in the tokenizer of {self.backbone.name}; leave "
+                "chat away, or take a model that has one"
             )
         self.name = self.backbone.name
         self.chat, self._task = chat, task
@@ -102,7 +103,8 @@ class LocalLM(Live):
         tokenizer = self.backbone.tokenizer
         texts = [self.render(prompt) for prompt in prompts]
         if self._task is not None:
-            rows, _ = encode_prompts(self._task, tokenizer, prompts)
+            limit = self._task.max_prompt_tokens if self._task.truncate_prompts else None
+            rows, _ = encode_prompts(self._task, tokenizer, prompts, limit)
         elif self.chat and texts:  # the template has the special tokens
             rows = [list(row) for row in tokenizer(texts, add_special_tokens=False)["input_ids"]]
         else:

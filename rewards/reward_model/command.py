@@ -21,12 +21,12 @@ from rlaif_env.statistics import interval_text
 
 @dataclass(frozen=True)
 class TrainRMConfig(RewardModelConfig):
-    """Settings of ``rlaif train-rm``.
+    """Train a reward model on preferences, people's or a language model's; measure it on held-out ones; save it.
 
     Attributes:
         task: What is judged: a task's name or a TOML file.
         labels: "human" for the task's own preferences, or a file of them: JSON lines (.gz too), Parquet, a folder that
-            ``rlaif label`` wrote, or a Hugging Face data set as owner/name, owner/name:split or owner/name/part:split.
+            rlaif label wrote, or a Hugging Face data set as owner/name, owner/name:split or owner/name/part:split.
         test: A file of pairs, or a data set, to measure the accuracy on; pairs that share a text with it are not
             trained on.
         model: The base model: a name or a folder. The SFT policy, where there is one.

@@ -80,7 +80,8 @@ def _blocks(model: Any) -> tuple[Any, str, Any]:
                     return owner, name, norms[-1]
     raise RLAIFError(
         f"expected a model made of one list of {config.num_hidden_layers} layers and a norm, found another structure "
-        f"in {type(model).__name__}; use all its layers (layers={config.num_hidden_layers})"
+        f"in {type(model).__name__}; use all its layers (--layers {config.num_hidden_layers}; in Python: "
+        f"layers={config.num_hidden_layers})"
     )
 
 

@@ -270,7 +270,7 @@ def _backend(accepts: Provenance | None) -> Callable[..., RewardModel]:
 
         Args:
             task: What is scored.
-            model: The folder of a trained model (what ``rlaif train-rm`` made), or a live `RewardModel`.
+            model: The folder of a trained model (what rlaif train-rm made), or a live RewardModel.
             base: The base model where it is not, or not only, under the name it had in training.
             device: "cpu", "cuda", ...; by default the GPU where there is one.
             dtype: "float32", "bfloat16" or "float16"; by default bfloat16 on a GPU that has it and float32 elsewhere.

@@ -41,8 +41,8 @@ class TuningConfig:
         trainable: "head": a linear head on the frozen model, good on a CPU. "lora": an adapter too. "full": all
             weights.
         epochs: Of "lora" and "full", at most.
-        learning_rate: Of "lora" and "full"; rises over the first twentieth of the steps, then falls linearly to 0. For
-            "full", 1e-5 is the paper's.
+        learning_rate: Of "lora" and "full"; rises over the first twentieth of the steps, then falls linearly to 0. The
+            paper's for "full" is 1e-5.
         batch_pairs: Pairs in one step of "lora" and "full".
         micro_pairs: Pairs in one gradient pass, at most, and no more tokens than fit into memory; the step is the same.
         lora: The adapter of "lora".

@@ -76,7 +76,7 @@ def open_base(
     folder: Path, name: str, expected: str, base: str | Path | Backbone | None, device: str | None, dtype: str | None
 ) -> Backbone:
     """The base model that a head and an adapter belong on, the copy in memory if there is one."""
-    instead = "with base=..., or open the merged copy with standalone=True"
+    instead = "with base=... (--reward.base), or open the merged copy with standalone=True (--reward.standalone)"
     if not isinstance(base, Backbone):
         try:
             base = backbone(base or name, device=device, dtype=dtype)
@@ -127,7 +127,7 @@ def save_merged(folder: Path, base: Backbone, weight: torch.Tensor, layers: int,
     if len(heads) != 1 or expected[heads[0]].shape != (1, len(weight)):
         raise RLAIFError(
             f"expected {type(plain).__name__} to have one linear head without a bias, found {heads}; save with "
-            "merged=False"
+            "merged=False (--no-merged)"
         )
     with base.merged(adapter):
         whole = base.model.base_model
@@ -136,7 +136,7 @@ def save_merged(folder: Path, base: Backbone, weight: torch.Tensor, layers: int,
         state = {name: own[name] for name in expected if name in own}
         state[heads[0]] = weight[None].to(next(iter(state.values())).dtype)
         if missing := sorted(expected.keys() - state.keys()):
-            raise RLAIFError(f"expected weights for {missing[0]} in {base.name}, found none; save with merged=False")
+            raise RLAIFError(f"expected weights for {missing[0]} in {base.name}, found none; save with --no-merged")
         plain.save_pretrained(folder, state_dict=state)
     tokenizer.save_pretrained(folder)
 
@@ -170,7 +170,7 @@ def open_merged(
     if not (folder / "config.json").is_file() or not any(folder.glob("model*.safetensors")):
         raise RLAIFError(
             f"expected a merged model (config.json, model.safetensors) in {folder}, found none; save it with "
-            "merged=True"
+            "merged=True (--merged)"
         )
     try:
         model, missing = load_weights(AutoModelForSequenceClassification, folder, dtype or "float32")

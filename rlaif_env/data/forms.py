@@ -42,6 +42,8 @@ _PAIRS = (
 _VERDICTS = ("winner", "preference", "choice", "label", "better_response_id")
 _TIES = {"tie", "draw", "equal", "both", "neither", "bothbad", "both_bad", "tie (bothbad)"}
 
+_KEPT = "remove it, or keep such pairs (in a task's TOML file: {0} = true under [source], in Python: {0}=True)"
+
 Message = Mapping[str, str]
 
 
@@ -92,13 +94,11 @@ class PreferenceForms:
             meta.setdefault("prompt_messages", before)
         for name, text in (("first", first), ("second", second)):
             if not (self.allow_empty or text.strip()):
-                raise DataError(
-                    f"expected two responses, found the {name} one empty (allow_empty=True keeps such pairs)"
-                )
+                raise DataError(f"expected two responses, found the {name} one empty; {_KEPT.format('allow_empty')}")
         if not self.allow_identical and first == second:
             raise DataError(
-                "expected two different responses, found the same one twice (allow_identical=True keeps such pairs): "
-                f"{first[:40]!r}"
+                f"expected two different responses, found the same one twice, {first[:40]!r}; "
+                + _KEPT.format("allow_identical")
             )
         return Preference(prompt, first, second, p_first, source, meta)
 

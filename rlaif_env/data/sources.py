@@ -91,8 +91,9 @@ class PromptSource:
             prompts = [prompt for prompt in prompts if split_of(prompt) == split]
         if not prompts:
             raise RLAIFError(
-                f"task {task!r}: expected prompts in the split {split!r}, found none; give more prompts, or name the "
-                f"splits yourself: {{{', '.join(f'{name!r}: ...' for name in SPLITS)}}}"
+                f"task {task!r}: expected prompts in the split {split!r}, found none; give more prompts, or a file for "
+                "each split (in a TOML file: train = ..., test = ... under [source.jsonl], in Python: "
+                "PromptSource(jsonl={'train': ..., 'test': ...}))"
             )
         return prompts
 
@@ -118,8 +119,9 @@ class PromptSource:
             return files, True
         if self.dataset is None:
             raise RLAIFError(
-                f"task {task!r}: expected a source of data, found none; give one with load_task({task!r}, "
-                "source=...): a JSON lines file or the name of a Hugging Face data set; or in a TOML file"
+                f"task {task!r}: expected a source of data, found none; on the command line: --task with the file that "
+                f"`rlaif task new DATA --name {task}` writes, in Python: load_task({task!r}, source=...), a JSON lines "
+                "file or the name of a Hugging Face data set"
             )
         names = self.dataset_splits
         if names is not None and split not in names:

@@ -3,16 +3,7 @@
 Built in: ``movie-review`` (continue the opening words of a review; its prompts and human ratings are real and fetched
 by themselves), and the paper's three, ``summarization``, ``helpful`` and ``harmless``, which need a source of prompts:
 ``load_task("summarization", source="posts.jsonl")`` or a Hugging Face data set by name. A task of one's own is a
-`Task`, or a TOML file:
-
-    name = "haiku"
-    kind = "continuation"
-    criterion = "how well the poem keeps to one image"
-    max_prompt_tokens = 32
-    max_response_tokens = 32
-
-    [source]
-    jsonl = "prompts.jsonl"        # relative to this file; or prompts = ["...", ...], or dataset = "owner/name"
+`Task`, or a TOML file with a `Task`'s fields as keys, its source as the table ``[source]`` (docs/tasks.md).
 """
 
 from __future__ import annotations
@@ -37,13 +28,16 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["SPLITS", "PromptSource", "Task", "gold_scores", "list_tasks", "load_task"]
+__all__ = ["SPLITS", "PromptSource", "Task", "gold_scores", "held_out_prompts", "list_tasks", "load_task"]
 
 Kind = Literal["continuation", "summary", "dialogue"]
 
 _GOLD = ("vader",)
-_MOST_TOKENS = 10_000_000  # more is a slip of the pen, and would be an array of that width
-_FIELDS = {"continuation": ("prompt",), "summary": ("prompt", "text"), "dialogue": ("prompt", "context")}
+MOST_TOKENS = 10_000_000
+"""The longest prompt or response of any task: more is a slip of the pen, and would be an array of that width."""
+
+FIELDS = {"continuation": ("prompt",), "summary": ("prompt", "text"), "dialogue": ("prompt", "context")}
+"""Where a row's prompt is looked for, by the task's kind."""
 
 DEFAULT_TASK = "movie-review"
 """The task where none is named: the one that needs no data of the user's."""
@@ -79,10 +73,11 @@ class Task:
         max_prompt_tokens: Longest prompt, P.
         max_response_tokens: Longest response, T.
         source: Where prompts come from.
-        gold: A measure that no labeler or reward sees, for evaluation alone: "vader" or None.
-        scale: Lowest and highest score that a judge is asked for; (1, 10) is the paper's.
-        template: How prompts become what a policy reads: "plain", "chat", "human-assistant" or "auto"; see
-            `rlaif_env.data.templates`.
+        gold: A measure that no labeler or reward sees, for evaluation alone: "vader", or none.
+        scale: Lowest and highest score that a judge is asked for; the paper's are 1 and 10.
+        truncate_prompts: The policy reads the last max_prompt_tokens tokens of a longer prompt; else that is an error.
+        template: How prompts become what a policy reads: "plain", "chat", "human-assistant" or "auto", which is "chat"
+            in a dialogue for a model that has a template.
         system: A system message before every prompt; not with "plain".
 
     Raises:
@@ -97,6 +92,7 @@ class Task:
     source: PromptSource = field(default_factory=PromptSource)
     gold: str | None = None
     scale: tuple[int, int] = SCALE
+    truncate_prompts: bool = False
     template: str = "auto"
     system: str | None = None
 
@@ -111,8 +107,11 @@ class Task:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise RLAIFError(f"task {self.name!r}: expected {name} to be a whole number from 1, found {value!r}")
-            if value > _MOST_TOKENS:
-                raise RLAIFError(f"task {self.name!r}: expected {name} of at most {_MOST_TOKENS}, found more")
+            if value > MOST_TOKENS:
+                raise RLAIFError(f"task {self.name!r}: expected {name} of at most {MOST_TOKENS}, found more")
+        cut: Any = self.truncate_prompts
+        if not isinstance(cut, bool):
+            raise RLAIFError(f"task {self.name!r}: expected truncate_prompts to be true or false, found {cut!r}")
         if not isinstance(self.source, PromptSource):
             raise RLAIFError(f"task {self.name!r}: expected source to be a PromptSource, found {self.source!r:.80}")
         if self.gold is not None and self.gold not in _GOLD:
@@ -134,7 +133,7 @@ class Task:
             DataError: For all bad rows of the source together.
             AssetError: If the built-in corpus cannot be fetched.
         """
-        return self.source.read_prompts(split, _FIELDS[self.kind], self.name)
+        return self.source.read_prompts(split, FIELDS[self.kind], self.name)
 
     def preferences(self, split: str = "train") -> Iterator[Preference]:
         """The preferences of a split, one at a time.
@@ -171,7 +170,7 @@ class Task:
 
     def to_json(self) -> dict[str, Any]:
         """The task as values that JSON can hold; what is not set is left out."""
-        task = {name: value for name, value in asdict(self).items() if value is not None}
+        task = {name: value for name, value in asdict(self).items() if value not in (None, False)}
         source = task["source"] | {"prompts": each_split(list, self.source.prompts)}
         source = {name: value for name, value in source.items() if value not in (None, False)}
         return task | {"source": source, "scale": list(self.scale)}
@@ -242,10 +241,36 @@ def load_task(task: TaskLike, source: str | Path | PromptSource | Sequence[str] 
     elif isinstance(task, str) and task in _TASKS:
         task = _TASKS[task]
     elif isinstance(task, str | Path) and (str(task).endswith(".toml") or _is_file(task)):
-        task = _read_toml(Path(task))
+        task = read_toml(Path(task))
     if not isinstance(task, Task):
         raise RLAIFError(f"expected a task ({', '.join(_TASKS)}), a TOML file or a Task, found {task!r}")
     return task if source is None else task.with_source(source)
+
+
+def held_out_prompts(
+    task: Task, split: str, count: int | None, *, most: int = EVAL_PROMPTS, option: str = "--prompts"
+) -> list[str]:
+    """The first prompts of a split.
+
+    Args:
+        task: Whose.
+        split: Which.
+        count: How many; None is ``most``, or all where the split has fewer.
+        most: The default.
+        option: What sets the count on the command line, for the message.
+
+    Raises:
+        RLAIFError: If the split has fewer than asked for, or less than one is asked for.
+    """
+    known = task.prompts(split)
+    if count is None:
+        return known[:most]
+    if not 1 <= count <= len(known):
+        raise RLAIFError(
+            f"expected 1 to {len(known)} prompts, as many as split {split!r} of task {task.name!r} has, found {count}; "
+            f"give {option} {len(known)}, or leave it away for as many as there are"
+        )
+    return known[:count]
 
 
 def gold_scores(task: Task, texts: Sequence[str]) -> NDArray[np.float64]:
@@ -280,7 +305,12 @@ def _is_file(path: str | Path) -> bool:
         return False
 
 
-def _read_toml(path: Path) -> Task:
+def read_toml(path: Path, **instead: Any) -> Task:
+    """The task of a TOML file, with some values in place of those in the file.
+
+    Raises:
+        RLAIFError: If there is no such file, it is no TOML, or its values are wrong.
+    """
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -288,7 +318,7 @@ def _read_toml(path: Path) -> Task:
     except (ValueError, RecursionError) as error:  # no UTF-8, no TOML, or one nested without end
         raise RLAIFError(f"{path}: expected TOML in UTF-8, found: {error}") from error
     try:
-        task = Task.from_json(values)
+        task = Task.from_json(values | instead)
         beside = partial(_beside, path)
         located = {name: each_split(beside, getattr(task.source, name)) for name in ("jsonl", "preferences")}
     except (ValueError, RecursionError) as error:  # ours, or Python's on a number of thousands of digits

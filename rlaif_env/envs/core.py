@@ -98,7 +98,8 @@ class Core:
         split: Which of the task's prompts: "train", "validation", "test" or "gold".
         max_prompt_tokens: P; None is the task's.
         max_response_tokens: T; None is the task's.
-        truncate_prompts: Cut a longer prompt to P tokens at its front, a dialogue by turns, instead of refusing it.
+        truncate_prompts: Cut a longer prompt to P tokens at its front, a dialogue by turns, and do not refuse it; None
+            is as the task says.
 
     Raises:
         RLAIFError: If a keyword cannot be used, a prompt is longer than P or empty, or the tokenizer has no EOS or pad.
@@ -116,7 +117,7 @@ class Core:
         split: str = "train",
         max_prompt_tokens: int | None = None,
         max_response_tokens: int | None = None,
-        truncate_prompts: bool = False,
+        truncate_prompts: bool | None = None,
     ) -> None:
         self.task = load_task(unshare(task))
         self.P = _positive("max_prompt_tokens", max_prompt_tokens, self.task.max_prompt_tokens)
@@ -127,7 +128,9 @@ class Core:
         self.eos_id, self.pad_id = self._special_id("eos"), self._special_id("pad")
         self.end_ids = self._end_ids(unshare(tokenizer), end_ids)
         self.prompts = tuple(self.task.prompts(split))
-        self._flat, self._starts = self._encoded_prompts(truncate_prompts)
+        self._flat, self._starts = self._encoded_prompts(
+            self.task.truncate_prompts if truncate_prompts is None else truncate_prompts
+        )
         self.backend = resolve_reward(unshare(reward), self.task, unshare(reward_kwargs))
 
     def __deepcopy__(self, memo: object) -> Core:
@@ -168,8 +171,8 @@ class Core:
             if len(row) > self.P:
                 raise RLAIFError(
                     f"expected prompts of at most {self.P} tokens, found {len(row)} in prompt {i} "
-                    f"({shown(self.prompts[i])}); raise max_prompt_tokens, or set truncate_prompts=True to keep the "
-                    "last tokens"
+                    f"({shown(self.prompts[i])}); raise max_prompt_tokens, or keep the last tokens (in the task's "
+                    "TOML file: truncate_prompts = true, in Python: truncate_prompts=True)"
                 )
             if not row:
                 raise RLAIFError(f"expected a token in every prompt, found none in prompt {i} ({self.prompts[i]!r})")
@@ -188,16 +191,17 @@ class Core:
         )
 
     @property
-    def longest_prompt(self) -> int:
-        """Tokens of the longest prompt."""
-        return int(np.diff(self._starts).max())
+    def prompt_lengths(self) -> NDArray[np.int64]:
+        """Tokens of each prompt."""
+        return np.diff(self._starts)
 
-    def _prompt_ids(self, index: int) -> NDArray[np.int32]:
+    def prompt_ids(self, index: int) -> NDArray[np.int32]:
+        """Token ids of a prompt."""
         return self._flat[self._starts[index] : self._starts[index + 1]]
 
     def write_prompt(self, index: int, ids: NDArray[np.int64], mask: NDArray[np.int8]) -> None:
         """Write a prompt, left-padded, into the first P places of ids (W,) and mask (W,), and blank the rest."""
-        prompt = self._prompt_ids(index)
+        prompt = self.prompt_ids(index)
         ids[:] = self.pad_id
         mask[:] = 0
         ids[self.P - len(prompt) : self.P] = prompt
@@ -259,7 +263,7 @@ class Core:
     def decode(self, prompt_index: int, ids: NDArray[np.int64]) -> str:
         """Text of response ids behind their prompt, without special tokens; ids the tokenizer lacks have no text."""
         known = [i for i in ids.tolist() if i < self.known_ids]
-        return continuation_text(self.tokenizer, self._prompt_ids(prompt_index).tolist(), known)
+        return continuation_text(self.tokenizer, self.prompt_ids(prompt_index).tolist(), known)
 
     def score(self, responses: Sequence[Response]) -> tuple[NDArray[np.float32], list[dict[str, Any]]]:
         """Score n finished responses in one call of the backend.

@@ -184,17 +184,27 @@ def a_rollout(lengths: list[int], prompt: int) -> Rollout:
 
 @pytest.mark.parametrize("size", [1, 3, 4, 6, 8, 100])
 @pytest.mark.parametrize("prompt", [1, 300])
-def test_every_row_is_in_one_gradient_pass(prompt: int, size: int) -> None:
-    rollout = a_rollout(np.random.default_rng(size).integers(1, 40, size=24).tolist(), prompt)
-    batches = rollout.micro_batches(4, size)
+@pytest.mark.parametrize("budget", [1, 500, 10**6])
+def test_every_row_is_in_one_gradient_pass(prompt: int, size: int, budget: int) -> None:
+    lengths = np.random.default_rng(size).integers(1, 40, size=24)
+    batches = a_rollout(lengths.tolist(), prompt).micro_batches(4, size, budget)
     assert sorted(torch.cat(batches).tolist()) == list(range(24)) and max(map(len, batches)) <= size
+    for rows in map(np.asarray, batches):
+        tokens = len(set(rows // 4)) * prompt + len(rows) * lengths[rows].max()  # a shared prompt is read once
+        assert tokens <= budget or len(rows) == 1
+
+
+def test_a_budget_cuts_between_groups_before_it_cuts_a_group() -> None:
+    cut = [rows.tolist() for rows in a_rollout([30] * 8, 300).micro_batches(4, 8, 450)]
+    assert cut == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert all(len(rows) == 1 for rows in a_rollout([30] * 8, 300).micro_batches(4, 8, 340))
 
 
 def test_long_prompts_keep_groups_together_and_short_ones_sort_by_length() -> None:
     lengths = [2, 30, 2, 30] * 4
-    groups = [set((rows // 4).tolist()) for rows in a_rollout(lengths, 300).micro_batches(4, 4)]
+    groups = [set((rows // 4).tolist()) for rows in a_rollout(lengths, 300).micro_batches(4, 4, 10**6)]
     assert all(len(group) == 1 for group in groups)
-    wide = [{lengths[i] for i in rows.tolist()} for rows in a_rollout(lengths, 1).micro_batches(4, 4)]
+    wide = [{lengths[i] for i in rows.tolist()} for rows in a_rollout(lengths, 1).micro_batches(4, 4, 10**6)]
     assert all(len(width) == 1 for width in wide)
 
 

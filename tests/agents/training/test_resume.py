@@ -542,7 +542,7 @@ def test_the_best_by_validation_is_kept_and_named(job: Callable[..., TrainConfig
     assert best == {"step": top["step"], "reward": top["reward"]}
     names = {p.name for p in (tmp_path / "run" / "checkpoints").iterdir()}
     assert names == {"best.json", "000006", f"{best['step']:06d}"}
-    with pytest.raises(RLAIFError, match="expected at most 2 validation_prompts"):
+    with pytest.raises(RLAIFError, match=r"expected 1 to 2 prompts, .* found 3; give --validation-prompts 2"):
         train(job(tmp_path / "other", validate_every=1, validation_prompts=3))
 
 

@@ -77,6 +77,28 @@ def test_the_run_folder_is_whole(arguments: list[str], tmp_path: Path, capsys: p
     assert list((out / "tensorboard").iterdir())
 
 
+def test_the_held_out_prompts_are_as_many_as_there_are(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    at = arguments.index("--eval-prompts")
+    toml = tmp_path / "toy.toml"
+    toml.write_text(
+        toml.read_text().replace('gold = "vader"\n', "").replace('"film"', json.dumps("word " * 70 + "end"))
+    )
+    toml.write_text(toml.read_text().replace("[source", "truncate_prompts = true\n[source"))
+    rest = ["--out", str(tmp_path / "run"), "--updates", "1", "--validate-every", "1"]
+    assert main([*arguments[:at], *arguments[at + 2 :], *rest]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "eval_prompts: 4, all that split 'test' has (by default 128)" in shown
+    assert "validation_prompts: 4, all that split 'validation' has (by default 32)" in shown
+    assert "on 4 held-out prompts" in shown
+    recorded = json.loads((tmp_path / "run" / "config.json").read_text())["config"]
+    assert (recorded["eval_prompts"], recorded["validation_prompts"]) == (4, 4)
+    assert "gold measure" not in shown  # the task has none
+    assert shown.count("word") < 70 and "…" in shown and "end" in shown  # a long prompt is shown by its end
+    assert "word " * 70 + "end" in (tmp_path / "run" / "evaluation.jsonl").read_text()
+
+
 def test_training_twice_with_one_seed_is_the_same(arguments: list[str], tmp_path: Path) -> None:
     found = []
     for name, seed in (("a", "0"), ("b", "0"), ("c", "1")):
@@ -115,7 +137,7 @@ def test_settings_that_cannot_work(arguments: list[str], tmp_path: Path, capsys:
         "unknown reward 'gpt5': expected one of": ["--reward", "gpt5"],
         "unknown model 'no-such-model'": ["--model", "no-such-model"],
         "expected a task .movie-review.*found 'poetry'": ["--task", "poetry"],
-        "expected at most 4 eval_prompts": ["--eval-prompts", "5"],
+        "expected 1 to 4 prompts, as many as split 'test' .* found 5; give --eval-prompts 4": ["--eval-prompts", "5"],
         "reward 'direct-llm': expected options among model, url, .*, found colour": ["--reward.colour", "1"],
     }
     for message, changed in cases.items():
@@ -142,7 +164,7 @@ def test_help_lists_the_options_of_the_reward_beside_it(capsys: pytest.CaptureFi
 
 
 def test_an_unknown_option_names_the_valid_ones(arguments: list[str]) -> None:
-    message = "reward 'compose': expected options among parts, found colour"
+    message = "reward 'compose': expected options among parts, calibration, found colour"
     with pytest.raises(RLAIFError, match=message):
         main(["--reward", "compose", "--reward.parts", "{}", "--reward.colour=1"])
 

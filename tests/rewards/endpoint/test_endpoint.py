@@ -231,7 +231,7 @@ def test_the_chat_route_begins_answers_where_it_can() -> None:
 
 def test_what_the_chat_route_cannot_do_says_what_to_change() -> None:
     with FaultServer("openai") as server, connect(server) as lm:
-        with pytest.raises(BackendError, match=r"use the scale 0 to 9 \(scale=\(0, 9\)\)"):
+        with pytest.raises(BackendError, match=r"use the scale 0 to 9 \(--scale 0 9, .*scale=\(0, 9\)\)"):
             lm.label_logprobs(["Rate: "], TEN)
         nine = lm.label_logprobs(["Rate: "], TEN[1:9])
         assert np.exp(nine[0]) == pytest.approx(scores_of("Rate: ")[1:9])

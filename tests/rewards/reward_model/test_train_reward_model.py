@@ -550,6 +550,7 @@ def test_figures_need_pairs() -> None:
 
 def test_the_report_in_words(head: Any) -> None:
     said = describe(head)
+    assert re.search(r"pairs: \d\.\d{3} \[\d\.\d{3}, \d\.\d{3}\]", said)
     assert "distilled-rm:tiny: 400 pairs of 800 texts (400 pairs from 'ai:toy')" in said
     assert "ECE" in said
 

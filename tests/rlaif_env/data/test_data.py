@@ -311,9 +311,13 @@ BAD_PREFERENCES: list[tuple[dict[str, Any], str]] = [
     (own(p_first="absent"), "expected response_1, response_2 and p_first, found no p_first"),
     (own(response_2="absent"), "expected response_1, response_2 and p_first, found no response_2"),
     (own(response_2=None), "expected response_1, response_2 and p_first, found no response_2"),
-    (own(response_1=" "), "expected two responses, found the first one empty (allow_empty=True keeps such pairs)"),
+    (
+        own(response_1=" "),
+        "expected two responses, found the first one empty; remove it, or keep such pairs (in a task's TOML file: "
+        "allow_empty = true under [source], in Python: allow_empty=True)",
+    ),
     (own(response_1=3), "expected response_1 to be a string, found int: 3"),
-    (own(response_2="one"), "expected two different responses, found the same one twice (allow_identical=True"),
+    (own(response_2="one"), "expected two different responses, found the same one twice, 'one'; remove it, or"),
     (own(response_1="a\u0007"), "expected response_1 to be plain text, found the control character U+0007 in it"),
     (own(response_1="x" * 1_000_001), "expected response_1 to have at most 1000000 characters, found 1000001"),
     (own(prompt=["x"]), "expected message 1 of prompt to have role and content, found 'x'"),

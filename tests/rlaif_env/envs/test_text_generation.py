@@ -9,6 +9,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -405,6 +406,11 @@ def test_long_prompts_can_be_cut_to_their_last_tokens(toy: dict[str, Any]) -> No
     env = gym.make(TEXT, max_prompt_tokens=2, truncate_prompts=True, **toy)
     observation, _ = env.reset(options={"prompt_index": 2})
     assert toy["tokenizer"].decode(observation["input_ids"]) == "<unk> a"  # of "Bad actors in a"
+    task = replace(toy["task"], max_prompt_tokens=2, truncate_prompts=True)
+    same, _ = gym.make(TEXT, **{**toy, "task": task}).reset(options={"prompt_index": 2})
+    assert same["input_ids"].tolist() == observation["input_ids"].tolist()
+    with pytest.raises(RLAIFError, match=r"in the task's TOML file: truncate_prompts = true, in Python: truncate_prom"):
+        gym.make(TEXT, truncate_prompts=False, **{**toy, "task": task})
 
 
 BAD_ACTIONS: list[tuple[str, str, Any, str]] = [
