@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 
 from rlaif_env.api import RLAIFError
 from rlaif_env.statistics import Floats, Interval, StudentisedBootstrap, normal_quantile
-from rlaif_env.statistics.intervals import RESAMPLES
+from rlaif_env.statistics.bootstrap import RESAMPLES
 
 FEWEST_SEEDS = 3
 """From which on `iqm_over_seeds` has an interval; what seeds make is closer to normal than what prompts do."""

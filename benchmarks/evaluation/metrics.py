@@ -22,7 +22,7 @@ from rlaif_env.statistics import (
     rate,
     studentised_bootstrap,
 )
-from rlaif_env.statistics.intervals import RESAMPLES
+from rlaif_env.statistics.bootstrap import RESAMPLES
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,13 @@ from rlaif_env.statistics.agreement import (
     reliability_table,
     spearman,
 )
+from rlaif_env.statistics.bootstrap import (
+    StudentisedBootstrap,
+    bootstrap_mean,
+    paired_bootstrap,
+    resampled_counts,
+    studentised_bootstrap,
+)
 from rlaif_env.statistics.dependence import (
     Clusters,
     Dyads,
@@ -25,15 +32,10 @@ from rlaif_env.statistics.dependence import (
 from rlaif_env.statistics.intervals import (
     FEWEST_UNITS,
     Interval,
-    StudentisedBootstrap,
-    bootstrap_mean,
     checked_array,
     interval_text,
     normal_quantile,
-    paired_bootstrap,
     rate,
-    resampled_counts,
-    studentised_bootstrap,
     t_quantile,
     wilson,
 )

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from numpy.typing import ArrayLike
 
-from rlaif_env.statistics.intervals import RESAMPLES, Interval, bootstrap_mean, paired_bootstrap
+from rlaif_env.statistics.bootstrap import RESAMPLES, bootstrap_mean, paired_bootstrap
+from rlaif_env.statistics.intervals import Interval
 
 _RANGES = {
     "gold": (-1.0, 1.0),

@@ -15,7 +15,7 @@ from scipy.stats import binomtest
 
 from rlaif_env import statistics as s
 from rlaif_env.api import RLAIFError
-from rlaif_env.statistics import agreement, intervals, text_measures
+from rlaif_env.statistics import agreement, bootstrap, intervals, measures, text_measures
 
 # --- intervals --------------------------------------------------------------------------------------------------------
 
@@ -501,6 +501,6 @@ def test_bad_input_is_named(call: object, message: str) -> None:
 def test_everything_there_is_comes_from_one_door() -> None:
     assert len(s.__all__) == len(set(s.__all__))
     assert all(hasattr(s, name) for name in s.__all__)
-    for module in (agreement, intervals, text_measures):
+    for module in (agreement, bootstrap, intervals, measures, text_measures):
         own = {name for name, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__}
         assert {name for name in own if not name.startswith("_")} <= set(s.__all__)
