@@ -165,9 +165,10 @@ def test_settings_that_do_not_fit() -> None:
 
 def test_an_architecture_that_reads_padding_is_refused() -> None:
     sizes = {"d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 64, "initializer_range": 0.3}
-    model = AutoModelForSequenceClassification.from_config(
-        AutoConfig.for_model("xlnet", vocab_size=100, num_labels=1, **sizes)
-    )
+    config = AutoConfig.for_model("xlnet", vocab_size=100, num_labels=1, **sizes)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AutoModelForSequenceClassification.from_config(config)
     with pytest.raises(
         RLAIFError, match="expected hf-rm:live, 'xlnet', to score a text in a batch, padded on the right"
     ):
