@@ -48,7 +48,8 @@ class AnnotateConfig(Plan):
         criterion: What makes a response better, told above the page; the task's if not given.
         out: The run folder. Given alone, it goes on with what is there.
         input: What to judge: a file of pairs in any preference form, a file with a response of each policy to each
-            prompt (fields prompt, system, response), a comparison's folder, or, with policies, a file of prompts.
+            prompt (fields prompt, system, response), a comparison's folder, or, with policies, a file of prompts;
+            for a file also Parquet, or a Hugging Face data set as owner/name:split.
         task: Says what makes a response better; without input, where pairs or prompts come from.
         split: Which split of the task, without input.
         policies: Models that respond to each prompt now: built-in names, folders or Hugging Face ids.

@@ -19,6 +19,7 @@ import numpy as np
 
 from rewards.labeling.pair_source import Pair, builtin_pairs, read_pairs
 from rlaif_env.api import DataError
+from rlaif_env.data.forms import response_of
 from rlaif_env.data.jsonl import check_text
 from rlaif_env.data.rows import first_row, parsed
 from rlaif_env.data.tasks import Task
@@ -148,9 +149,8 @@ def checks_among(items: Sequence[Item], form: Form, count: int, seed: int) -> li
 
 
 def _response(row: Mapping[str, Any]) -> tuple[str, str, str]:
-    names = ("prompt", "system", "response")
-    prompt, system, response = (check_text(row, name, may_be_empty=name != "system") for name in names)
-    return prompt, system, response
+    prompt, response = response_of(row)
+    return prompt, check_text(row, "system", may_be_empty=False), response
 
 
 def _from_pairs(pairs: Iterable[Pair], form: Form) -> Iterator[Item]:

@@ -29,6 +29,7 @@ from benchmarks.evaluation.judge_panel import JudgePanel
 from benchmarks.evaluation.judges import check_scored, pairwise_wins, score_rows, win_rates, with_gold
 from benchmarks.evaluation.length_control import RESAMPLES
 from benchmarks.evaluation.systems import (
+    FILES,
     Source,
     System,
     answer,
@@ -122,7 +123,7 @@ def _name_of(source: str) -> str:
         if path.parent.name == "checkpoints":
             return f"{path.parent.parent.name}@{int(path.name)}" if path.name.isdigit() else path.name
         return path.parent.name if path.name in ("policy", "model") else path.name
-    return re.sub(r"\.jsonl(\.gz)?$", "", path.name) if source.endswith((".jsonl", ".jsonl.gz")) else source
+    return re.sub(r"\.(jsonl(\.gz)?|parquet)$", "", path.name) if source.endswith(FILES) else source
 
 
 def evaluate(config: EvaluateConfig, console: Console | None = None) -> dict[str, Any]:

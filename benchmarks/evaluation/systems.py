@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from rlaif_env.api import DataError, RLAIFError
 from rlaif_env.batches import PROMPTS_AT_ONCE
-from rlaif_env.data.jsonl import check_text, read_jsonl
+from rlaif_env.data.forms import response_of
+from rlaif_env.data.rows import parsed
 from rlaif_env.data.tasks import EVAL_SPLIT, Task, held_out_prompts
 from rlaif_env.data.templates import encode_prompts
 from rlaif_env.files import content_of
@@ -40,6 +41,9 @@ from rlaif_env.models import (
 )
 from rlaif_env.runs import write_json
 from rlaif_env.statistics import new_names, new_numbers, repeated_ngrams, word_counts
+
+FILES = (".jsonl", ".jsonl.gz", ".parquet")
+"""What a file of responses may be."""
 
 _CHECKPOINT = "agent.safetensors"
 _TOKENS_PER_PASS = 512  # response tokens whose logits are in memory at once
@@ -103,7 +107,7 @@ def find_source(source: str | Path, reference: str | Path = BUILTIN_MODEL) -> So
 
     Args:
         source: "sft" (the reference), a run folder or the policy in it, a checkpoint's folder, a model's name or
-            folder, or a ``.jsonl`` file (``.gz`` too).
+            folder, or a file of responses: ``.jsonl`` (``.gz`` too) or ``.parquet``.
         reference: The model that "sft" stands for.
 
     Raises:
@@ -112,7 +116,7 @@ def find_source(source: str | Path, reference: str | Path = BUILTIN_MODEL) -> So
     if str(source) == "sft":
         return find_source(reference)
     path = Path(source).expanduser()
-    if str(source).endswith((".jsonl", ".jsonl.gz")):
+    if str(source).endswith(FILES):
         if not path.is_file():
             raise DataError(f"expected a file of responses at {path}, found none")
         return Source("file", str(path), 0.0)
@@ -164,21 +168,17 @@ def _run_of(folder: Path, command: str) -> Mapping[str, Any] | None:
 
 
 def read_responses(path: str | Path, task: Task, *, split: str = EVAL_SPLIT, prompts: int | None = None) -> list[str]:
-    """The responses of a JSON lines file (``prompt``, ``response``), in the order of the split's first prompts.
+    """The responses of a file (``prompt``, ``response``, texts or messages), in the order of the split's first prompts.
 
     Rows for the split's other prompts are not needed and not used.
 
     Raises:
         DataError: For bad rows; or, in one message, for prompts without a response, with several, or not of the split.
     """
-
-    def pair(row: Mapping[str, Any]) -> tuple[str, str]:
-        return check_text(row, "prompt", may_be_empty=True), check_text(row, "response", may_be_empty=True)
-
     wanted = held_out_prompts(task, split, prompts)
     known = Counter(task.prompts(split))
     given: dict[str, list[str]] = {}
-    for prompt, response in read_jsonl(path, pair):
+    for prompt, response in parsed(path, response_of, "response"):
         given.setdefault(prompt, []).append(response)
     problems = {
         "without a response": [p for p, n in Counter(wanted).items() if len(given.get(p, ())) < n],

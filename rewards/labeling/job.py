@@ -38,8 +38,9 @@ class LabelConfig(LabelingConfig):
     Attributes:
         seed: Of sampled responses, rationales, and the choice of corpus pairs.
         task: What is judged: a built-in task or a TOML file.
-        input: JSON lines with pairs to label (human labels in them are compared with), or with prompts where there is a
-            policy. Without it the task's own human preferences, or prompts, are taken.
+        input: Pairs to label (human labels in them are compared with), or prompts where there is a policy: JSON lines
+            (.gz too), Parquet, or a Hugging Face data set as owner/name, owner/name:split or owner/name/part:split.
+            Without it the task's own human preferences, or prompts, are taken.
         out: Folder to write to, or to go on with; a new one under runs/ if not given.
         split: Which split of the task, without input.
         pairs: At most so many pairs.

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from rewards.reward_model.division import Division, SplitBy, counts, divide, few_units, node_keys
@@ -144,8 +145,8 @@ def load_labels(
     if human:
         if hold_out.folds:
             raise RLAIFError("expected a file of labels to make folds of, found the task's own, which has its splits")
-        train = unseen(people("train", _enough_pairs(pairs, texts) if corpus else pairs))
-        validation = unseen(people("validation", _VALIDATION_PAIRS))
+        train = list(unseen(people("train", _enough_pairs(pairs, texts) if corpus else pairs)))
+        validation = list(unseen(people("validation", _VALIDATION_PAIRS)))
     else:
         records = list(unseen(_read(labels, left_out)))
         if not records:
@@ -154,7 +155,7 @@ def load_labels(
         if hold_out.folds:
             parts = divide(records, {str(i): 1 / hold_out.folds for i in range(hold_out.folds)}, split_by)
             folds = list(_folds(records, parts, pairs=pairs, texts=texts, test_pairs=test_pairs))
-            division["folds"] = {"pairs": int((parts.sides >= 0).sum()), "dropped": parts.dropped}
+            division["folds"] = {"pairs": sum(len(f.tests["labels"]) for f in folds), "dropped": parts.dropped}
             split_by, warning = parts.unit, parts.warning
         shares = hold_out.shares(test=test is None and not hold_out.folds)
         divided = divide(records, shares, split_by, hashed=corpus and split_by == "auto")
@@ -162,16 +163,16 @@ def load_labels(
         sides = {name: [records[i] for i in divided.of(name)] for name in divided.names}
         kept = len(records) - divided.dropped
         division["shares"] = {name: round(len(side) / kept, 4) for name, side in sides.items()}
-        train, validation = iter(sides["train"]), iter(sides["validation"])
+        train, validation = sides["train"], sides["validation"]
         if "test" in sides:
-            tests["labels"] = sides["test"][:test_pairs]
+            tests["labels"] = _some(sides["test"], test_pairs, 0, Counter(), in_order=corpus)
         left_out["texts of two sides"] = divided.dropped
     if human or corpus or task.source.preferences is not None:  # whoever made the labels, people's are the yardstick
         tests["human"] = _limited(people("test", test_pairs), test_pairs, 0, left_out)
     asked_for = Counter[str]() if human and corpus else left_out  # of drawn pairs what is over was never asked for
     chosen = {
-        "train": _limited(train, pairs, texts, asked_for),
-        "validation": _limited(validation, _VALIDATION_PAIRS, _VALIDATION_TEXTS, Counter()),
+        "train": _some(train, pairs, texts, asked_for, in_order=corpus or human),
+        "validation": _some(validation, _VALIDATION_PAIRS, _VALIDATION_TEXTS, Counter(), in_order=corpus or human),
     }
     for side, found in chosen.items():
         if not found:
@@ -239,9 +240,9 @@ def _folds(
         following = (number + 1) % len(sides)
         rest = [r for i, side in enumerate(sides) if i not in (number, following) for r in side]
         yield LabelledData(
-            _limited(rest, pairs, texts, Counter()),
-            _limited(sides[following], _VALIDATION_PAIRS, _VALIDATION_TEXTS, Counter()),
-            {"labels": held[: math.ceil(test_pairs / len(sides))]},
+            _some(rest, pairs, texts, Counter()),
+            _some(sides[following], _VALIDATION_PAIRS, _VALIDATION_TEXTS, Counter()),
+            {"labels": _some(held, math.ceil(test_pairs / len(sides)), 0, Counter())},
             {},
         )
 
@@ -256,6 +257,20 @@ def _enough_pairs(pairs: int, texts: int) -> int:
     size = len(movie_snippets("train"))
     share = (min(texts or size, size) / size) ** 2
     return min(size * (size - 1) // 2, math.ceil(1.3 * pairs / share) + size)
+
+
+def _some(
+    records: Sequence[Preference], pairs: int, texts: int, left_out: Counter[str], *, in_order: bool = False
+) -> list[Preference]:
+    """`_limited`; where not all are kept, of all parts of the file, which may be sorted by prompt."""
+    dropped = Counter[str]()
+    kept = _limited(records, pairs, texts, dropped)
+    if dropped and not in_order:
+        dropped.clear()
+        order = np.random.default_rng(0).permutation(len(records)).tolist()
+        kept = _limited((records[i] for i in order), pairs, texts, dropped)
+    left_out += dropped
+    return kept
 
 
 def _limited(records: Iterable[Preference], pairs: int, texts: int, left_out: Counter[str]) -> list[Preference]:

@@ -239,6 +239,24 @@ def prompt_of(row: Mapping[str, Any], fields: Sequence[str], max_characters: int
     return check_text(row, fields[0], may_be_empty=False)  # says what is missing and what there is
 
 
+def response_of(row: Mapping[str, Any]) -> tuple[str, str]:
+    """The prompt and the one response of a row, each a text, which may be empty, or messages.
+
+    Raises:
+        DataError: If one is missing or of the wrong kind, or the response's messages do not begin with the assistant's.
+    """
+    prompt, response = row.get("prompt"), row.get("response")
+    turns = _messages(row, "response", MAX_CHARACTERS) if isinstance(response, list) else None
+    if turns and turns[0]["role"] != "assistant":
+        raise DataError(f"expected response to begin with a message of the assistant, found {turns[0]['role']!r}")
+    return (
+        dialogue(_messages(row, "prompt", MAX_CHARACTERS)) + _TURN
+        if isinstance(prompt, list)
+        else check_text(row, "prompt", may_be_empty=True),
+        dialogue(turns).removeprefix(_TURN + " ") if turns else check_text(row, "response", may_be_empty=True),
+    )
+
+
 def dialogue(messages: Sequence[Message]) -> str:
     """Messages as one string in the HH form; the assistant does not get the next word."""
     return "".join(f"\n\n{_SPEAKERS[message['role']]}: {message['content']}" for message in messages)

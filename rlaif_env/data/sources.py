@@ -23,7 +23,7 @@ class PromptSource:
 
     Attributes:
         corpus: A built-in corpus: "movie-review".
-        jsonl: A JSON lines file (or ``.txt``, one prompt a line; ``.gz`` too), or one for each split.
+        jsonl: A file as in `rlaif_env.data.rows` (JSON lines, Parquet, ``.txt``), or one for each split.
         dataset: A Hugging Face data set, by name or folder.
         prompts: The prompts themselves, or those of each split.
         field: The field that holds the prompt; by default ``prompt``, else ``text`` in a summary task and ``context``

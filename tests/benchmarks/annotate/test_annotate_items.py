@@ -36,6 +36,20 @@ def test_pairs_of_a_file_with_the_labels_that_came_along(tmp_path: Path) -> None
     ]
 
 
+def test_public_pairs_and_messages_are_judged_as_they_come(tmp_path: Path) -> None:
+    asked, said = {"role": "user", "content": "Q"}, [{"role": "assistant", "content": text} for text in ("Y", "N")]
+    arena = {"conversation_a": [asked, said[0]], "conversation_b": [asked, said[1]], "winner": "model_b"}
+    [item], _ = read_items(written(tmp_path / "arena.jsonl", [arena]), "preference")
+    assert (item.prompt, item.responses, item.labels) == (
+        "\n\nHuman: Q\n\nAssistant:",
+        ("Y", "N"),
+        {"human (input)": 0.0},
+    )
+    rows = [{"prompt": [asked], "response": [turn], "system": str(i)} for i, turn in enumerate(said)]
+    [same], _ = read_items(written(tmp_path / "r.jsonl", rows), "preference")
+    assert (same.prompt, same.responses, same.systems) == (item.prompt, item.responses, ("0", "1"))
+
+
 def test_every_two_systems_are_paired_and_equal_responses_are_a_tie_nobody_is_asked(tmp_path: Path) -> None:
     rows = [
         {"prompt": "p", "response": "x", **A},

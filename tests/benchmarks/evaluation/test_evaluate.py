@@ -200,6 +200,19 @@ def test_responses_made_elsewhere_are_matched_by_prompt(ask: Callable[..., Syste
     assert rows[0]["wins"] == 3 and rows[0]["losses"] == 1 and rows[0]["length_controlled"] is not None
 
 
+def test_responses_may_be_messages_and_come_in_parquet(tmp_path: Path) -> None:
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    asked = "\n\nHuman: Q\n\nAssistant:"
+    task = Task("toy", "dialogue", "c", 24, 8, PromptSource(prompts={"test": [asked]}))
+    row = {"prompt": [{"role": "user", "content": "Q"}], "response": [{"role": "assistant", "content": "Y"}]}
+    parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / "made.parquet")
+    assert find_source(tmp_path / "made.parquet").kind == "file"
+    assert read_responses(tmp_path / "made.parquet", task, prompts=1) == ["Y"]
+    row["response"] = [{"role": "user", "content": "Y"}]
+    with pytest.raises(RLAIFError, match="expected response to begin with a message of the assistant, found 'user'"):
+        read_responses(write_rows(tmp_path / "made.jsonl", [row]), task, prompts=1)
+
+
 GOOD = [{"prompt": p, "response": "x"} for p in PROMPTS]
 
 

@@ -208,6 +208,15 @@ def test_several_raters_equal_responses_and_equal_texts(tmp_path: Path) -> None:
     assert data.left_out == {"two equal responses": 1, "further judgements of a pair, averaged": 200}
 
 
+def test_of_a_file_sorted_by_prompt_some_of_all_prompts_are_taken(tmp_path: Path) -> None:
+    rows = [Preference(f"q{i // 100}", f"a{i}", f"b{i}", 0.7, "ai:x") for i in range(4000)]
+    data = labels_of(tmp_path, rows, pairs=400, test_pairs=200)
+    assert len({r.prompt for r in data.train}) == len({r.prompt for r in data.tests["labels"]}) == 40
+    folded = labels_of(tmp_path, rows, test_pairs=400, hold_out=HoldOut(folds=10))
+    assert len({r.prompt for fold in folded.folds for r in fold.tests["labels"]}) == 40
+    assert folded.division["folds"] == {"pairs": 400, "dropped": 0}
+
+
 def test_the_tasks_own_splits_make_no_folds() -> None:
     limits = {"pairs": 10, "texts": 0, "test_pairs": 5, "seed": 0}
     with pytest.raises(RLAIFError, match="expected a file of labels to make folds of, found the task's own"):
