@@ -250,10 +250,10 @@ def response_of(row: Mapping[str, Any]) -> tuple[str, str]:
     if turns and turns[0]["role"] != "assistant":
         raise DataError(f"expected response to begin with a message of the assistant, found {turns[0]['role']!r}")
     return (
-        dialogue(_messages(row, "prompt", MAX_CHARACTERS)) + _TURN
+        dialogue(_messages(row, "prompt", MAX_CHARACTERS)) + TURN
         if isinstance(prompt, list)
         else check_text(row, "prompt", may_be_empty=True),
-        dialogue(turns).removeprefix(_TURN + " ") if turns else check_text(row, "response", may_be_empty=True),
+        dialogue(turns).removeprefix(TURN + " ") if turns else check_text(row, "response", may_be_empty=True),
     )
 
 
