@@ -113,7 +113,8 @@ def describe(trained: Trained) -> str:
             f"{test.excess_cross_entropy:.3f} nats, Brier {test.brier:.3f}, ECE {test.ece:.3f}"
         )
     for row in trained.report["curve"]:
-        lines.append(f"  {row['pairs']:>8.0f} pairs: {row['accuracy']:.3f} ({row['low']:.3f}-{row['high']:.3f})")
+        limits = f" ({row['low']:.3f}-{row['high']:.3f})" if row["high"] - row["low"] < 1 else ""
+        lines.append(f"  {row['pairs']:>8.0f} pairs: {row['accuracy']:.3f}{limits}")
     if not trained.figures:
         lines.append("no held-out pairs to measure on")
     return "\n".join(lines)

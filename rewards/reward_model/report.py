@@ -135,7 +135,8 @@ def curve_plot(curve: Sequence[Mapping[str, float]], what: str) -> Figure:
     """Accuracy by number of training pairs, with its interval."""
     figure, axes = _axes(3.6)
     pairs, estimate, low, high = ([row[key] for row in curve] for key in ("pairs", "accuracy", "low", "high"))
-    axes.fill_between(pairs, low, high, alpha=0.2)
+    if high[0] - low[0] < 1:  # else there is no interval
+        axes.fill_between(pairs, low, high, alpha=0.2)
     axes.plot(pairs, estimate, marker="o")
     axes.set(xlabel="training pairs", ylabel=f"accuracy on {what}", xscale="log")
     return figure
