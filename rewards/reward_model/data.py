@@ -187,7 +187,7 @@ def load_labels(
         tests[name] = held
     tests = {name: held for name, held in tests.items() if held}
     division["sides"] = {name: counts(side) for name, side in {**chosen, **tests}.items()}
-    division["known"] = _known(chosen["train"], tests.get("labels", ()))
+    division["known"] = _known(chosen["train"], tests.get("test file", tests.get("labels", ())))
     tested = {f"labels, {len(folds)} folds": [r for fold in folds for r in fold.tests["labels"]]} if folds else {}
     division["warnings"] += [few_units(name, side, len(folds)) for name, side in {**tests, **tested}.items()]
     if len(chosen["validation"]) < _FEW:

@@ -19,6 +19,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain
+from os.path import exists, isdir, isfile  # these never fail, whatever the name
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -78,7 +79,7 @@ def dataset_rows(
             "datasets, or pass a JSON lines file"
         ) from error
     try:
-        if (Path(name) / "state.json").is_file() or (Path(name) / "dataset_dict.json").is_file():
+        if isfile(Path(name) / "state.json") or isfile(Path(name) / "dataset_dict.json"):
             saved = datasets.load_from_disk(name)
             return cast(Iterable[Mapping[str, Any]], saved[split] if isinstance(saved, datasets.DatasetDict) else saved)
         try:
@@ -99,9 +100,9 @@ def _numbered(source: Rows) -> tuple[Iterator[tuple[int, dict[str, Any] | DataEr
     if not isinstance(source, str | os.PathLike):
         return enumerate(map(_row, source), start=1), "the rows given", "row"
     path, where = Path(source), str(source)
-    if (path / "preferences.jsonl").is_file():
+    if isfile(path / "preferences.jsonl"):
         path = path / "preferences.jsonl"
-    if path.suffix == ".parquet" and not path.is_dir():
+    if path.suffix == ".parquet" and not isdir(path):
         return enumerate(map(_without_nulls, _parquet(path)), start=1), where, "row"
     if (named := _data_set(path)) is not None:
         name, part, split = named
@@ -117,11 +118,11 @@ def _numbered(source: Rows) -> tuple[Iterator[tuple[int, dict[str, Any] | DataEr
 def _data_set(path: Path) -> tuple[str, str | None, str | None] | None:
     """Name, part and split of a data set; None where a path is not the name of one."""
     folder, _, split = str(path).partition(":")
-    if not path.is_file() and Path(folder).is_dir():
+    if not isfile(path) and isdir(folder):
         return (folder, None, split or None) if any(f.suffix in _DATA for f in Path(folder).rglob("*.*")) else None
     match = _HUB.fullmatch(str(path))
-    if match is None or path.exists() or _FILE.search(str(path)):
-        return None
+    if match is None or exists(path) or _FILE.search(str(path)) or isdir(Path(match["name"]).parent):
+        return None  # where the folder is there, a path was meant
     return match["name"], match["part"], match["split"]
 
 

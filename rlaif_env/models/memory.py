@@ -78,10 +78,9 @@ def tokens_that_fit(model: Any) -> int:
 def rows_that_fit(model: Any, tokens: int) -> int:
     """How many rows of so many tokens can be sampled at once: their keys and values, and logits of the last ones."""
     config = model.config.get_text_config()
-    heads = int(config.num_attention_heads)
+    heads, hidden = int(config.num_attention_heads), int(config.hidden_size)
     shared = getattr(config, "num_key_value_heads", None) or heads
-    width = getattr(config, "head_dim", None) or int(config.hidden_size) // heads
-    keys = int(config.num_hidden_layers) * 2 * shared * width * model.dtype.itemsize
+    keys = int(config.num_hidden_layers) * 2 * hidden * shared // heads * model.dtype.itemsize
     row = tokens * keys + int(config.vocab_size) * _DRAWING
     return max(1, int(_SHARE * available_memory(model.device) / row))
 

@@ -533,9 +533,14 @@ def test_a_data_set_by_its_name_with_part_and_split(tmp_path: Path, monkeypatch:
     ]
 
 
-@pytest.mark.parametrize("name", ["no.jsonl", "owner/no.jsonl", "./a/b/c/d", "owner", "/owner/name"])
+@pytest.mark.parametrize(
+    "name",
+    ["no.jsonl", "owner/no.jsonl", "./a/b/c/d", "owner", "/owner/name", "tests/no", "a" * 300],
+)
 def test_a_file_that_is_not_there_is_no_name_of_a_data_set(name: str) -> None:
-    with pytest.raises(DataError, match=f"expected a file to read at {Path(name)}, found: No such file"):
+    with pytest.raises(
+        DataError, match=f"expected a file to read at {Path(name)}, found: (No such file|File name too long)"
+    ):
         list(data.read_preferences(name))
 
 
