@@ -19,7 +19,7 @@ from torch import Tensor
 from agents import functional as F
 from agents.policy import Policy
 from rlaif_env.api import RLAIFError
-from rlaif_env.models import Samples, tokens_that_fit
+from rlaif_env.models import Samples, give_back, tokens_that_fit
 
 _Result = TypeVar("_Result")
 
@@ -204,6 +204,7 @@ class Passes:
         for rows in rollout.micro_batches(self.group_size, self.micro_batch, self.tokens):
             inputs = rollout.cut(rows)
             steps = inputs[2].shape[1]
+            give_back(inputs[0].numel())
             output = self.policy.evaluate(*inputs, reference=True, features=values is not None)
             logprobs[rows, :steps] = output.logprobs.to(logprobs.dtype)
             if self.value_head is not None and values is not None and output.features is not None:
@@ -246,6 +247,7 @@ class Passes:
             for rows in rollout.micro_batches(self.group_size, self.micro_batch, self.tokens):
                 inputs = rollout.cut(rows)
                 steps = inputs[2].shape[1]
+                give_back(inputs[0].numel())
                 output = self.policy.evaluate(*inputs)
                 loss = F.policy_gradient_loss(output.logprobs, advantage[rows, :steps], inputs[3]) * (len(rows) / n)
                 loss.backward()

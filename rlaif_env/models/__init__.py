@@ -31,7 +31,7 @@ from rlaif_env.models.loading import (
     refuse_pickled,
     resolve,
 )
-from rlaif_env.models.memory import check_longest, rows_that_fit, tokens_that_fit, within
+from rlaif_env.models.memory import check_longest, give_back, rows_that_fit, tokens_that_fit, within
 from rlaif_env.models.optimisation import LoraConfig, OptimizerConfig, linear_schedule, make_optimizer
 from rlaif_env.models.sampling import TEMPERATURE, Samples, sample
 
@@ -52,6 +52,7 @@ __all__ = [
     "default_dtype",
     "encode",
     "end_ids",
+    "give_back",
     "head_logits",
     "keep_end",
     "keeps_keys_only",

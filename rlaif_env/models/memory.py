@@ -5,7 +5,10 @@ Rows are no measure of memory: sixteen of thirty tokens and sixteen of a thousan
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
 
 _CPU_TOKENS, _GPU_TOKENS = 2048, 1 << 16  # in one pass with gradient: more is no faster
 _DRAWING = 24  # bytes a logit while a token is drawn from it
+_LONG = 900  # tokens of a pass; after shorter ones giving back takes longer than it helps
 _SHARE = 0.5  # of the memory there is, for one pass: estimates are that rough, and others live there too
 
 
@@ -49,6 +53,13 @@ def _control_group() -> int | None:
         return max(0, int(limit) - int(used))
     except (OSError, ValueError):  # no group, or one without a limit: "max"
         return None
+
+
+def give_back(tokens: int) -> None:
+    """Let the system have what a long pass has freed: glibc keeps it otherwise, a gigabyte and more on a CPU."""
+    if tokens >= _LONG and sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):  # another C library
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def bytes_per_token(model: Any) -> int:
