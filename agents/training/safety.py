@@ -47,7 +47,7 @@ class Parts:
 
 
 def check_room(agent: ReinforceAgent, envs: VectorEnv[Any, Any, Any]) -> None:
-    """Raise RLAIFError if the longest prompt and a response fit into neither the policy's context nor into memory."""
+    """Raise RLAIFError if the longest prompt and a response do not fit into the policy's context, or into memory."""
     core: Any = envs.unwrapped.core  # type: ignore[attr-defined]
     longest_prompt = int(core.prompt_lengths.max())
     longest, context = longest_prompt + core.T, context_of(agent.policy.backbone.model)

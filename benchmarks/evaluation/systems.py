@@ -262,8 +262,7 @@ def _sampled(
 
     policy = _policy(source, temperature)
     tokenizer = policy.tokenizer
-    limit = task.max_prompt_tokens if task.truncate_prompts else None
-    asked, _ = encode_prompts(task, tokenizer, prompts, limit)
+    asked, _ = encode_prompts(task, tokenizer, prompts, task.prompt_limit)
     ids, mask = pad_rows(asked, tokenizer.pad_token_id, side="left")
     samples = answered(policy, ids, mask, max_new_tokens=steps, seed=seed, batch=batch)
     rows = (row[:length] for row, length in zip(samples.ids.tolist(), samples.lengths, strict=True))
@@ -337,7 +336,7 @@ def _reference_nll(
     from agents.policy import Policy
 
     tokenizer, device = base.tokenizer, base.device
-    asked, texts = encode_prompts(task, tokenizer, prompts)
+    asked, texts = encode_prompts(task, tokenizer, prompts, task.prompt_limit)
     answered = [continuation_ids(tokenizer, *pair) for pair in zip(texts, responses, strict=True)]
     lengths = np.array([len(row) for row in answered], dtype=np.int64)
     whole = lengths + np.array([len(row) for row in asked])

@@ -103,8 +103,7 @@ class LocalLM(Live):
         tokenizer = self.backbone.tokenizer
         texts = [self.render(prompt) for prompt in prompts]
         if self._task is not None:
-            limit = self._task.max_prompt_tokens if self._task.truncate_prompts else None
-            rows, _ = encode_prompts(self._task, tokenizer, prompts, limit)
+            rows, _ = encode_prompts(self._task, tokenizer, prompts, self._task.prompt_limit)
         elif self.chat and texts:  # the template has the special tokens
             rows = [list(row) for row in tokenizer(texts, add_special_tokens=False)["input_ids"]]
         else:

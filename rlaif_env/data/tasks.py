@@ -125,6 +125,11 @@ class Task:
             )
         object.__setattr__(self, "scale", checked_scale(self.scale))
 
+    @property
+    def prompt_limit(self) -> int | None:
+        """To how many tokens a longer prompt is cut; None where it is an error."""
+        return self.max_prompt_tokens if self.truncate_prompts else None
+
     def prompts(self, split: str = "train") -> list[str]:
         """The prompts of a split, in the order of the source.
 

@@ -83,6 +83,11 @@ def encode_prompts(
         RLAIFError: If the template is not the tokenizer's, refuses the messages, or leaves no room for a prompt.
     """
     template, bos_id = template_for(task, tokenizer), getattr(tokenizer, "bos_token_id", None)
+    if template == "plain" and task.system is not None:
+        raise RLAIFError(
+            f"task {task.name!r}: expected a template of turns for the system message, found that prompts are plain "
+            "for this model; set template 'chat' or 'human-assistant' in the task"
+        )
     texts = list(prompts) if template == "plain" else [rendered(template, tokenizer, turns(task, p)) for p in prompts]
     rows = _encoded(tokenizer, texts, template)
     for i, row in enumerate(rows):
@@ -130,8 +135,9 @@ def turn_end(task: Task, tokenizer: Tokenizer) -> int:
     if template_for(task, tokenizer) != "chat":
         return eos
     known: Any = tokenizer
-    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    tail = _chat(tokenizer, messages).rpartition("b")[2].strip()
+    said = "That is all I have to say."  # nothing of it stands in a template
+    messages = [{"role": "user", "content": "Well?"}, {"role": "assistant", "content": said}]
+    tail = _chat(tokenizer, messages).rpartition(said)[2].strip()
     ids = tokenizer.encode(tail, add_special_tokens=False)
     return int(ids[0]) if ids and (ids[0] in known.all_special_ids or ids[0] in known.added_tokens_decoder) else eos
 

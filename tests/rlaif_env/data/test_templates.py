@@ -105,6 +105,8 @@ def test_bad_templates_are_refused() -> None:
         task(template="chatml")
     with pytest.raises(RLAIFError, match="expected a system message as text and with a template of turns"):
         task(template="plain", system="x")
+    with pytest.raises(RLAIFError, match="expected a template of turns for the system message, found that prompts are"):
+        texts(task(system="short"), tokenizer_with(None))
     refusing = tokenizer_with("{{ raise_exception('no system') }}")
     with pytest.raises(RLAIFError, match="found it refuses user, assistant, user: no system"):
         texts(task(), refusing)
