@@ -159,7 +159,9 @@ def tokenize(
         if row.prompt:
             (prompt,), (text,) = encode_prompts(known, tokenizer, [row.prompt])
             response = continuation_ids(tokenizer, text, row.response)
-            (cut_prompt,), _ = encode_prompts(known, tokenizer, [row.prompt], max_prompt)
+            cut_prompt = prompt
+            if len(prompt) > max_prompt:
+                (cut_prompt,), _ = encode_prompts(known, tokenizer, [row.prompt], max_prompt)
         else:
             whole = encode(tokenizer, [row.response])[0]
             prompt, response, cut_prompt = whole[:1], whole[1:], whole[:1]
@@ -229,7 +231,7 @@ def sft(
     before = held_out_loss(policy, held_out, config.micro_batch)
     log(0, {"validation_loss": before})
     optimizer = make_optimizer(config.optimizer, policy.parameters, config.learning_rate)
-    rng = np.random.default_rng(config.seed)
+    rng, fit = np.random.default_rng(config.seed), tokens_that_fit(policy.backbone.model)
     per_epoch = -(-len(train) // config.batch)
     step, total, after = 0, config.epochs * per_epoch, before
     for _ in range(config.epochs):
@@ -240,7 +242,7 @@ def sft(
             for group in optimizer.param_groups:
                 group["lr"] = rate
             members = [train[i] for i in order[start : start + config.batch]]
-            log(step, {**_step(policy, optimizer, members, config), "learning_rate": rate})
+            log(step, {**_step(policy, optimizer, members, config, fit), "learning_rate": rate})
             advance(len(members))
         after = held_out_loss(policy, held_out, config.micro_batch)
         log(step, {"validation_loss": after})
@@ -259,26 +261,27 @@ def sft(
 def held_out_loss(policy: Policy, examples: Sequence[Example], micro_batch: int) -> float:
     """Mean of -log π over the response tokens, nats."""
     with policy.training(), torch.no_grad():
-        total = sum(float(response_loss(policy, part)) for part in _micro_batches(policy, examples, micro_batch))
+        parts = _micro_batches(examples, micro_batch, tokens_that_fit(policy.backbone.model))
+        total = sum(float(response_loss(policy, part)) for part in parts)
     return total / sum(len(example.response) for example in examples)
 
 
-def _micro_batches(policy: Policy, examples: Sequence[Example], size: int) -> list[list[Example]]:
+def _micro_batches(examples: Sequence[Example], size: int, tokens: int) -> list[list[Example]]:
     lengths = [(len(example.response), len(example.prompt)) for example in examples]
-    widths, budget = [sum(both) for both in lengths], tokens_that_fit(policy.backbone.model)
-    passes = [part for rows in by_length(lengths, size) for part in within(rows, widths, budget)]
+    widths = [sum(both) for both in lengths]
+    passes = [part for rows in by_length(lengths, size) for part in within(rows, widths, tokens)]
     return [[examples[i] for i in rows] for rows in passes]
 
 
 def _step(
-    policy: Policy, optimizer: torch.optim.Optimizer, examples: Sequence[Example], config: SFTConfig
+    policy: Policy, optimizer: torch.optim.Optimizer, examples: Sequence[Example], config: SFTConfig, fit: int
 ) -> dict[str, float]:
-    """One optimiser step on the mean loss of the response tokens of some examples."""
+    """One optimiser step on the mean loss of the response tokens of some examples; so many tokens fit in a pass."""
     optimizer.zero_grad(set_to_none=True)
     tokens = sum(len(example.response) for example in examples)
     total = 0.0
     with policy.training():
-        for part in _micro_batches(policy, examples, config.micro_batch):
+        for part in _micro_batches(examples, config.micro_batch, fit):
             loss = response_loss(policy, part) / tokens
             loss.backward()
             total += float(loss.detach())

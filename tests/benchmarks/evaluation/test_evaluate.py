@@ -201,7 +201,9 @@ def test_responses_made_elsewhere_are_matched_by_prompt(ask: Callable[..., Syste
 
 
 def test_responses_may_be_messages_and_come_in_parquet(tmp_path: Path) -> None:
-    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    pyarrow, parquet = (
+        pytest.importorskip(name, reason="the extra 'data' is needed") for name in ("pyarrow", "pyarrow.parquet")
+    )
     asked = "\n\nHuman: Q\n\nAssistant:"
     task = Task("toy", "dialogue", "c", 24, 8, PromptSource(prompts={"test": [asked]}))
     row = {"prompt": [{"role": "user", "content": "Q"}], "response": [{"role": "assistant", "content": "Y"}]}

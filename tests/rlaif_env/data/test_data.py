@@ -485,7 +485,7 @@ def test_splits_depend_on_the_text_alone() -> None:
 
 
 def test_data_set_rows(tmp_path: Path) -> None:
-    datasets = pytest.importorskip("datasets")
+    datasets = pytest.importorskip("datasets", reason="the extra 'data' is needed")
     rows = datasets.Dataset.from_list([{"prompt": "a", "n": 1}, {"prompt": "b", "n": 2}])
     assert list(data.read_prompts(rows)) == ["a", "b"]
     rows.save_to_disk(tmp_path / "one")
@@ -499,7 +499,9 @@ def test_data_set_rows(tmp_path: Path) -> None:
 
 
 def test_parquet_folders_and_names(tmp_path: Path) -> None:
-    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    pyarrow, parquet = (
+        pytest.importorskip(name, reason="the extra 'data' is needed") for name in ("pyarrow", "pyarrow.parquet")
+    )
     rows = [own(winner="x"), {"prompt": "q", "response_1": "a", "response_2": "b", "p_first": 1.0}]
     parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "p.parquet")
     written = write(tmp_path / "preferences.jsonl", *rows)
@@ -515,7 +517,7 @@ def test_parquet_folders_and_names(tmp_path: Path) -> None:
 
 
 def test_a_data_set_by_its_name_with_part_and_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("datasets")
+    pytest.importorskip("datasets", reason="the extra 'data' is needed")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
     (tmp_path / "owner" / "set" / "harmless").mkdir(parents=True)
     write(tmp_path / "owner" / "set" / "harmless" / "test.jsonl", CHOSEN)
