@@ -32,10 +32,10 @@ from rlaif_env.models import (
     backbone,
     head_logits,
     plain_head,
+    private_copy,
     rows_that_fit,
     sample,
 )
-from rlaif_env.models.copies import private_copy
 
 _LOGITS_HELD = 1 << 23
 """Logits in memory at one time."""

@@ -123,13 +123,17 @@ def reliability_plot(figures: Mapping[str, PairFigures]) -> Figure:
 
 def curve_plot(curve: Sequence[Mapping[str, Any]], what: str) -> Figure:
     """Accuracy by number of training pairs, with its interval."""
+    from matplotlib.ticker import ScalarFormatter
+
     figure, axes = _axes(3.6)
     pairs = [row["pairs"] for row in curve]
     columns = ([row["accuracy"][key] for row in curve] for key in ("estimate", "low", "high"))
     estimate, low, high = (np.array(column, dtype=np.float64) for column in columns)  # None is NaN, not shown
     axes.fill_between(pairs, low, high, alpha=0.2)
     axes.plot(pairs, estimate, marker="o")
-    axes.set(xlabel="training pairs", ylabel=f"accuracy on {what}", xscale="log")
+    axes.set(xlabel="training pairs", ylabel=f"accuracy on {what}")
+    axes.set_xscale("log", base=2)  # the sizes double
+    axes.xaxis.set_major_formatter(ScalarFormatter())
     return figure
 
 

@@ -23,10 +23,10 @@ from rlaif_env.models import (
     OptimizerConfig,
     linear_schedule,
     make_optimizer,
+    private_copy,
     tokens_that_fit,
     within,
 )
-from rlaif_env.models.copies import private_copy
 
 _PATIENCE = 3
 _CHECKS_PER_EPOCH = 2

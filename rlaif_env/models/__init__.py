@@ -12,6 +12,7 @@ from rlaif_env.models.architecture import (
     trunk_of,
 )
 from rlaif_env.models.assets import BUILTIN_MODEL, MODELS
+from rlaif_env.models.copies import private_copy
 from rlaif_env.models.encoding import (
     continuation_ids,
     continuation_text,
@@ -65,6 +66,7 @@ __all__ = [
     "model_end_ids",
     "pad_rows",
     "plain_head",
+    "private_copy",
     "refuse_pickled",
     "resolve",
     "rows_that_fit",
