@@ -114,7 +114,9 @@ def _compare_splits(found: Inspection) -> None:
         if split != "train" and (shared := train & set(core.prompts)):
             found.notes.append(f"{len(shared)} prompts of {split!r} are in 'train' too, such as {shown(min(shared))}")
     if 0 < (count := len(set(found.splits["test"].prompts)) if "test" in found.splits else 0) < _FEW:
-        found.notes.append(f"{count} distinct prompts in 'test': intervals over so few are wide, under 5 there are none; give more")
+        found.notes.append(
+            f"{count} distinct prompts in 'test': intervals over so few are wide, under 5 there are none; give more"
+        )
 
 
 def _check_lengths(found: Inspection, context: int | None, model: str) -> None:
