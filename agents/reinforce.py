@@ -181,6 +181,11 @@ class ReinforceAgent:
         self._rollout.check()
         return samples.ids
 
+    def keep(self, rows: NDArray[np.bool_]) -> None:
+        """Learn from some rows (n,) of the last `act` alone, whole groups: `update` then takes their rewards only."""
+        if self._rollout is not None and not rows.all():
+            self._rollout = self._rollout.of_rows(rows)
+
     def update(self, rewards: NDArray[Any]) -> dict[str, float]:
         """One REINFORCE step on the responses of the last `act`, with the environment's rewards (n,).
 
@@ -203,12 +208,7 @@ class ReinforceAgent:
         returns = F.returns_to_go(scaled, kl, mask, c.beta)
         mean = float(returns[:, 0].mean())
         advantage = F.advantages(
-            returns,
-            mask,
-            self.baseline,
-            group_size=self.group_size,
-            average=self.average,
-            values=reference.values,
+            returns, mask, self.baseline, group_size=self.group_size, average=self.average, values=reference.values
         )
         metrics = self._step(rollout, advantage, returns, reference)
         self.moments, self.average, self._rollout = moments, F.moving_average(self.average, mean, c.average_decay), None
