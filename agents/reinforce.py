@@ -15,7 +15,7 @@ How this differs from the paper:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -29,6 +29,7 @@ from torch import Tensor
 from agents import functional as F
 from agents.passes import Passes, Reference, Rollout
 from agents.policy import Policy
+from agents.sampler import Sampler
 from rlaif_env.api import BETA, RLAIFError
 from rlaif_env.models import (
     BUILTIN_MODEL,
@@ -114,6 +115,7 @@ class ReinforceAgent:
         seed: Of sampling and of initial weights.
         device: As in `rlaif_env.models.backbone`.
         dtype: As in `rlaif_env.models.backbone`.
+        sampler: Makes what writes the responses from the policy; the policy itself where not given.
 
     Raises:
         RLAIFError: If the environment's actions are no responses in the policy's vocabulary, or its group size does not
@@ -130,6 +132,7 @@ class ReinforceAgent:
         seed: int = 0,
         device: str | None = None,
         dtype: str | None = None,
+        sampler: Callable[[Policy], Sampler] | None = None,
     ) -> None:
         self.config = c = config or ReinforceConfig()
         self.group_size, self.max_new_tokens, width = _shape_of(envs)
@@ -143,6 +146,7 @@ class ReinforceAgent:
             )
         settings: dict[str, Any] = {"trainable": c.trainable, "lora": c.lora, "temperature": c.temperature}
         self.policy = Policy(model, **settings, seed=seed, device=device, dtype=dtype)
+        self.sampler = sampler(self.policy) if sampler else self.policy
         if width != (expected := self.policy.backbone.logit_width):
             raise RLAIFError(
                 f"expected an environment of {expected} token ids, the policy's logit width, found {width}; make it "
@@ -176,7 +180,7 @@ class ReinforceAgent:
         """
         ids, mask = np.asarray(observations["input_ids"]), np.asarray(observations["attention_mask"])
         uniform = self.rng.random((len(ids), self.max_new_tokens))
-        samples = self.policy.sample(ids, mask, uniform=uniform, group_size=self.group_size)
+        samples = self.sampler.sample(ids, mask, uniform=uniform, group_size=self.group_size)
         self._rollout = Rollout.of(ids, mask, samples, self.policy)
         self._rollout.check()
         return samples.ids

@@ -35,7 +35,15 @@ FLOORS: dict[str, list[set[str]]] = {
         {"labeling", "reward_model"},
         {"task"},
     ],
-    "agents": [{"functional"}, {"logprobs"}, {"policy"}, {"passes", "answers"}, {"reinforce", "sft"}, {"training"}],
+    "agents": [
+        {"functional"},
+        {"logprobs"},
+        {"policy"},
+        {"sampler"},
+        {"passes", "answers"},
+        {"reinforce", "sft"},
+        {"training"},
+    ],
     "benchmarks": [{"report", "evaluation"}, {"annotate", "speed"}, {"comparison"}],
 }
 """The rooms and single modules of each package; each imports from its own room and from lower floors only."""

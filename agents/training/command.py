@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from safetensors import SafetensorError
 
 from agents.policy import Policy
 from agents.reinforce import ReinforceAgent
+from agents.sampler import make_sampler
 from agents.training.arguments import parsed, resumed
 from agents.training.config import FREE, REWARD, TrainConfig, resolved_config, reward_code, reward_facts
 from agents.training.display import display, report
@@ -150,7 +152,10 @@ def _parts(config: TrainConfig, task: Task) -> Parts:
     held_out = _environment(config, config.eval_prompts, config.eval_split, 1) if config.eval_prompts else None
     validating = config.validation_prompts if config.validate_every else 0
     validation = _environment(config, validating, "validation", 1) if validating else None
-    agent = ReinforceAgent(config.model, config.agent, envs=envs, total_updates=decay, seed=config.seed)
+    sampler = partial(make_sampler, config.sampler)
+    agent = ReinforceAgent(
+        config.model, config.agent, envs=envs, total_updates=decay, seed=config.seed, sampler=sampler
+    )
     return Parts(task, envs, held_out, validation, agent)
 
 
@@ -197,7 +202,8 @@ def _evaluation(when: str, config: TrainConfig, parts: Parts, run: RunFolder, co
     if when == "before" and file.exists() and read_json(file).get("reward") == reward:
         return HeldOut.read(file)
     with console.status(f"{when}: answering {parts.held_out.num_envs} held-out prompts"):
-        evaluation = evaluate_policy(parts.agent.policy, parts.held_out, parts.task, seed=config.seed)
+        agent, seed = parts.agent, config.seed
+        evaluation = evaluate_policy(agent.policy, parts.held_out, parts.task, seed=seed, sampler=agent.sampler)
     write_json(file, {**vars(evaluation), "reward": reward})
     return evaluation
 
