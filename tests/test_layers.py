@@ -21,7 +21,7 @@ FLOORS: dict[str, list[set[str]]] = {
     "rlaif_env": [
         {"api", "files"},
         {"batches", "curves", "references", "tables", "statistics", "models"},
-        {"data", "runs"},
+        {"data", "runs", "endpoint"},
         {"keywords"},
         {"options"},
         {"envs"},
