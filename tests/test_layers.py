@@ -36,7 +36,7 @@ FLOORS: dict[str, list[set[str]]] = {
         {"task"},
     ],
     "agents": [
-        {"functional"},
+        {"functional", "settings", "targets"},
         {"logprobs"},
         {"policy"},
         {"sampler"},

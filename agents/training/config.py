@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from agents.reinforce import ReinforceConfig
 from agents.sampler import SamplerConfig
+from agents.settings import ReinforceConfig
 from rlaif_env.api import RLAIFError
 from rlaif_env.data.tasks import DEFAULT_TASK, EVAL_SPLIT
 from rlaif_env.files import content_of
