@@ -26,6 +26,7 @@ FREE = (
         "keep_checkpoints",
         "agent.micro_batch",
         "agent.pass_tokens",
+        *(f"sampler.{name}" for name in ("url", "adapters", "patience", "concurrency", "timeout", "api_key_env")),
     ),
     *(f"reward_options.{name}" for name in OPERATIONAL),
 )

@@ -95,8 +95,8 @@ class VLLMServer:
         gap = float(np.abs(served - adapter.logprobs).mean())
         if not gap <= adapter.tolerance:
             raise RLAIFError(
-                f"expected {self.url} to score a text with {name!r} as the trainer does (to {adapter.tolerance:.2g} nats "
-                f"a token), found {gap:.2g}: it has another or an older adapter under this name; start it again"
+                f"expected {self.url} to score a text with {name!r} as the trainer does (to {adapter.tolerance:.2g} "
+                f"nats a token), found {gap:.2g}: it has another or an older adapter under this name; start it again"
             )
 
     async def _load(self, name: str, folder: Path) -> None:
@@ -202,8 +202,8 @@ class VLLMServer:
             )
         if loads and "No adapter found" in reason:
             return RLAIFError(
-                f"expected {self.url} to see the folder {body.get('lora_path')}, found {refusal}; name one that it sees "
-                "under the same path (--sampler.adapters)"
+                f"expected {self.url} to see the folder {body.get('lora_path')}, found {refusal}; name one that it "
+                "sees under the same path (--sampler.adapters)"
             )
         if loads and (status == 405 or (status == 404 and "cannot be found" not in reason)):
             return RLAIFError(
