@@ -283,7 +283,7 @@ class Passes:
                 give_back(inputs[0].numel())
                 output = self.policy.evaluate(*inputs)
                 if logprobs is None:
-                    targets.put(rows, learn(rows, output.logprobs.detach()))
+                    targets.put(rows, learn(rows, output.logprobs.detach().to(rollout.logprobs.dtype)))
                 factor = targets.factor[rows, :steps]
                 loss = F.policy_gradient_loss(output.logprobs, factor, inputs[3]) * (len(rows) / n)
                 loss.backward()

@@ -88,7 +88,10 @@ class CastSampler:
 
     def __init__(self, policy: Policy, dtype: str) -> None:
         self._policy = policy
-        self._cast = Policy(private_copy(policy.backbone, dtype), trainable="none", temperature=policy.temperature)
+        cast = private_copy(policy.backbone, dtype)
+        # a product with states that are a view would, on a CPU, copy the head's matrix for every row of the prefill
+        cast.model.get_output_embeddings().register_forward_pre_hook(lambda _, states: (states[0].contiguous(),))
+        self._cast = Policy(cast, trainable="none", temperature=policy.temperature)
 
     def sample(
         self, ids: NDArray[np.int64], mask: NDArray[Any], *, uniform: NDArray[np.float64], group_size: int = 1
