@@ -16,45 +16,24 @@ from numpy.typing import NDArray
 from agents.policy import Policy
 from agents.served import ServedSampler
 from rlaif_env.api import RLAIFError
-from rlaif_env.endpoint.limits import checked_urls
-from rlaif_env.endpoint.vllm import VLLMServers
+from rlaif_env.endpoint.vllm import VLLMConfig, VLLMServers
 from rlaif_env.models import Samples, private_copy, refresh_copy
 
 
 @dataclass(frozen=True)
-class SamplerConfig:
-    """Where responses are sampled.
+class SamplerConfig(VLLMConfig):
+    """Where responses are sampled: in this process, or by vLLM servers (url).
 
     Attributes:
         dtype: Of the weights that responses are sampled with: as they are trained where not given.
-        url: Addresses of vLLM servers that sample instead, each with the policy's base model.
-        adapters: Folder for the adapter they sample with, which they see under the same path; the run's own where not
-            given.
-        patience: Seconds to wait for a server where none is there.
-        concurrency: Responses that are open at each server at once.
-        timeout: Seconds for one response.
-        api_key_env: Environment variable with the servers' key; nothing is sent where it is not set.
     """
 
     dtype: Literal["", "bfloat16"] = ""
-    url: tuple[str, ...] = ()
-    adapters: str = ""
-    patience: float = 900.0
-    concurrency: int = 64
-    timeout: float = 600.0
-    api_key_env: str = "RLAIF_LLM_API_KEY"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "url", checked_urls(self.url) if self.url else ())
-        if self.patience < 0 or self.concurrency < 1 or self.timeout <= 0:
-            raise RLAIFError(
-                "expected sampler.patience of at least 0, concurrency of at least 1 and a timeout above 0, found "
-                f"{self.patience}, {self.concurrency} and {self.timeout}"
-            )
+        super().__post_init__()
         if self.dtype and self.url:
             raise RLAIFError("expected sampler.dtype or sampler.url, found both; a server has its own --dtype")
-        if self.adapters and not self.url:
-            raise RLAIFError("expected sampler.url beside sampler.adapters, found none")
 
 
 class Sampler(Protocol):
@@ -108,14 +87,7 @@ def make_sampler(config: SamplerConfig, policy: Policy) -> Sampler:
         RLAIFError: If the policy cannot be sampled so.
     """
     if config.url:
-        servers = VLLMServers(
-            config.url,
-            key_env=config.api_key_env,
-            timeout=config.timeout,
-            concurrency=config.concurrency,
-            patience=config.patience,
-        )
-        return ServedSampler(policy, servers)
+        return ServedSampler(policy, VLLMServers(config))
     if not config.dtype:
         return policy
     trained = str(policy.backbone.model.dtype).removeprefix("torch.")

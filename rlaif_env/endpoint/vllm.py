@@ -15,6 +15,7 @@ import os
 import time
 import weakref
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -30,40 +31,62 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 15.0
 _ATTEMPTS = 5  # at one row, of failures that are not the server's loss
 
 
+@dataclass(frozen=True)
+class VLLMConfig:
+    """vLLM servers that sample.
+
+    Attributes:
+        url: Addresses of vLLM servers, each with the base model, that sample instead of this process.
+        adapters: Folder for the adapter they sample with, which they see under the same path; one beside what is written
+            where not given.
+        patience: Seconds to wait for a server where none is there.
+        concurrency: Responses that are open at each server at once.
+        timeout: Seconds for one response.
+        api_key_env: Environment variable with the servers' key; nothing is sent where it is not set.
+
+    Raises:
+        RLAIFError: If an address is none, or the settings make no sense.
+    """
+
+    url: tuple[str, ...] = ()
+    adapters: str = ""
+    patience: float = 900.0
+    concurrency: int = 64
+    timeout: float = 600.0
+    api_key_env: str = "RLAIF_SAMPLER_API_KEY"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "url", checked_urls(self.url) if self.url else ())
+        if self.patience < 0 or self.concurrency < 1 or self.timeout <= 0:
+            raise RLAIFError(
+                "expected sampler.patience of at least 0, concurrency of at least 1 and a timeout above 0, found "
+                f"{self.patience}, {self.concurrency} and {self.timeout}"
+            )
+        if self.adapters and not self.url:
+            raise RLAIFError("expected sampler.url beside sampler.adapters, found none")
+
+
 class VLLMServers:
     """Stock vLLM servers with one base model, which any one of them samples from.
 
     Args:
-        urls: Their addresses.
-        key_env: Environment variable with the key; nothing is sent where it is not set.
-        timeout: Seconds for one response.
-        concurrency: Rows open at each.
-        patience: Seconds to wait where all of them are lost.
+        config: Which servers, and how they are asked.
         tell: Called with a sentence when a server is lost, waited for, or back.
-
-    Raises:
-        RLAIFError: If an address is none.
     """
 
-    def __init__(
-        self,
-        urls: Sequence[str],
-        *,
-        key_env: str,
-        timeout: float,
-        concurrency: int,
-        patience: float,
-        tell: Callable[[str], object] = lambda text: None,
-    ) -> None:
-        self.replicas = Replicas(checked_urls(urls), rest=float("inf"))
-        self.patience, self.tell = patience, tell
+    def __init__(self, config: VLLMConfig, tell: Callable[[str], object] = lambda text: None) -> None:
+        self.replicas = Replicas(config.url, rest=float("inf"))
+        self.patience, self.tell = config.patience, tell
         self._adapter: Adapter | None = None
         self._waiting: asyncio.Task[None] | None = None
-        known, key = self.replicas.urls, os.environ.get(key_env, "").strip()
         self._transport = Transport(
-            f"vLLM {known[0]}", key=key, timeout=timeout, connections=concurrency * len(known), urls=known
+            f"vLLM {config.url[0]}",
+            key=os.environ.get(config.api_key_env, "").strip(),
+            timeout=config.timeout,
+            connections=config.concurrency * len(config.url),
+            urls=config.url,
         )
-        self._servers = {url: VLLMServer(self._transport, url, timeout) for url in known}
+        self._servers = {url: VLLMServer(self._transport, url, config.timeout) for url in config.url}
         self.close = weakref.finalize(self, self._transport.close)
 
     def start(self, tokens: int) -> None:
