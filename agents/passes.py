@@ -18,6 +18,7 @@ from torch import Tensor
 
 from agents import functional as F
 from agents.policy import Policy
+from agents.targets import Learn, Targets
 from rlaif_env.api import RLAIFError
 from rlaif_env.models import Samples, give_back, tokens_that_fit
 
@@ -123,8 +124,8 @@ class Rollout:
         y, seen = (column[rows, :steps] for column in responses)
         return x, m, y, seen
 
-    def micro_batches(self, group_size: int, size: int, budget: int) -> list[Tensor]:
-        """Row numbers of each pass, so that little is computed twice or for nothing.
+    def micro_batches(self, group_size: int, size: int, budget: int, *, whole: bool = False) -> list[Tensor]:
+        """Row numbers of each pass, so that little is computed twice or for nothing; ``whole`` groups if they fit.
 
         A pass has at most ``size`` rows and, if it has more than one, at most ``budget`` tokens, a shared prompt's
         counted once. Rows of like length side by side save padding; rows of one prompt side by side share the reading
@@ -148,7 +149,7 @@ class Rollout:
             half -= half % k if half > k else 0
             return [*fitting(rows[:half]), *fitting(rows[half:])]
 
-        orders = (by_group.split(size - size % k if size > k else size), alike)
+        orders = (by_group.split(size - size % k if size > k else size), *([] if whole else [alike]))
         passes = [[part for rows in order for part in fitting(rows)] for order in orders]
         return min(passes, key=lambda order: sum(map(tokens, order)))
 
@@ -219,42 +220,77 @@ class Passes:
         return Reference(logprobs, values, features)
 
     def gradient(
-        self, rollout: Rollout, advantage: Tensor, returns: Tensor, reference: Reference, max_norm: float, update: int
-    ) -> dict[str, float]:
+        self,
+        rollout: Rollout,
+        learn: Learn,
+        reference: Reference,
+        *,
+        exact: bool,
+        by_group: bool,
+        max_norm: float,
+        update: int,
+    ) -> tuple[dict[str, float], Targets]:
         """Leave the gradients of the policy's loss, clipped to a norm, and of the value head's loss in the parameters.
 
-        Advantage and returns, which the values are fitted to, are (n, T); the update's number is for the message.
+        Args:
+            rollout: The responses.
+            learn: What they teach.
+            reference: Its pass over them.
+            exact: Whether the trainer's log-probabilities are those the responses were sampled with. Otherwise the
+                gradient pass itself gives them where it may, else a pass of their own before it.
+            by_group: Whether a group's targets need no other group's responses.
+            max_norm: Of the policy's gradient.
+            update: Its number, for the message.
 
         Returns:
-            "loss", "grad_norm", "entropy", "sampler_drift" and, with a value head, "value_loss": see docs/metrics.md.
+            "loss", "grad_norm", "entropy", "sampler_drift" and, with a value head, "value_loss": see docs/metrics.md;
+            and the targets of all rows, (n, T).
 
         Raises:
             NonFiniteError: If the loss or the gradient is not finite; no gradient is left then.
             RLAIFError: If not even one row fits into memory.
         """
-        metrics = self._fitting(lambda: self._gradient(rollout, advantage, returns, reference))
+        found = (
+            self._fitting(lambda: self._gradient(rollout, learn, reference, None)) if by_group and not exact else None
+        )
+        if found is None:
+            logprobs = rollout.logprobs if exact else self._fitting(lambda: self._logprobs(rollout))
+            found = self._fitting(lambda: self._gradient(rollout, learn, reference, logprobs))
+        assert found is not None
+        metrics, targets = found
         norm = float(torch.nn.utils.clip_grad_norm_(self.policy.parameters, max_norm))
         loss = metrics["loss"] + metrics.get("value_loss", 0.0)
         if not math.isfinite(loss) or not math.isfinite(norm):
-            bad = self._fitting(lambda: self._broken_rows(rollout, advantage))
+            bad = self._fitting(lambda: self._broken_rows(rollout, targets.factor))
             where = f"in rows {_listed(bad)}" if bad else "though every row alone is finite"
             raise NonFiniteError(
                 f"expected a finite loss and gradient, found loss {loss} and gradient norm {norm} {where} at update "
                 f"{update}; the weights are as before it. Lower learning_rate, or use float32",
                 bad,
             )
-        return metrics | {"grad_norm": norm}
+        return metrics | {"grad_norm": norm}, targets
 
-    def _gradient(self, rollout: Rollout, advantage: Tensor, returns: Tensor, reference: Reference) -> dict[str, float]:
+    def _gradient(
+        self, rollout: Rollout, learn: Learn, reference: Reference, logprobs: Tensor | None
+    ) -> tuple[dict[str, float], Targets] | None:
+        """Leave the gradients; None where the log-probabilities are not given and a group is too much for a pass."""
         n, loss_sum, entropy_sum, value_sum, drift = len(rollout.ids), 0.0, 0.0, 0.0, 0.0
         self._drop_gradients()
+        batches = rollout.micro_batches(self.group_size, self.micro_batch, self.tokens, whole=logprobs is None)
+        if logprobs is None and any(len(rows) % self.group_size for rows in batches):
+            return None
+        everything = torch.arange(n, device=rollout.ids.device)
+        targets = learn(everything, rollout.logprobs if logprobs is None else logprobs)
         with self.policy.training():
-            for rows in rollout.micro_batches(self.group_size, self.micro_batch, self.tokens):
+            for rows in batches:
                 inputs = rollout.cut(rows)
                 steps = inputs[2].shape[1]
                 give_back(inputs[0].numel())
                 output = self.policy.evaluate(*inputs)
-                loss = F.policy_gradient_loss(output.logprobs, advantage[rows, :steps], inputs[3]) * (len(rows) / n)
+                if logprobs is None:
+                    targets.put(rows, learn(rows, output.logprobs.detach().to(rollout.logprobs.dtype)))
+                factor = targets.factor[rows, :steps]
+                loss = F.policy_gradient_loss(output.logprobs, factor, inputs[3]) * (len(rows) / n)
                 loss.backward()
                 loss_sum += float(loss.detach())
                 entropy_sum += float(output.entropy.sum())
@@ -262,21 +298,33 @@ class Passes:
         for rows, features in reference.features:
             assert self.value_head is not None
             steps, values = features.shape[1], self.value_head(features)[..., 0]
-            loss = F.value_loss(values, returns[rows, :steps], rollout.response_mask[rows, :steps]) * (len(rows) / n)
+            loss = F.value_loss(values, targets.returns[rows, :steps], rollout.response_mask[rows, :steps]) * (
+                len(rows) / n
+            )
             loss.backward()
             value_sum += float(loss.detach())
         entropy = entropy_sum / float(rollout.response_mask.sum())
         metrics = {"loss": loss_sum, "entropy": entropy, "sampler_drift": drift}
-        return metrics if self.value_head is None else metrics | {"value_loss": value_sum}
+        return metrics if self.value_head is None else metrics | {"value_loss": value_sum}, targets
 
-    def _broken_rows(self, rollout: Rollout, advantage: Tensor) -> list[int]:
+    def _logprobs(self, rollout: Rollout) -> Tensor:
+        """The trainer's log-probabilities of the sampled tokens, (n, T), without gradient."""
+        logprobs = torch.zeros_like(rollout.logprobs)
+        for rows in rollout.micro_batches(self.group_size, self.micro_batch, self.tokens):
+            inputs = rollout.cut(rows)
+            give_back(inputs[0].numel())
+            with self.policy.training(), torch.no_grad():
+                logprobs[rows, : inputs[2].shape[1]] = self.policy.evaluate(*inputs).logprobs.to(logprobs.dtype)
+        return logprobs
+
+    def _broken_rows(self, rollout: Rollout, factor: Tensor) -> list[int]:
         """The rows whose loss or gradient alone is not finite; leaves no gradient behind."""
         bad = []
         with self.policy.training():
             for row in range(len(rollout.ids)):
                 self._drop_gradients()
                 inputs = rollout.cut([row])
-                part = advantage[[row], : inputs[2].shape[1]]
+                part = factor[[row], : inputs[2].shape[1]]
                 loss = F.policy_gradient_loss(self.policy.evaluate(*inputs).logprobs, part, inputs[3])
                 loss.backward()
                 gradients = [p.grad for p in self.policy.parameters if p.grad is not None]

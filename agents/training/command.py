@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from safetensors import SafetensorError
 
 from agents.policy import Policy
 from agents.reinforce import ReinforceAgent
+from agents.sampler import make_sampler
+from agents.served import ServedSampler
 from agents.training.arguments import parsed, resumed
 from agents.training.config import FREE, REWARD, TrainConfig, resolved_config, reward_code, reward_facts
 from agents.training.display import display, report
@@ -84,6 +87,9 @@ def train(config: TrainConfig, console: Console | None = None) -> TrainResult:
         stack.enter_context(interrupts.handled())
         check_room(agent, parts.envs)
         check_start(run, agent, task)
+        if isinstance(agent.sampler, ServedSampler):
+            _open_sampler(agent.sampler, config, parts, run, console)
+            stack.callback(agent.sampler.close)
         before = _evaluation("before", config, parts, run, console)
         with display(config.updates, console) as show:
             log = Log(run, console, task, config.group_size, show, config.max_dropped if config.drops else None)
@@ -99,6 +105,21 @@ def train(config: TrainConfig, console: Console | None = None) -> TrainResult:
         dropped = log.dropped.total
         write_json(run.path / "finished.json", {"updates": agent.updates, "dropped_groups": dropped})
         return TrainResult(run.path, before, after, interrupted=False, dropped=dropped)
+
+
+def _open_sampler(sampler: ServedSampler, config: TrainConfig, parts: Parts, run: RunFolder, console: Console) -> None:
+    """Have servers sample the run's responses."""
+    core: Any = parts.envs.unwrapped.core  # type: ignore[attr-defined]
+    folder = Path(config.sampler.adapters) if config.sampler.adapters else run.path / "adapters"
+    if not config.sampler.adapters:
+        shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
+    console.print(
+        f"responses are sampled by {', '.join(config.sampler.url)}: figures are not bit for bit those of another run, "
+        "nor of this one when it is gone on with",
+        highlight=False,
+    )
+    tokens, tell = int(core.prompt_lengths.max()) + core.T, partial(console.print, highlight=False)
+    sampler.open(folder, name=run.path.resolve().name, tokens=tokens, tell=tell)
 
 
 def _folder(config: TrainConfig, chosen: Path | None) -> RunFolder:
@@ -154,7 +175,10 @@ def _parts(config: TrainConfig, task: Task) -> Parts:
     held_out = _environment(config, config.eval_prompts, config.eval_split, 1) if config.eval_prompts else None
     validating = config.validation_prompts if config.validate_every else 0
     validation = _environment(config, validating, "validation", 1) if validating else None
-    agent = ReinforceAgent(config.model, config.agent, envs=envs, total_updates=decay, seed=config.seed)
+    sampler = partial(make_sampler, config.sampler)
+    agent = ReinforceAgent(
+        config.model, config.agent, envs=envs, total_updates=decay, seed=config.seed, sampler=sampler
+    )
     return Parts(task, envs, held_out, validation, agent)
 
 
@@ -202,7 +226,8 @@ def _evaluation(when: str, config: TrainConfig, parts: Parts, run: RunFolder, co
     if when == "before" and file.exists() and read_json(file).get("reward") == reward:
         return HeldOut.read(file)
     with console.status(f"{when}: answering {parts.held_out.num_envs} held-out prompts"):
-        evaluation = evaluate_policy(parts.agent.policy, parts.held_out, parts.task, seed=config.seed)
+        agent, seed = parts.agent, config.seed
+        evaluation = evaluate_policy(agent.policy, parts.held_out, parts.task, seed=seed, sampler=agent.sampler)
     if len(evaluation.failures) == len(evaluation.prompts):
         raise BackendError(
             f"expected the judge to score some of {len(evaluation.prompts)} held-out prompts, found that it failed on "
