@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
+from transformers import AutoModelForCausalLM
 
 from agents.policy import Policy
 from agents.sampler import SamplerConfig, make_sampler
 from agents.served import ServedSampler
+from agents.training.command import train
+from agents.training.config import TrainConfig
+from benchmarks.evaluation.systems import answer
+from rewards.labeling.command import label
+from rewards.labeling.job import LabelConfig
+from rewards.language_model.config import LanguageModelConfig
 from rlaif_env.api import RLAIFError
+from rlaif_env.data.tasks import load_task
+from rlaif_env.endpoint.vllm import VLLMConfig
 from rlaif_env.models import LoraConfig, pad_rows
+from rlaif_env.runs import read_metrics
 from tests.fake_vllm import FakeVLLM
+from tests.stress.survival import prepared
+from tests.stress.survival import settings as survival_settings
 from tests.tiny import tiny_backbone, tiny_model
 
 IDS, MASK = pad_rows([[5, 6, 7], [5, 6, 7], [9], [9], [8, 4], [8, 4]], 0, side="left")
@@ -224,3 +239,110 @@ def test_full_fine_tuning_and_settings_that_make_no_sense_are_refused() -> None:
     ):
         with pytest.raises(RLAIFError, match=message):
             SamplerConfig(**settings)  # type: ignore[arg-type]
+
+
+# --- a whole training ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def prepared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return prepared(tmp_path_factory.mktemp("served"))
+
+
+def loaded(folder: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(folder / "model").eval()
+
+
+def job(folder: Path, out: Path, *servers: FakeVLLM, **settings: Any) -> TrainConfig:
+    sampler = SamplerConfig(url=tuple(server.url for server in servers), **{"patience": 30.0} | settings)
+    return replace(survival_settings(folder, out, updates=4, checkpoint_every=2), sampler=sampler)
+
+
+def check_run(out: Path) -> None:
+    """Every update once, every row once, and each drawn from the policy that learned from it."""
+    metrics = read_metrics(out)
+    assert [row["step"] for row in metrics] == [1, 2, 3, 4]
+    assert all(row["sampler_drift"] < 1e-3 and row["importance_capped"] == 0 for row in metrics)
+    rows = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [step for step in (1, 2, 3, 4) for _ in range(6)]
+    assert (out / "policy" / "adapter").is_dir() and not (out / "adapters").exists()
+
+
+def killed_at(server: FakeVLLM, number: int, back: float) -> None:
+    """Kill a server while it answers so many completions later, and start it again after some seconds."""
+
+    def fail(count: int) -> int | None:
+        if count == number:
+            threading.Thread(target=restart).start()
+            time.sleep(0.1)
+        return None
+
+    def restart() -> None:
+        server.kill()
+        time.sleep(back)
+        server.start()
+
+    server.fail = fail
+
+
+@pytest.fixture(scope="module")
+def run(prepared_folder: Path) -> Path:
+    """A run whose only server was killed in mid-batch, and started again."""
+    with FakeVLLM(loaded(prepared_folder)) as server:
+        killed_at(server, 15, back=0.2)
+        train(job(prepared_folder, prepared_folder / "run", server))
+        assert not server.adapters and len(server.served) == 5  # the policy before training and after each update
+    return prepared_folder / "run"
+
+
+def test_a_run_goes_on_when_its_only_server_is_killed_and_started_again(run: Path) -> None:
+    check_run(run)
+    assert "kl" in json.loads((run / "after.json").read_text())["measures"]
+
+
+def test_a_run_loses_a_replica_and_goes_on(prepared_folder: Path, tmp_path: Path) -> None:
+    with FakeVLLM(loaded(prepared_folder)) as one, FakeVLLM(loaded(prepared_folder)) as two:
+        killed_at(two, 6, back=60.0)
+        train(job(prepared_folder, tmp_path / "run", one, two))
+        check_run(tmp_path / "run")
+        two.start = lambda: None  # type: ignore[method-assign]
+
+
+def test_a_run_that_waited_in_vain_goes_on_from_its_last_whole_update(prepared_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with FakeVLLM(loaded(prepared_folder)) as server:
+        killed_at(server, 24, back=1.0)
+        with pytest.raises(RLAIFError, match="last whole update"):
+            train(job(prepared_folder, out, server, patience=0.2))
+        done = len(read_metrics(out))
+        assert 1 <= done < 4
+        time.sleep(1.0)
+        server.fail = lambda number: None
+        train(job(prepared_folder, out, server))
+        check_run(out)
+
+
+def test_saved_policies_are_evaluated_on_servers(prepared_folder: Path, run: Path, tmp_path: Path) -> None:
+    with FakeVLLM(loaded(prepared_folder)) as server:
+        task, reference = load_task(str(prepared_folder / "task.toml")), str(prepared_folder / "model")
+        servers = VLLMConfig(url=(server.url,))
+        asked: dict[str, Any] = {"prompts": 4, "reference": reference, "servers": servers, "adapters": tmp_path / "a"}
+        final, last, plain = (
+            answer("a", source, task, **asked) for source in (run, run / "checkpoints" / "000004", "sft")
+        )
+        assert final.responses == last.responses and (np.abs(final.measures["kl"]) > 0).any()
+        np.testing.assert_allclose(final.measures["kl"], last.measures["kl"], atol=1e-3)
+        assert len(server.served) == 3 and server.served["base"] == 4 and plain.responses != final.responses
+        assert not server.adapters and not (tmp_path / "a").exists()
+
+
+def test_pairs_are_sampled_by_servers(prepared_folder: Path, run: Path, tmp_path: Path) -> None:
+    with FakeVLLM(loaded(prepared_folder)) as server:
+        labelling: dict[str, Any] = {"task": str(prepared_folder / "task.toml"), "policy": str(run / "policy")}
+        labeler = LanguageModelConfig(str(prepared_folder / "model"))
+        labelling |= {"labeler": labeler, "minimum_mass": 1e-12, "pairs": 2, "out": tmp_path / "labels"}
+        report = label(LabelConfig(**labelling, sampler=VLLMConfig(url=(server.url,))), Console(quiet=True))
+        assert report["pairs"] == 2 and sum(server.served.values()) >= 4 and "base" not in server.served
+        assert not server.adapters
+        with pytest.raises(RLAIFError, match=r"expected a policy .*sampler\.url"):
+            LabelConfig(sampler=VLLMConfig(url=(server.url,)))
