@@ -28,6 +28,10 @@ class SamplerConfig:
 
     dtype: Literal["", "bfloat16"] = ""
 
+    def __post_init__(self) -> None:
+        if self.dtype not in ("", "bfloat16"):
+            raise RLAIFError(f"expected sampler.dtype 'bfloat16', or none, found {self.dtype!r}")
+
 
 class Sampler(Protocol):
     """What writes a policy's responses: as the policy is when it is asked, training steps included."""
