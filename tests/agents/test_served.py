@@ -150,6 +150,14 @@ def test_a_server_that_fails_once_is_asked_again(status: int, tmp_path: Path) ->
         assert sum(server.served.values()) == 7
 
 
+def test_a_row_that_no_server_answers_ends_the_run_and_not_in_a_circle(tmp_path: Path) -> None:
+    with FakeVLLM(base(), fail=lambda number: 500) as server:
+        opened = Opened(policy_of(), server, folder=tmp_path)
+        with pytest.raises(RLAIFError, match="found after 8 attempts: HTTP 500: told to fail; see the server's log"):
+            opened.sample()
+        assert 8 <= server.served.total() <= 48
+
+
 def test_a_server_that_was_started_again_gets_the_adapter_before_it_is_asked(tmp_path: Path) -> None:
     with FakeVLLM(base()) as server:
         opened = Opened(policy_of(), server, folder=tmp_path)
