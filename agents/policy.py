@@ -94,7 +94,7 @@ class Policy:
             self.adapter, lora = self.backbone.free_name(adapter), lora or LoraConfig()
             self.parameters = self.backbone.add_lora(self.adapter, rank=lora.rank, alpha=lora.alpha, seed=seed)
             # the model may outlive the policy; its adapter should not
-            weakref.finalize(self, self.backbone.remove_lora, self.adapter)
+            weakref.finalize(self, self.backbone.discard_lora, self.adapter)
         elif trainable == "full":
             self.backbone = private_copy(self.reference)
             self.backbone.model.requires_grad_(True)

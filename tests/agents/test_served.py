@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import threading
 import time
@@ -354,3 +355,36 @@ def test_pairs_are_sampled_by_servers(prepared_folder: Path, run: Path, tmp_path
         assert not server.adapters
         with pytest.raises(RLAIFError, match=r"expected a policy .*sampler\.url"):
             LabelConfig(sampler=VLLMConfig(url=(server.url,)))
+
+
+# --- policies that are collected as garbage --------------------------------------------------------------------------
+
+
+def test_a_policy_collected_while_another_adapter_is_put_on_or_in_another_thread_is_taken_off_later() -> None:
+    """The servers' thread collects garbage as any does; peft walks the modules that an adapter is taken off."""
+    model = tiny_backbone()
+
+    def lost() -> None:
+        policy = Policy(model)
+        policy.itself = policy  # type: ignore[attr-defined]  # a cycle: only the collector finds it
+
+    lost()
+    put_on = model.model.add_adapter
+
+    def collecting(*arguments: Any, **named: Any) -> None:
+        gc.collect()
+        assert model.adapters == ["policy"]
+        put_on(*arguments, **named)
+
+    model.model.add_adapter = collecting
+    second = Policy(model, adapter="second")
+    model.model.add_adapter = put_on
+    third = Policy(model, adapter="third")
+    assert model.adapters == ["second", "third"]
+    del second
+    lost()
+    thread = threading.Thread(target=gc.collect)
+    thread.start(), thread.join()
+    assert model.adapters == ["third", "policy"] and third.adapter == "third"
+    Policy(model, adapter="fourth")
+    assert model.adapters == ["third"]
