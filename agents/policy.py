@@ -10,6 +10,7 @@ H hidden width.
 from __future__ import annotations
 
 import hashlib
+import json
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from agents.logprobs import chunked_logprobs, response_states
@@ -91,13 +94,26 @@ class Policy:
             self.adapter, lora = self.backbone.free_name(adapter), lora or LoraConfig()
             self.parameters = self.backbone.add_lora(self.adapter, rank=lora.rank, alpha=lora.alpha, seed=seed)
             # the model may outlive the policy; its adapter should not
-            weakref.finalize(self, self.backbone.remove_lora, self.adapter)
+            weakref.finalize(self, self.backbone.discard_lora, self.adapter)
         elif trainable == "full":
             self.backbone = private_copy(self.reference)
             self.backbone.model.requires_grad_(True)
             self.parameters = list(self.backbone.model.parameters())
         self.tokenizer = self.reference.tokenizer
         self.hidden_size = int(self.reference.model.config.get_text_config().hidden_size)
+
+    @classmethod
+    def from_adapter(cls, folder: Path, *, temperature: float = TEMPERATURE) -> Policy:
+        """The policy that an adapter makes of its base model; RLAIFError where the folder has none of `rlaif train`."""
+        try:
+            told = json.loads((folder / "adapter_config.json").read_bytes())
+            lora, base = LoraConfig(int(told["r"]), float(told["lora_alpha"])), str(told["base_model_name_or_path"])
+            state = load_file(folder / "adapter_model.safetensors")
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            raise RLAIFError(f"expected an adapter as peft writes it in {folder}, found {error!r}") from error
+        policy = cls(base, lora=lora, temperature=temperature)
+        policy.load_state({name.removeprefix("base_model.model."): tensor for name, tensor in state.items()})
+        return policy
 
     @property
     def exact(self) -> bool:

@@ -34,6 +34,8 @@ class SamplerConfig(VLLMConfig):
         super().__post_init__()
         if self.dtype and self.url:
             raise RLAIFError("expected sampler.dtype or sampler.url, found both; a server has its own --dtype")
+        if self.dtype not in ("", "bfloat16"):
+            raise RLAIFError(f"expected sampler.dtype 'bfloat16', or none, found {self.dtype!r}")
 
 
 class Sampler(Protocol):

@@ -29,7 +29,7 @@ class ReinforceConfig:
         value_learning_rate: Of the value head, for baseline "value".
         average_decay: Of the moving-average baseline; at the first update it is the mean of the other responses.
         importance_cap: Where a sampler is not the trainer, the most that a token can weigh in the gradient; 0 is no
-            correction (see docs/scale.md).
+            weight at all.
         importance_level: What a token weighs by: its own "token" alone, or its whole "sequence".
         micro_batch: Rows in one gradient pass, at most; the update is the same for any value.
         pass_tokens: And tokens, but for a row alone; 0 is what fits into memory, 2048 at most on a CPU.
@@ -59,7 +59,11 @@ class ReinforceConfig:
             "warmup_updates": (self.warmup_updates >= 0, "at least 0"),
             "temperature": (self.temperature > 0, "above 0"),
             "average_decay": (0 <= self.average_decay < 1, "in [0, 1)"),
-            "importance_cap": (0 <= self.importance_cap < inf, "at least 0, finite"),
+            "importance_cap": (
+                self.importance_cap == 0 or 1 <= self.importance_cap < inf,
+                "0, or at least 1 and finite",
+            ),
+            "importance_level": (self.importance_level in ("token", "sequence"), "'token' or 'sequence'"),
             "micro_batch": (self.micro_batch >= 1, "at least 1"),
             "pass_tokens": (self.pass_tokens >= 0, "at least 0"),
         }

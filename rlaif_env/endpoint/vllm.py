@@ -28,7 +28,7 @@ from rlaif_env.endpoint.transport import PassingFailure, Transport
 from rlaif_env.endpoint.vllm_server import START, Adapter, Response, VLLMServer
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 15.0
-_ATTEMPTS = 5  # at one row, of failures that are not the server's loss
+_ATTEMPTS = 8  # at one row, waiting for a server between them; no outage counts twice
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class VLLMConfig:
 
     Attributes:
         url: Addresses of vLLM servers, each with the base model, that sample instead of this process.
-        adapters: Folder for the adapter they sample with, which they see under the same path; one beside what is written
-            where not given.
+        adapters: Folder for the adapter they sample with, which they see under the same path; in the folder that is
+            written to where not given.
         patience: Seconds to wait for a server where none is there.
         concurrency: Responses that are open at each server at once.
         timeout: Seconds for one response.
@@ -160,8 +160,8 @@ class VLLMServers:
 
     async def _respond(self, body: dict[str, Any]) -> Response:
         """One response, from whichever server is there; waits where none is."""
-        odd, weight = 0, len(body["prompt"]) + int(body["max_tokens"])
-        while True:
+        weight = len(body["prompt"]) + int(body["max_tokens"])
+        for attempt in range(_ATTEMPTS):
             async with self._transport.slots:
                 try:
                     return await self.replicas.ask(lambda url: self._once(url, body), weight)
@@ -169,11 +169,11 @@ class VLLMServers:
                     failure = error
             if failure.lost:
                 await self._wait(str(failure))
-                continue
-            odd += 1
-            if odd == _ATTEMPTS:
-                raise RLAIFError(f"expected a response of a vLLM server, found after {odd} attempts: {failure}")
-            await asyncio.sleep(_FIRST_PAUSE * 2**odd)
+            if attempt or not failure.lost:
+                await asyncio.sleep(min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**attempt))
+        raise RLAIFError(
+            f"expected a response of a vLLM server, found after {_ATTEMPTS} attempts: {failure}; see the server's log"
+        )
 
     async def _once(self, url: str, body: dict[str, Any]) -> Response:
         adapter, server = self._adapter, self._servers[url]

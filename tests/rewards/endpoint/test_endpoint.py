@@ -371,6 +371,23 @@ def test_the_labeler_labels_what_can_be_labelled(server: FaultServer) -> None:
     assert "HTTP 400: bad" in two.reason
 
 
+def test_rows_are_divided_over_replicas_and_one_that_is_lost_is_left_out() -> None:
+    prompts = [f"Rate {i}: " for i in range(24)]
+    with FaultServer() as one, FaultServer() as two, connect(one, replicas=[two.url], limits={"retries": 0}) as lm:
+        lm.probe()
+        np.testing.assert_allclose(lm.label_logprobs(prompts, TEN), expected(prompts), atol=1e-9)
+        shares = [server.counted["requests"] for server in (one, two)]
+        assert min(shares) > 0.3 * sum(shares)
+        two.faults, two.kinds = 1.0, ("500", "reset")
+        others = [f"Judge {i}: " for i in range(24)]
+        np.testing.assert_allclose(lm.label_logprobs(others, TEN), expected(others), atol=1e-9)
+        assert sum(two.failed.values()) <= lm.config.limits.concurrency  # those on the wire when it was lost
+    with pytest.raises(RLAIFError, match="each once"):
+        connect(one, replicas=[two.url, two.url])
+    with pytest.raises(RLAIFError, match="expected a server's URL with the settings replicas"):
+        LanguageModelConfig(server={"replicas": ["http://localhost:1"]})  # type: ignore[arg-type]
+
+
 def test_given_up_after_the_retries() -> None:
     with FaultServer() as server, connect(server, limits={"retries": 2}) as lm:
         lm.probe()
