@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
 import numpy as np
@@ -17,9 +17,11 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from agents import functional as F
+from agents.division import shares
 from agents.policy import Policy
 from rlaif_env.api import RLAIFError
 from rlaif_env.models import Samples, give_back, tokens_that_fit
+from rlaif_env.ranks import Ranks
 
 _Result = TypeVar("_Result")
 
@@ -91,6 +93,14 @@ class Rollout:
         )
         return cls(*(column.to(policy.backbone.device) for column in columns))
 
+    def on(self, device: torch.device | str) -> Rollout:
+        """The same on a device."""
+        return Rollout(*(getattr(self, column.name).to(device) for column in fields(self)))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What another process is sent has no device."""
+        return Rollout, tuple(getattr(self, column.name).cpu() for column in fields(self))
+
     def check(self) -> None:
         """Raise NonFiniteError if the sampled tokens' log-probabilities are not finite."""
         if rows := nonfinite_rows(self.logprobs):
@@ -118,8 +128,8 @@ class Rollout:
         y, seen = (column[rows, :steps] for column in responses)
         return x, m, y, seen
 
-    def micro_batches(self, group_size: int, size: int, budget: int) -> list[Tensor]:
-        """Row numbers of each pass, so that little is computed twice or for nothing.
+    def micro_batches(self, group_size: int, size: int, budget: int, ranks: Ranks) -> list[Tensor]:
+        """Row numbers of each pass of this process, so that little is computed twice or for nothing.
 
         A pass has at most ``size`` rows and, if it has more than one, at most ``budget`` tokens, a shared prompt's
         counted once. Rows of like length side by side save padding; rows of one prompt side by side share the reading
@@ -130,7 +140,13 @@ class Rollout:
         longest = torch.argsort(lengths[groups].amax(1), stable=True)
         within = torch.argsort(lengths[groups], dim=1, stable=True)
         by_group = groups.gather(1, within)[longest].flatten()
-        alike = [torch.tensor(sorted(rows), device=lengths.device) for rows in by_length(lengths.tolist(), size)]
+        own = torch.arange(len(lengths), device=lengths.device)
+        if ranks.size > 1:
+            own = own[shares(prompts.tolist(), lengths.int().tolist(), k, ranks.size)[ranks.rank]]
+            by_group = by_group[torch.isin(by_group, own)]
+        if not len(own):
+            return []
+        alike = [own[sorted(rows)] for rows in by_length(lengths[own].tolist(), size)]
 
         def tokens(rows: Tensor) -> float:
             read = len(torch.unique(rows // k)) * prompts[rows].max()
@@ -167,7 +183,7 @@ class Reference:
 
 
 class Passes:
-    """The passes of a policy and its value head over a rollout.
+    """The passes of a policy and its value head over a rollout, whose rows are divided over the processes.
 
     Attributes:
         micro_batch: Rows in one pass, at most; halved where memory does not suffice.
@@ -175,9 +191,15 @@ class Passes:
     """
 
     def __init__(
-        self, policy: Policy, value_head: torch.nn.Module | None, group_size: int, micro_batch: int, tokens: int = 0
+        self,
+        policy: Policy,
+        value_head: torch.nn.Module | None,
+        group_size: int,
+        micro_batch: int,
+        tokens: int = 0,
+        ranks: Ranks | None = None,
     ) -> None:
-        self.policy, self.value_head = policy, value_head
+        self.policy, self.value_head, self.ranks = policy, value_head, ranks or Ranks()
         self.group_size, self.micro_batch = group_size, micro_batch
         self.tokens = tokens or tokens_that_fit(policy.backbone.model)
 
@@ -189,6 +211,8 @@ class Passes:
             RLAIFError: If not even one row fits into memory.
         """
         reference = self._fitting(lambda: self._reference(rollout))
+        # each process has filled in its own rows of zeros
+        self.ranks.sum_([x for x in (reference.logprobs, reference.values) if x is not None])
         if bad := nonfinite_rows(reference.logprobs):
             raise NonFiniteError(
                 f"expected finite log-probabilities of the reference, found others in rows {_listed(bad)}; the weights "
@@ -201,7 +225,7 @@ class Passes:
         logprobs = torch.zeros_like(rollout.logprobs)
         values = None if self.value_head is None else torch.zeros_like(rollout.response_mask)
         features: list[tuple[Tensor, Tensor]] = []
-        for rows in rollout.micro_batches(self.group_size, self.micro_batch, self.tokens):
+        for rows in self._passes(rollout):
             inputs = rollout.cut(rows)
             steps = inputs[2].shape[1]
             give_back(inputs[0].numel())
@@ -227,11 +251,15 @@ class Passes:
             NonFiniteError: If the loss or the gradient is not finite; no gradient is left then.
             RLAIFError: If not even one row fits into memory.
         """
-        metrics = self._fitting(lambda: self._gradient(rollout, advantage, returns, reference))
+        own = self._fitting(lambda: self._gradient(rollout, advantage, returns, reference))
+        parts, joined = self.ranks.gather(lambda: own), {"sampler_drift": max}
+        metrics = {name: float(joined.get(name, sum)(part[name] for part in parts)) for name in own}
+        self.ranks.sum_gradients(self._parameters())
         norm = float(torch.nn.utils.clip_grad_norm_(self.policy.parameters, max_norm))
         loss = metrics["loss"] + metrics.get("value_loss", 0.0)
         if not math.isfinite(loss) or not math.isfinite(norm):
-            bad = self._fitting(lambda: self._broken_rows(rollout, advantage))
+            broken = self._fitting(lambda: self._broken_rows(rollout, advantage))
+            bad = sorted(row for part in self.ranks.gather(lambda: broken) for row in part)
             where = f"in rows {_listed(bad)}" if bad else "though every row alone is finite"
             raise NonFiniteError(
                 f"expected a finite loss and gradient, found loss {loss} and gradient norm {norm} {where} at update "
@@ -244,7 +272,7 @@ class Passes:
         n, loss_sum, entropy_sum, value_sum, drift = len(rollout.ids), 0.0, 0.0, 0.0, 0.0
         self._drop_gradients()
         with self.policy.training():
-            for rows in rollout.micro_batches(self.group_size, self.micro_batch, self.tokens):
+            for rows in self._passes(rollout):
                 inputs = rollout.cut(rows)
                 steps = inputs[2].shape[1]
                 give_back(inputs[0].numel())
@@ -268,7 +296,7 @@ class Passes:
         """The rows whose loss or gradient alone is not finite; leaves no gradient behind."""
         bad = []
         with self.policy.training():
-            for row in range(len(rollout.ids)):
+            for row in sorted(row for rows in self._passes(rollout) for row in rows.tolist()):
                 self._drop_gradients()
                 inputs = rollout.cut([row])
                 part = advantage[[row], : inputs[2].shape[1]]
@@ -281,18 +309,26 @@ class Passes:
         return bad
 
     def _drop_gradients(self) -> None:
-        for parameter in [*self.policy.parameters, *(self.value_head.parameters() if self.value_head else ())]:
+        for parameter in self._parameters():
             parameter.grad = None
+
+    def _parameters(self) -> list[Tensor]:
+        return [*self.policy.parameters, *(self.value_head.parameters() if self.value_head else ())]
+
+    def _passes(self, rollout: Rollout) -> list[Tensor]:
+        return rollout.micro_batches(self.group_size, self.micro_batch, self.tokens, self.ranks)
 
     def _fitting(self, passes: Callable[[], _Result]) -> _Result:
         """Run passes over the micro-batches, with smaller ones where memory does not suffice; the result is the same.
+
+        Memory that one process lacks makes the passes smaller in all of them.
 
         Raises:
             RLAIFError: If not even one row fits.
         """
         while True:
             try:
-                return passes()
+                return self.ranks.agree(passes)
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise

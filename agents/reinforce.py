@@ -15,7 +15,7 @@ How this differs from the paper:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -39,6 +39,7 @@ from rlaif_env.models import (
     linear_schedule,
     make_optimizer,
 )
+from rlaif_env.ranks import Ranks
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,7 @@ class ReinforceAgent:
         seed: Of sampling and of initial weights.
         device: As in `rlaif_env.models.backbone`.
         dtype: As in `rlaif_env.models.backbone`.
+        ranks: The processes that compute an update together; this one alone where not given.
 
     Raises:
         RLAIFError: If the environment's actions are no responses in the policy's vocabulary, or its group size does not
@@ -130,6 +132,8 @@ class ReinforceAgent:
         seed: int = 0,
         device: str | None = None,
         dtype: str | None = None,
+        sampler: Callable[[Policy], Any] | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         self.config = c = config or ReinforceConfig()
         self.group_size, self.max_new_tokens, width = _shape_of(envs)
@@ -143,6 +147,7 @@ class ReinforceAgent:
             )
         settings: dict[str, Any] = {"trainable": c.trainable, "lora": c.lora, "temperature": c.temperature}
         self.policy = Policy(model, **settings, seed=seed, device=device, dtype=dtype)
+        self.sampler = sampler(self.policy) if sampler else self.policy
         if width != (expected := self.policy.backbone.logit_width):
             raise RLAIFError(
                 f"expected an environment of {expected} token ids, the policy's logit width, found {width}; make it "
@@ -158,7 +163,8 @@ class ReinforceAgent:
             groups.append({"params": list(self.value_head.parameters()), "lr": c.value_learning_rate})
         self.optimizer = make_optimizer(c.optimizer, groups, c.learning_rate)
         self.rates = [float(group["lr"]) for group in groups]
-        self.passes = Passes(self.policy, self.value_head, self.group_size, c.micro_batch, c.pass_tokens)
+        self.passes = Passes(self.policy, self.value_head, self.group_size, c.micro_batch, c.pass_tokens, ranks)
+        self.before_step: Callable[[], None] = lambda: None  # all is computed; the weights are as before
         self.rng = np.random.default_rng([seed, 0xAC7])
         self.total_updates, self.updates = total_updates, 0
         self.average: float | None = None
@@ -176,7 +182,7 @@ class ReinforceAgent:
         """
         ids, mask = np.asarray(observations["input_ids"]), np.asarray(observations["attention_mask"])
         uniform = self.rng.random((len(ids), self.max_new_tokens))
-        samples = self.policy.sample(ids, mask, uniform=uniform, group_size=self.group_size)
+        samples = self.sampler.sample(ids, mask, uniform=uniform, group_size=self.group_size)
         self._rollout = Rollout.of(ids, mask, samples, self.policy)
         self._rollout.check()
         return samples.ids
@@ -196,6 +202,7 @@ class ReinforceAgent:
         if rollout is None:
             raise RLAIFError("expected act() before update(), found no responses to learn from")
         mask, paid = rollout.response_mask, rollout.checked_rewards(rewards)
+        self.passes.ranks.tell("update", rollout, rewards)
         scaled, scale, moments = self._normalised(paid - c.missing_eos_penalty * (~rollout.ended).float())
         needed = c.beta > 0 or self.baseline == "value"
         reference = self.passes.reference(rollout) if needed else Reference(rollout.logprobs, None, ())
@@ -240,6 +247,7 @@ class ReinforceAgent:
         share = linear_schedule(self.updates + 1, warmup=self.config.warmup_updates, total=self.total_updates)
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * share
+        self.before_step()
         self.updates += 1  # first: from here on the weights are no longer those of the update before
         self.optimizer.step()
         return metrics | {"learning_rate": self.rates[0] * share}
