@@ -99,13 +99,13 @@ class Policy:
         self.tokenizer = self.reference.tokenizer
         self.hidden_size = int(self.reference.model.config.get_text_config().hidden_size)
 
+    @property
+    def exact(self) -> bool:
+        """Whether the log-probabilities that it samples with are those it learns with: see `agents.sampler`."""
+        return True
+
     def sample(
-        self,
-        ids: NDArray[np.int64],
-        mask: NDArray[Any],
-        *,
-        uniform: NDArray[np.float64],
-        group_size: int = 1,
+        self, ids: NDArray[np.int64], mask: NDArray[Any], *, uniform: NDArray[np.float64], group_size: int = 1
     ) -> Samples:
         """Sample a response of at most T tokens to each prompt by uniform numbers (n, T) in [0, 1), a row for each.
 

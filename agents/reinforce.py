@@ -29,6 +29,7 @@ from torch import Tensor
 from agents import functional as F
 from agents.passes import Passes, Reference, Rollout
 from agents.policy import Policy
+from agents.sampler import Sampler
 from rlaif_env.api import BETA, RLAIFError
 from rlaif_env.models import (
     BUILTIN_MODEL,
@@ -115,6 +116,7 @@ class ReinforceAgent:
         seed: Of sampling and of initial weights.
         device: As in `rlaif_env.models.backbone`.
         dtype: As in `rlaif_env.models.backbone`.
+        sampler: Makes what writes the responses from the policy; the policy itself where not given.
         ranks: The processes that compute an update together; this one alone where not given.
 
     Raises:
@@ -132,7 +134,7 @@ class ReinforceAgent:
         seed: int = 0,
         device: str | None = None,
         dtype: str | None = None,
-        sampler: Callable[[Policy], Any] | None = None,
+        sampler: Callable[[Policy], Sampler] | None = None,
         ranks: Ranks | None = None,
     ) -> None:
         self.config = c = config or ReinforceConfig()

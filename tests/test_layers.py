@@ -19,9 +19,9 @@ FORBIDDEN = {
 }
 FLOORS: dict[str, list[set[str]]] = {
     "rlaif_env": [
-        {"api", "files"},
+        {"api", "files", "ranks"},
         {"batches", "curves", "references", "tables", "statistics", "models"},
-        {"data", "runs"},
+        {"data", "runs", "endpoint"},
         {"keywords"},
         {"options"},
         {"envs"},
@@ -35,7 +35,15 @@ FLOORS: dict[str, list[set[str]]] = {
         {"labeling", "reward_model"},
         {"task"},
     ],
-    "agents": [{"functional"}, {"logprobs"}, {"policy"}, {"passes", "answers"}, {"reinforce", "sft"}, {"training"}],
+    "agents": [
+        {"functional", "division"},
+        {"logprobs"},
+        {"policy"},
+        {"sampler"},
+        {"passes", "answers"},
+        {"reinforce", "sft"},
+        {"training"},
+    ],
     "benchmarks": [{"report", "evaluation"}, {"annotate", "speed"}, {"comparison"}],
 }
 """The rooms and single modules of each package; each imports from its own room and from lower floors only."""

@@ -202,7 +202,8 @@ def _evaluation(when: str, config: TrainConfig, parts: Parts, run: RunFolder, co
     if when == "before" and file.exists() and read_json(file).get("reward") == reward:
         return HeldOut.read(file)
     with console.status(f"{when}: answering {parts.held_out.num_envs} held-out prompts"):
-        evaluation = evaluate_policy(parts.agent.policy, parts.held_out, parts.task, seed=config.seed)
+        agent, seed = parts.agent, config.seed
+        evaluation = evaluate_policy(agent.policy, parts.held_out, parts.task, seed=seed, sampler=agent.sampler)
     write_json(file, {**vars(evaluation), "reward": reward})
     return evaluation
 

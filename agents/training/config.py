@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from agents.reinforce import ReinforceConfig
+from agents.sampler import SamplerConfig
 from rlaif_env.api import RLAIFError
 from rlaif_env.data.tasks import DEFAULT_TASK, EVAL_SPLIT
 from rlaif_env.files import content_of
@@ -77,6 +78,7 @@ class TrainConfig(TrainingConfig):
         reward_options: The reward's own settings; on the command line --reward.NAME, listed by --help for the --reward
             beside it.
         model: The initial policy: the built-in model, a folder, or a Hugging Face id.
+        sampler: What writes the responses, of training and of evaluations.
         seed: Of prompts, sampling and initial adapter.
         checkpoint_every: Updates between checkpoints; 0 is none but the last.
         keep_checkpoints: How many of the last stay, the best by validation beside them.
@@ -94,6 +96,7 @@ class TrainConfig(TrainingConfig):
     reward: str = "direct-llm"
     reward_options: Mapping[str, Any] = field(default_factory=dict)
     model: str = BUILTIN_MODEL
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
     seed: int = 0
     checkpoint_every: int = 10
     keep_checkpoints: int = 2

@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 
 from agents.division import shares
 from agents.passes import Rollout
+from agents.policy import Policy
 from agents.reinforce import ReinforceAgent
+from agents.sampler import Sampler, make_sampler
 from agents.training import checkpoints
 from agents.training.config import FREE, REWARD, TrainConfig
 from rlaif_env.api import RLAIFError
@@ -31,8 +33,13 @@ from rlaif_env.runs import RunFolder
 class DividedSampler:
     """Divides what a sampler is asked for over the processes: whole groups, by the tokens of their prompts."""
 
-    def __init__(self, sampler: Any, ranks: Ranks) -> None:
+    def __init__(self, sampler: Sampler, ranks: Ranks) -> None:
         self._sampler, self._ranks = sampler, ranks
+
+    @property
+    def exact(self) -> bool:
+        """As of the sampler."""
+        return self._sampler.exact
 
     def sample(
         self, ids: NDArray[np.int64], mask: NDArray[Any], *, uniform: NDArray[np.float64], group_size: int = 1
@@ -46,7 +53,7 @@ class DividedSampler:
         def sampled() -> Samples | None:
             if not own:
                 return None
-            return self._sampler.sample(ids[own], mask[own], uniform=uniform[own], group_size=group_size)  # type: ignore[no-any-return]
+            return self._sampler.sample(ids[own], mask[own], uniform=uniform[own], group_size=group_size)
 
         joined = Samples.joined([part for part in self._ranks.gather(sampled) if part is not None])
         order = np.argsort(np.concatenate([rows for rows in parts if rows]))
@@ -60,6 +67,11 @@ def make_agent(config: TrainConfig, envs: Any, ranks: Ranks) -> ReinforceAgent:
         RLAIFError: If it cannot be made, or not the same, on some process.
     """
     decay = config.updates if config.decay else 0
+
+    def sampler(policy: Policy) -> Sampler:
+        made = make_sampler(config.sampler, policy)
+        return DividedSampler(made, ranks) if ranks.size > 1 else made
+
     agent = ranks.agree(
         lambda: ReinforceAgent(
             config.model,
@@ -67,7 +79,7 @@ def make_agent(config: TrainConfig, envs: Any, ranks: Ranks) -> ReinforceAgent:
             envs=envs,
             total_updates=decay,
             seed=config.seed,
-            sampler=(lambda policy: DividedSampler(policy, ranks)) if ranks.size > 1 else None,
+            sampler=sampler,
             ranks=ranks,
         )
     )

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from agents.answers import answer, response_kl
 from agents.policy import Policy
+from agents.sampler import Sampler
 from rlaif_env.batches import PROMPTS_AT_ONCE
 from rlaif_env.data.jsonl import json_object
 from rlaif_env.data.tasks import Task, gold_scores
@@ -71,9 +72,17 @@ def distinct_shares(texts: Sequence[str], order: int = 2) -> NDArray[np.float64]
 
 
 def evaluate_policy(
-    policy: Policy, envs: VectorEnv[Any, Any, Any], task: Task, *, seed: int, batch: int = PROMPTS_AT_ONCE
+    policy: Policy,
+    envs: VectorEnv[Any, Any, Any],
+    task: Task,
+    *,
+    seed: int,
+    batch: int = PROMPTS_AT_ONCE,
+    sampler: Sampler | None = None,
 ) -> HeldOut:
     """Let the policy answer the first prompts of a `RLAIF/TextGeneration-v0` vector, one a row, ``batch`` at once.
+
+    The responses are written by its sampler, where it has one.
 
     Returns:
         Measures: "reward" and what the backend tells beside it, "gold" where the task has one, "length" (tokens, EOS
@@ -82,7 +91,8 @@ def evaluate_policy(
     observations, _ = envs.reset(seed=seed, options={"prompt_index": np.arange(envs.num_envs)})
     ids, mask = observations["input_ids"], observations["attention_mask"]
     steps = int(envs.action_space.shape[-1])  # type: ignore[index]
-    samples = answer(policy, ids, mask, max_new_tokens=steps, seed=seed, batch=batch)
+    source = sampler or policy
+    samples = answer(source, ids, mask, max_new_tokens=steps, seed=seed, batch=batch)
     _, rewards, _, _, infos = envs.step(samples.ids)
     final = infos["final_info"]
     prompts, responses = [str(p) for p in final["prompt"]], [str(r) for r in final["response"]]
@@ -95,7 +105,7 @@ def evaluate_policy(
     if task.gold is not None:
         measures["gold"] = gold_scores(task, texts)
     measures["length"] = np.asarray(final["response_length"], dtype=np.float64)
-    measures["kl"] = response_kl(policy, ids, mask, samples)
+    measures["kl"] = response_kl(policy, ids, mask, samples, None if source.exact else policy)
     measures["distinct-2"] = distinct_shares(responses)
     return HeldOut(prompts, responses, measures)
 

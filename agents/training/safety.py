@@ -198,8 +198,9 @@ class Safety:
 
     def _validate(self, update: int) -> bool:
         """Evaluate on the validation split; whether this is the best policy so far, by its mean reward."""
-        assert self.parts.validation is not None
-        held = evaluate_policy(self.agent.policy, self.parts.validation, self.parts.task, seed=self.config.seed)
+        parts, agent, seed = self.parts, self.agent, self.config.seed
+        assert parts.validation is not None
+        held = evaluate_policy(agent.policy, parts.validation, parts.task, seed=seed, sampler=agent.sampler)
         means = {name: float(values.mean()) for name, values in held.measures.items()}
         with self.interrupts.held():
             self.run.record("validation.jsonl", {"step": update, **means})

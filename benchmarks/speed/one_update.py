@@ -36,6 +36,7 @@ class Setting:
     trainable: str = "lora"  # "lora" or "full"
     rank: int = 16  # LoRA rank; alpha is twice that
     passes: int = 1  # gradient passes in which TRL takes the n rows
+    dtype: str = "float32"  # of the frozen weights, and on TRL's side of autocast
 
     @property
     def name(self) -> str:
@@ -133,7 +134,7 @@ class Ours:
             tokenizer=tokenizer,
             vocab_size=logit_width(folder),
         )
-        self.agent = ReinforceAgent(folder, config, envs=self.envs, device=device, dtype="float32")
+        self.agent = ReinforceAgent(folder, config, envs=self.envs, device=device, dtype=s.dtype)
         self.observations, _ = self.envs.reset(seed=0)
         self.metrics: dict[str, float] = {}
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from rewards.api import configured
-from rewards.endpoint.limits import Limits
 from rlaif_env.api import RLAIFError
+from rlaif_env.endpoint.limits import Limits
 from rlaif_env.options import JSON_MAPPING
 
 _GRAMMARS = {"response_format", "grammar", "json_schema", "structured_outputs", "structural_tag"}

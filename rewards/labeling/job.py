@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from rewards.api import LanguageModel
-from rewards.endpoint.limits import Usage
 from rewards.endpoint.model import EndpointLM
 from rewards.labeling.answers import Answer, Label
 from rewards.labeling.labeler import LabelingConfig, PreferenceLabeler
@@ -21,6 +20,7 @@ from rlaif_env import options
 from rlaif_env.api import BackendError, DataError, RLAIFError
 from rlaif_env.data.journal import Journal
 from rlaif_env.data.tasks import DEFAULT_TASK, load_task
+from rlaif_env.endpoint.limits import Usage
 from rlaif_env.files import content_of
 from rlaif_env.models import TEMPERATURE, encode, load_tokenizer
 

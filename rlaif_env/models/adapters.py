@@ -201,26 +201,31 @@ class Backbone:
             with self.using(None) as model:
                 yield model
             return
-        import torch
-        from peft.tuners.lora import LoraLayer
-
         put_aside: list[tuple[Any, torch.Tensor]] = []
         with self.using(None):
             try:
-                with torch.no_grad():
-                    for module in self.model.modules():
-                        if isinstance(module, LoraLayer) and adapter in module.lora_A:
-                            weight: Any = module.get_base_layer().weight
-                            put_aside.append((weight, weight.data))
-                            a, b = (cast(Any, part[adapter]).weight for part in (module.lora_A, module.lora_B))
-                            if cast(Any, module).fan_in_fan_out:  # Conv1D holds its weights transposed
-                                a, b = b.t(), a.t()
-                            whole = torch.addmm(weight.data.to(b.dtype), b, a, alpha=module.scaling[adapter])
-                            weight.data = whole.to(weight.dtype)
+                for _, weight, whole in self.folded(adapter):
+                    put_aside.append((weight, weight.data))
+                    weight.data = whole.to(weight.dtype)
                 yield self.model
             finally:
                 for weight, original in put_aside:
                     weight.data = original
+
+    def folded(self, adapter: str) -> Iterator[tuple[str, torch.nn.Parameter, torch.Tensor]]:
+        """Every adapted matrix: its module's name, its weights, and these with an adapter folded in, float32."""
+        import torch
+        from peft.tuners.lora import LoraLayer
+
+        for name, module in self.model.named_modules():
+            if isinstance(module, LoraLayer) and adapter in module.lora_A:
+                weight: Any = module.get_base_layer().weight
+                with torch.no_grad():
+                    a, b = (cast(Any, part[adapter]).weight for part in (module.lora_A, module.lora_B))
+                    if cast(Any, module).fan_in_fan_out:  # Conv1D holds its weights transposed
+                        a, b = b.t(), a.t()
+                    whole = torch.addmm(weight.data.to(b.dtype), b, a, alpha=module.scaling[adapter])
+                yield name, weight, whole
 
     def adapter_state(self, adapter: str) -> dict[str, torch.Tensor]:
         """An adapter's values by parameter name (without the adapter's own), copied to the CPU."""

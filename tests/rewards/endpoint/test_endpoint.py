@@ -16,16 +16,16 @@ import tyro
 
 from rewards.api import LanguageModel
 from rewards.direct_score import from_kwargs
-from rewards.endpoint.client import RequestFailed
 from rewards.endpoint.config import ServerConfig
 from rewards.endpoint.likelihoods import AnswerLikelihoods, answer_likelihoods
-from rewards.endpoint.limits import Limits, retry_after
 from rewards.endpoint.model import EndpointLM
-from rewards.endpoint.replies import MalformedReply, Position, Reply, parse_reply
 from rewards.labeling.labeler import PreferenceLabeler
 from rewards.language_model.choice import language_model_from
 from rewards.language_model.config import LanguageModelConfig
 from rlaif_env.api import BackendError, RLAIFError
+from rlaif_env.endpoint.limits import Limits, retry_after
+from rlaif_env.endpoint.replies import MalformedReply, Position, Reply, parse_reply
+from rlaif_env.endpoint.transport import RequestFailed
 from tests.stress.endpoint_server import FAULTS, FaultServer, scores_of
 from tests.stress.endpoints import fault_run
 
@@ -37,7 +37,7 @@ FAST = {"retries": 8, "timeout": 5.0, "concurrency": 16}
 
 @pytest.fixture(autouse=True)
 def quick_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rewards.endpoint.client._FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("rlaif_env.endpoint.client._FIRST_PAUSE", 0.01)
     monkeypatch.delenv("RLAIF_LLM_API_KEY", raising=False)
 
 
