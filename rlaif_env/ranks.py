@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _Result = TypeVar("_Result")
 _BUCKET = 1 << 24  # values summed over the processes in one piece
 _WAIT = timedelta(days=1)  # for a leader whose judge takes its time
-_ROLL_CALL = 3.0  # seconds in which a process that lives says so
+_ROLL_CALL = 2.0  # seconds in which a process that lives says so
 
 
 class LostRankError(RLAIFError):
@@ -221,7 +221,7 @@ class Ranks:
         lost = {rank: told.get(rank, "no answer: it was killed, or its machine is gone") for rank in range(self.size)}
         return {rank: text for rank, text in lost.items() if text}
 
-    def led(self, seconds: float = 2 * _ROLL_CALL) -> bool:
+    def led(self, seconds: float = 1.5 * _ROLL_CALL) -> bool:
         """As a follower that lost a process: whether the leader is there, or was when it ended."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:

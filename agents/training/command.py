@@ -32,7 +32,7 @@ from agents.training.safety import Parts, Safety, check_room, check_start
 from rlaif_env.api import BackendError
 from rlaif_env.data.tasks import EVAL_PROMPTS, Task, held_out_prompts, load_task
 from rlaif_env.data.templates import template_for
-from rlaif_env.ranks import Ranks, facts_of
+from rlaif_env.ranks import LostRankError, Ranks, facts_of
 from rlaif_env.runs import OtherRunError, RunError, RunFolder, write_json
 
 _HELD_OUT = {"eval_prompts": EVAL_PROMPTS, "validation_prompts": 32}  # where not given and there are as many
@@ -127,9 +127,11 @@ def _again(config: TrainConfig, run: Path) -> str:
 
 @contextmanager
 def _mendable(again: str) -> Iterator[None]:
-    """Say of a reward that fails how the run goes on."""
+    """Say of a reward that fails, or a process that is gone, how the run goes on."""
     try:
         yield
+    except LostRankError as error:
+        raise LostRankError(f"{error}. `{again}` goes on from the last whole update, with as many as you like") from error
     except BackendError as error:
         raise type(error)(
             f"{error}. `{again}` asks again from the last checkpoint on; `{again} --change-reward --reward.NAME VALUE` "
