@@ -207,10 +207,10 @@ class Ranks:
             if self._store is not None:
                 self._store.set(f"here/{self.rank}", text)
 
-    def missing(self, seconds: float = _ROLL_CALL) -> dict[int, str]:
+    def missing(self) -> dict[int, str]:
         """Call the roll: the processes that say nothing, or say why they end, by number, with what they said."""
         told: dict[int, str] = {self.rank: ""}
-        until = time.monotonic() + seconds
+        until = time.monotonic() + _ROLL_CALL
         while len(told) < self.size and self._store is not None:
             with suppress(Exception):
                 keys = {rank: f"here/{rank}" for rank in range(self.size) if rank not in told}
@@ -221,9 +221,9 @@ class Ranks:
         lost = {rank: told.get(rank, "no answer: it was killed, or its machine is gone") for rank in range(self.size)}
         return {rank: text for rank, text in lost.items() if text}
 
-    def led(self, seconds: float = 1.5 * _ROLL_CALL) -> bool:
+    def led(self) -> bool:
         """As a follower that lost a process: whether the leader is there, or was when it ended."""
-        until = time.monotonic() + seconds
+        until = time.monotonic() + 1.5 * _ROLL_CALL
         while time.monotonic() < until:
             try:
                 if any(self._store.check([key]) for key in ("ended", "here/0")):
@@ -278,7 +278,7 @@ class Ranks:
             if not self.leader:
                 if self.led():
                     raise Ended from error
-                raise LostRankError(f"rank {self.rank}: lost the leader ({error})") from error
+                raise LostRankError(f"rank {self.rank}: lost the leader") from error
             raise LostRankError(f"expected {self.size} processes to the end, {self.lost() or error}") from error
 
     def lost(self) -> str:

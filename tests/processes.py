@@ -53,7 +53,7 @@ def _environment(rank: int, size: int, port: int) -> Mapping[str, str]:
     }
 
 
-def ended(children: list[int], seconds: float = 60, signal_others: int = 0) -> list[int]:
+def ended(children: list[int], seconds: float = 180, signal_others: int = 0) -> list[int]:
     """Wait for processes; their exit codes, -9 for one that was killed. As torchrun, tell the others of the first bad.
 
     TimeoutError if one is there after so many seconds: it is killed.

@@ -131,7 +131,7 @@ def _mendable(again: str) -> Iterator[None]:
     try:
         yield
     except LostRankError as error:
-        raise LostRankError(f"{error}. `{again}` goes on from the last whole update, with as many as you like") from error
+        raise LostRankError(f"{error}. `{again}` goes on from the last whole update") from error
     except BackendError as error:
         raise type(error)(
             f"{error}. `{again}` asks again from the last checkpoint on; `{again} --change-reward --reward.NAME VALUE` "
