@@ -43,7 +43,7 @@ lint: .venv/tests
 	$(BIN)/mypy
 
 bench: .venv/tests
-	for part in env overhead score sample floor; do $(BIN)/python -m benchmarks.speed.throughput $$part || exit 1; done
+	for part in env overhead score sample precision floor; do $(BIN)/python -m benchmarks.speed.throughput $$part || exit 1; done
 	$(BIN)/python -m benchmarks.speed.versus_trl $(ARGS)
 
 clean:

@@ -101,8 +101,16 @@ class Policy:
 
     @property
     def exact(self) -> bool:
-        """Whether the log-probabilities that it samples with are those it learns with: see `agents.sampler`."""
-        return True
+        """Whether the log-probabilities that it samples with are those it learns with, to float32's rounding.
+
+        In a lower precision they are not: an adapter is folded into the weights to sample, and not to learn.
+        """
+        return self.backbone.model.dtype in (torch.float32, torch.float64) and not self._autocast
+
+    @property
+    def _autocast(self) -> bool:
+        """Whether float32 weights learn in bfloat16."""
+        return self.adapter is None and self.backbone.device.type == "cuda"
 
     def sample(
         self, ids: NDArray[np.int64], mask: NDArray[Any], *, uniform: NDArray[np.float64], group_size: int = 1
@@ -140,8 +148,7 @@ class Policy:
     @contextmanager
     def training(self) -> Iterator[None]:
         """The policy's weights act and take gradients: its forward and backward passes belong inside."""
-        kind = self.backbone.device.type
-        autocast = torch.autocast(kind, torch.bfloat16, enabled=self.adapter is None and kind == "cuda")
+        autocast = torch.autocast(self.backbone.device.type, torch.bfloat16, enabled=self._autocast)
         outer, self._training = self._training, True
         try:
             with self.backbone.using(self.adapter), autocast:

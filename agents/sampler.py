@@ -14,19 +14,26 @@ import torch
 from numpy.typing import NDArray
 
 from agents.policy import Policy
+from agents.served import ServedSampler
 from rlaif_env.api import RLAIFError
+from rlaif_env.endpoint.vllm import VLLMConfig, VLLMServers
 from rlaif_env.models import Samples, private_copy, refresh_copy
 
 
 @dataclass(frozen=True)
-class SamplerConfig:
-    """Where responses are sampled.
+class SamplerConfig(VLLMConfig):
+    """Where responses are sampled: in this process, or by vLLM servers (url).
 
     Attributes:
         dtype: Of the weights that responses are sampled with: as they are trained where not given.
     """
 
     dtype: Literal["", "bfloat16"] = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.dtype and self.url:
+            raise RLAIFError("expected sampler.dtype or sampler.url, found both; a server has its own --dtype")
 
 
 class Sampler(Protocol):
@@ -60,7 +67,10 @@ class CastSampler:
 
     def __init__(self, policy: Policy, dtype: str) -> None:
         self._policy = policy
-        self._cast = Policy(private_copy(policy.backbone, dtype), trainable="none", temperature=policy.temperature)
+        cast = private_copy(policy.backbone, dtype)
+        # a product with states that are a view would, on a CPU, copy the head's matrix for every row of the prefill
+        cast.model.get_output_embeddings().register_forward_pre_hook(lambda _, states: (states[0].contiguous(),))
+        self._cast = Policy(cast, trainable="none", temperature=policy.temperature)
 
     def sample(
         self, ids: NDArray[np.int64], mask: NDArray[Any], *, uniform: NDArray[np.float64], group_size: int = 1
@@ -76,6 +86,8 @@ def make_sampler(config: SamplerConfig, policy: Policy) -> Sampler:
     Raises:
         RLAIFError: If the policy cannot be sampled so.
     """
+    if config.url:
+        return ServedSampler(policy, VLLMServers(config))
     if not config.dtype:
         return policy
     trained = str(policy.backbone.model.dtype).removeprefix("torch.")

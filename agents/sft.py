@@ -21,8 +21,8 @@ import torch
 from rich.progress import Progress
 from torch import Tensor
 
-from agents.passes import by_length
 from agents.policy import Policy
+from agents.rollout import by_length
 from rlaif_env.api import DataError, RLAIFError
 from rlaif_env.data.jsonl import check_text, read_jsonl
 from rlaif_env.data.preferences import movie_snippets, split_of

@@ -36,10 +36,12 @@ FLOORS: dict[str, list[set[str]]] = {
         {"task"},
     ],
     "agents": [
-        {"functional", "division"},
+        {"division", "functional", "settings", "targets"},
         {"logprobs"},
         {"policy"},
+        {"served"},
         {"sampler"},
+        {"rollout"},
         {"passes", "answers"},
         {"reinforce", "sft"},
         {"training"},

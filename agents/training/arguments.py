@@ -9,8 +9,8 @@ from dataclasses import field, fields, make_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from agents.reinforce import ReinforceConfig
 from agents.sampler import SamplerConfig
+from agents.settings import ReinforceConfig
 from agents.training.config import TrainConfig, reward_code
 from rlaif_env.api import RLAIFError
 from rlaif_env.models import LoraConfig, OptimizerConfig

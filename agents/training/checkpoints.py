@@ -25,8 +25,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from agents.passes import NonFiniteError
 from agents.reinforce import ReinforceAgent
+from agents.rollout import NonFiniteError
 from rlaif_env.api import RLAIFError
 from rlaif_env.files import file_sha256
 from rlaif_env.runs import RunError, RunFolder

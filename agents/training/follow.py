@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agents.division import shares
-from agents.passes import Rollout
 from agents.policy import Policy
 from agents.reinforce import ReinforceAgent
+from agents.rollout import Rollout
 from agents.sampler import Sampler, make_sampler
 from agents.training import checkpoints
 from agents.training.config import FREE, REWARD, TrainConfig
@@ -70,7 +70,7 @@ def make_agent(config: TrainConfig, envs: Any, ranks: Ranks) -> ReinforceAgent:
 
     def sampler(policy: Policy) -> Sampler:
         made = make_sampler(config.sampler, policy)
-        return DividedSampler(made, ranks) if ranks.size > 1 else made
+        return made if ranks.size == 1 or config.sampler.url else DividedSampler(made, ranks)  # servers: the leader
 
     agent = ranks.agree(
         lambda: ReinforceAgent(

@@ -19,8 +19,9 @@ from typing import Any
 from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 
-from agents.passes import NonFiniteError, is_out_of_memory, plain
+from agents.passes import is_out_of_memory
 from agents.reinforce import ReinforceAgent
+from agents.rollout import NonFiniteError, plain
 from agents.training import checkpoints
 from agents.training.config import REWARD, TrainConfig, reward_facts
 from agents.training.heldout import evaluate_policy, read_json

@@ -8,10 +8,14 @@ import numpy as np
 import pytest
 import torch
 
+from agents import ReinforceAgent, ReinforceConfig
+from agents import functional as F
+from agents.answers import answer, response_kl
 from agents.policy import Policy
 from agents.sampler import SamplerConfig, make_sampler
 from rlaif_env.api import RLAIFError
-from rlaif_env.models import LoraConfig, pad_rows, private_copy
+from rlaif_env.models import LoraConfig, OptimizerConfig, Samples, pad_rows, private_copy
+from tests.agents.test_reinforce import environment
 from tests.tiny import tiny_backbone
 
 IDS, MASK = pad_rows([[5, 6, 7], [5, 6, 7], [9], [9]], 0, side="left")
@@ -76,3 +80,124 @@ def test_a_processor_without_the_instructions_is_told(monkeypatch: pytest.Monkey
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     with pytest.warns(UserWarning, match="no instructions for bfloat16"):
         make_sampler(SamplerConfig("bfloat16"), moved("none"))
+
+
+# --- what the agent makes of responses that another distribution has drawn --------------------------------------------
+
+
+class Other:
+    """Another model as the sampler of a policy."""
+
+    exact = False
+
+    def __init__(self, policy: Policy) -> None:
+        other = tiny_backbone(0)
+        with torch.no_grad():
+            for parameter in other.model.parameters():
+                parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(7)), alpha=0.05)
+        self.sampler = Policy(other, trainable="none", temperature=policy.temperature)
+
+    def sample(self, *arguments: Any, **named: Any) -> Samples:
+        return self.sampler.sample(*arguments, **named)
+
+
+def updated(sampler: Any = Other, n: int = 16, **settings: Any) -> tuple[ReinforceAgent, Any, Any, dict[str, float]]:
+    """An agent in float64 after its first update, without a step; its rollout, its rewards and the metrics."""
+    model = tiny_backbone(0)
+    model.model.double()
+    plain: dict[str, Any] = {"optimizer": OptimizerConfig(max_grad_norm=1e9), "reward_normalisation": "none"}
+    envs = environment(model, n, 4)
+    agent = ReinforceAgent(model, ReinforceConfig(lora=LoraConfig(4), **plain | settings), envs=envs, sampler=sampler)
+    for i, parameter in enumerate(agent.policy.parameters):
+        shift = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i))
+        parameter.data = parameter.data.double() + 0.02 * shift
+    _, rewards, *_ = envs.step(agent.act(envs.reset(seed=0)[0]))
+    rollout = agent._rollout
+    agent.optimizer.step = lambda *a, **k: None  # type: ignore[method-assign,assignment]
+    return agent, rollout, torch.as_tensor(rewards, dtype=torch.float64), agent.update(rewards)
+
+
+def gradient(agent: ReinforceAgent) -> torch.Tensor:
+    return torch.cat([p.grad.flatten() for p in agent.policy.parameters if p.grad is not None])
+
+
+@pytest.mark.parametrize(("level", "cap"), [("token", 1.5), ("sequence", 3.0), ("token", 0.0)])
+def test_the_gradient_is_the_weighted_one_with_the_trainer_s_kl(level: Any, cap: float) -> None:
+    agent, rollout, rewards, metrics = updated(beta=0.3, importance_level=level, importance_cap=cap)
+    inputs, mask = (rollout.ids, rollout.mask, rollout.responses, rollout.response_mask), rollout.response_mask.double()
+    found = gradient(agent).clone()
+    for parameter in agent.policy.parameters:
+        parameter.grad = None
+    reference = agent.policy.evaluate(*inputs, reference=True).logprobs.double()
+    with agent.policy.training():
+        logprobs = agent.policy.evaluate(*inputs).logprobs.double()
+        kl = (logprobs.detach() - reference) * mask
+        gap = (logprobs.detach() - rollout.logprobs) * mask
+        whole = gap.sum(1, keepdim=True).expand_as(gap) if level == "sequence" else gap
+        weights = torch.minimum(whole.exp(), torch.tensor(cap or 1.0)) if cap else torch.ones_like(gap)
+        onwards = torch.stack([kl[:, t:].sum(1) for t in range(4)], 1)
+        returns = (0.7 * rewards[:, None] - 0.3 * onwards) * mask
+        groups = returns[:, 0].reshape(4, 4)
+        others = ((groups.sum(1, keepdim=True) - groups) / 3).reshape(16, 1)
+        (-(weights * (returns - others) * logprobs * mask).sum() / 16).backward()
+    assert torch.allclose(found, gradient(agent), atol=1e-6) and found.abs().max() > 0.01
+    real = mask > 0
+    assert metrics["kl"] == pytest.approx(float(kl.sum(1).mean()), abs=1e-5)
+    assert metrics["importance_weight"] == pytest.approx(float(weights[real].mean()), abs=1e-5)
+    capped = float((whole[real] >= np.log(cap)).double().mean()) if cap else 0.0
+    assert metrics["importance_capped"] == pytest.approx(capped) and (not cap or 0 < capped < 1)
+    assert metrics["importance_gap"] == pytest.approx(np.quantile(gap[real].abs(), 0.99), abs=1e-5)
+    assert metrics["sampler_drift"] == pytest.approx(float(gap.abs().max()), abs=1e-5)
+
+
+@pytest.mark.parametrize("baseline", ["leave-one-out", "value", "batch-mean", "moving-average", "none"])
+def test_the_gradient_is_one_however_the_trainer_s_log_probabilities_are_come_by(baseline: Any) -> None:
+    """Out of the gradient pass, where it has whole groups; from a pass of their own, where a row is alone."""
+    (whole, *_, told), (alone, *_, same) = (updated(beta=0.3, baseline=baseline, micro_batch=m) for m in (16, 1))
+    assert torch.allclose(gradient(whole), gradient(alone), atol=1e-6) and gradient(whole).abs().max() > 0.01
+    assert told == pytest.approx(same, abs=1e-5)
+
+
+def test_no_pass_is_added_where_a_group_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows: list[int] = []
+    inner = Policy.evaluate
+
+    def counted(self: Policy, ids: Any, *arguments: Any, **named: Any) -> Any:
+        rows.append(len(ids))
+        return inner(self, ids, *arguments, **named)
+
+    monkeypatch.setattr(Policy, "evaluate", counted)
+    totals = {}
+    for name, sampler, size in (("policy", None, 8), ("other", Other, 8), ("alone", Other, 1)):
+        rows.clear()
+        *_, metrics = updated(sampler, micro_batch=size)
+        totals[name] = sum(rows)
+        assert ("importance_weight" in metrics) == (sampler is not None)
+    assert totals == {"policy": 32, "other": 32, "alone": 48}  # reference and gradient, of 16 rows each
+
+
+def test_the_held_out_kl_is_the_trainer_s() -> None:
+    policy = moved("lora")
+    sampler = make_sampler(SamplerConfig("bfloat16"), policy)
+    samples = answer(sampler, IDS, MASK, max_new_tokens=6, seed=3)
+    x, m, y = (torch.from_numpy(array) for array in (IDS, MASK, samples.ids))
+    seen = F.response_mask(torch.from_numpy(samples.lengths), 6)
+    ours, theirs = (policy.evaluate(x, m, y, seen, reference=reference).logprobs for reference in (False, True))
+    kl = response_kl(policy, IDS, MASK, samples, policy)
+    np.testing.assert_allclose(kl, (ours - theirs).sum(1), atol=1e-5)
+    assert np.abs(kl - response_kl(policy, IDS, MASK, samples)).max() > 1e-4  # the sampler's
+
+
+def test_it_learns_from_responses_drawn_in_bfloat16() -> None:
+    model = tiny_backbone(0)
+    config = ReinforceConfig(learning_rate=2e-2, beta=0.0, lora=LoraConfig(4), temperature=1.0)
+    envs = environment(model, 32, 4)
+    agent = ReinforceAgent(model, config, envs=envs, sampler=lambda p: make_sampler(SamplerConfig("bfloat16"), p))
+    prompts, _ = envs.reset(seed=0)
+    rewards = []
+    for _ in range(40):
+        prompts, paid, *_ = envs.step(agent.act(prompts))
+        metrics = agent.update(paid)
+        rewards.append(metrics["reward"])
+        assert 0.9 < metrics["importance_weight"] < 1.1 and metrics["sampler_drift"] > 0
+    assert np.mean(rewards[:3]) < 0.3 and np.mean(rewards[-3:]) > 0.8

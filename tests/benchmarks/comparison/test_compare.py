@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from agents.reinforce import ReinforceConfig
+from agents.settings import ReinforceConfig
 from agents.training.config import TrainingConfig
 from benchmarks.comparison import tables
 from benchmarks.comparison.command import compare
