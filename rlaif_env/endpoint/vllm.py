@@ -37,8 +37,8 @@ class VLLMConfig:
 
     Attributes:
         url: Addresses of vLLM servers, each with the base model, that sample instead of this process.
-        adapters: Folder for the adapter they sample with, which they see under the same path; one beside what is written
-            where not given.
+        adapters: Folder for the adapter they sample with, which they see under the same path; one beside what is
+            written where not given.
         patience: Seconds to wait for a server where none is there.
         concurrency: Responses that are open at each server at once.
         timeout: Seconds for one response.
