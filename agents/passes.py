@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from agents import functional as F
-from agents.division import shares
 from agents.policy import Policy
 from agents.rollout import NonFiniteError, Rollout, listed, nonfinite_rows
 from agents.targets import Learn, Targets
 from rlaif_env.api import RLAIFError
+from rlaif_env.batches import shares
 from rlaif_env.models import give_back, tokens_that_fit
 from rlaif_env.ranks import Ranks
 

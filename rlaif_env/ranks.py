@@ -13,7 +13,9 @@ import importlib.metadata
 import os
 import shlex
 import signal
+import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -50,7 +52,7 @@ class Ranks:
 
     def __init__(self, rank: int = 0, size: int = 1, store: Any = None) -> None:
         self.rank, self.size, self.asked = rank, size, 0
-        self._store, self._broken = store, False
+        self._store = store
         self._thread = ThreadPoolExecutor(1) if size > 1 else None
 
     @classmethod
@@ -99,10 +101,8 @@ class Ranks:
             self._broadcast([(name, *arguments)])
 
     def hear(self) -> tuple[Any, ...]:
-        """The leader's next message; `Ended` if that is its end."""
+        """The leader's next message; `Ended` if there is none to come."""
         message: tuple[Any, ...] = self._broadcast([None])[0]
-        if message[0] == "end":
-            raise Ended
         return message
 
     def gather(self, work: Callable[[], _Result]) -> list[_Result]:
@@ -135,6 +135,11 @@ class Ranks:
         results: list[_Result] = []
         self.gather(lambda: results.append(work()))
         return results[0]
+
+    def given(self, work: Callable[[], _Result]) -> _Result:
+        """What work gives that only the leader does, on every process; if it fails, it fails everywhere."""
+        result: _Result = self.gather(lambda: work() if self.leader else None)[0]  # type: ignore[assignment]
+        return result
 
     def check_same(self, facts: Mapping[str, object]) -> None:
         """Raise RLAIFError, on every process, if facts differ between processes, or the versions of what they run."""
@@ -233,7 +238,33 @@ class Ranks:
             time.sleep(0.05)
         return False
 
-    def left(self, reason: str) -> bool:
+    def follow(self, work: Callable[[], int]) -> int:
+        """Work as a follower and tell nobody but the leader; the exit code, 0 where the leader's says what happened.
+
+        Ctrl-C and SIGTERM are the leader's to act on: they are noted, and answer its call of the roll.
+        """
+
+        def noted(number: int, frame: object) -> None:
+            self.asked = number
+            self.here()
+
+        before = {number: signal.signal(number, noted) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the leader gives them
+                return work()
+        except Ended:
+            return 0
+        except LostRankError as error:
+            print(error, file=sys.stderr)
+            return 1
+        except Exception as error:
+            return 0 if self._left(f"{type(error).__name__}: {error}") else 1
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _left(self, reason: str) -> bool:
         """As a follower that cannot go on, say why and wait for the leader's end; whether that came."""
         from torch import distributed as dist
 
@@ -273,7 +304,6 @@ class Ranks:
         try:
             self._thread.submit(call, *arguments).result()
         except RuntimeError as error:
-            self._broken = True
             self.here()
             if not self.leader:
                 if self.led():
@@ -286,14 +316,12 @@ class Ranks:
         return ", ".join(f"lost rank {rank} ({text})" for rank, text in self.missing().items())
 
     def _close(self, orderly: bool) -> None:
-        """End with the others. After a signal nothing is told: what is under way ends with this process."""
+        """Give the connections up, but for after a signal: what is under way then ends with this process."""
         from torch import distributed as dist
 
         with suppress(Exception):
             if self.leader:
-                self._store.set("ended", "")
-                if orderly and not self._broken:
-                    self._broadcast([("end",)])
+                self._store.set("ended", "")  # the others, whose waiting ends with this connection, look for it
         if orderly:
             with suppress(Exception):
                 dist.destroy_process_group()
@@ -307,19 +335,3 @@ def facts_of(argv: Sequence[str]) -> dict[str, str]:
         with suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
     return {"command line": shlex.join(argv), **versions}
-
-
-@contextmanager
-def signals_noted(ranks: Ranks) -> Iterator[None]:
-    """In a follower, Ctrl-C and SIGTERM are the leader's to act on: they are noted, and answer its call of the roll."""
-
-    def noted(number: int, frame: object) -> None:
-        ranks.asked = number
-        ranks.here()
-
-    before = {number: signal.signal(number, noted) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

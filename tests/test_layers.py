@@ -19,8 +19,8 @@ FORBIDDEN = {
 }
 FLOORS: dict[str, list[set[str]]] = {
     "rlaif_env": [
-        {"api", "files", "ranks"},
-        {"batches", "curves", "references", "tables", "statistics", "models"},
+        {"api", "files"},
+        {"batches", "curves", "ranks", "references", "tables", "statistics", "models"},
         {"data", "runs", "endpoint"},
         {"keywords"},
         {"options"},
@@ -36,7 +36,7 @@ FLOORS: dict[str, list[set[str]]] = {
         {"task"},
     ],
     "agents": [
-        {"division", "functional", "settings", "targets"},
+        {"functional", "settings", "targets"},
         {"logprobs"},
         {"policy"},
         {"served"},

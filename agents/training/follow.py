@@ -8,8 +8,6 @@ checkpoint says beside them, and one of them writes it.
 
 from __future__ import annotations
 
-import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.division import shares
 from agents.policy import Policy
 from agents.reinforce import ReinforceAgent
 from agents.rollout import Rollout
@@ -25,8 +22,9 @@ from agents.sampler import Sampler, make_sampler
 from agents.training import checkpoints
 from agents.training.config import FREE, REWARD, TrainConfig
 from rlaif_env.api import RLAIFError
+from rlaif_env.batches import shares
 from rlaif_env.models import Samples
-from rlaif_env.ranks import Ended, LostRankError, Ranks, facts_of, signals_noted
+from rlaif_env.ranks import LostRankError, Ranks, facts_of
 from rlaif_env.runs import RunFolder
 
 
@@ -91,22 +89,19 @@ def make_agent(config: TrainConfig, envs: Any, ranks: Ranks) -> ReinforceAgent:
 
 
 def follow(ranks: Ranks, argv: Sequence[str]) -> int:
-    """Do what the leader tells until it ends; the exit code, which is 0 where the leader's says what happened."""
-    follower = Follower(ranks)
-    with signals_noted(ranks), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the leader gives them
+    """Do what the leader tells until it ends; the exit code."""
+
+    def work() -> int:
+        ranks.check_same(facts_of(argv))
+        follower = Follower(ranks)
         try:
-            ranks.check_same(facts_of(argv))
             while True:
                 name, *arguments = ranks.hear()
                 getattr(follower, name)(*arguments)
-        except Ended:
-            return 0
         except LostRankError as error:
-            print(f"{error}; {follower.save()}", file=sys.stderr)
-            return 1
-        except Exception as error:
-            return 0 if ranks.left(f"{type(error).__name__}: {error}") else 1
+            raise LostRankError(f"{error}; {follower.save()}") from error
+
+    return ranks.follow(work)
 
 
 class Follower:

@@ -16,6 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tests.processes import ended, started
 from tests.stress import survival
 
@@ -151,7 +153,9 @@ def updates_equal(folder: Path) -> dict[str, Any]:
             codes = ended(trained(config, size, inexact if name == "inexact" else lambda rank: None))
             assert codes == [0] * size, outcome(folder, f"{name}-{size}")
         found[name] = gap(folder / f"{name}-1", folder / f"{name}-2")
-        rows = [json.loads((folder / f"{name}-{size}" / "metrics.jsonl").read_text().splitlines()[1]) for size in (1, 2)]
+        rows = [
+            json.loads((folder / f"{name}-{size}" / "metrics.jsonl").read_text().splitlines()[1]) for size in (1, 2)
+        ]
         off = [key for key, value in rows[0].items() if abs(value - rows[1][key]) > 1e-4 * max(1, abs(value))]
         found[name]["metrics"] = [key for key in off if not key.startswith("time/")]
     return found
@@ -245,7 +249,59 @@ def failing(folder: Path) -> dict[str, Any]:
     }
 
 
-CASES = {case.__name__: case for case in (updates_equal, resumed, ends, disagreeing, failing)}
+def commands(folder: Path) -> dict[str, Any]:
+    """Fine-tuning and a reward model's training by one process and by two; and what a bad file comes to in two."""
+    from safetensors.torch import load_file
+
+    rng = np.random.default_rng(0)
+    words = ["good", "bad", "film", "dull", "fun", "plot", "we saw", "and so"]
+    texts = [" ".join(rng.choice(words, rng.integers(2, 8))) for _ in range(320)]
+    for name, rows in {
+        "demonstrations": [
+            {"prompt": f"{a} {i}", "response": " " + b} for i, (a, b) in enumerate(zip(texts, texts[9:], strict=False))
+        ],
+        "labels": [
+            {"prompt": f"p{i}", "response_1": a, "response_2": b, "p_first": float(len(a) > len(b)), "source": "ai:toy"}
+            for i, (a, b) in enumerate(zip(texts, texts[5:], strict=False))
+            if a != b
+        ],
+        "broken": [{"prompt": 1}],
+    }.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    model = ["--model", str(folder / "model")]
+    sft = ["sft", "--data", str(folder / "demonstrations.jsonl"), "--rows", "90", *model]
+    rm = ["train-rm", "--task", str(folder / "task.toml"), "--labels", str(folder / "labels.jsonl"), "--epochs", "1"]
+    cases = {
+        "sft": (sft, "model/model.safetensors"),
+        "rm-lora": ([*rm, "--trainable", "lora", "--learning-rate", "3e-3", *model], "model/model.safetensors"),
+        "broken": ([*sft[:2], str(folder / "broken.jsonl"), *model], ""),
+    }
+    found: dict[str, Any] = {}
+    for name, (words, file) in cases.items():
+        runs = {size: folder / f"{name}-{size}" for size in (1, 2)}
+        codes = [ended(command([*words, "--out", str(run)], size)) for size, run in runs.items()]
+        found[name] = {"codes": codes, "said": [path.read_text() for path in sorted(folder.glob(f"{name}-2.?.txt"))]}
+        if file:
+            a, b = (load_file(run / file) for run in runs.values())
+            found[name]["apart"] = max(float((a[key].double() - b[key].double()).abs().max()) for key in a)
+    return found
+
+
+def command(words: list[str], size: int) -> list[int]:
+    """Start a command in so many processes, output in a file each beside what it makes; their ids."""
+
+    def work(rank: int) -> int:
+        from rlaif_env.cli import main
+
+        with Path(f"{words[-1]}.{rank}.txt").open("w") as file, redirect_stdout(file), redirect_stderr(file):
+            return main(words)
+
+    children, store = started(size, work)
+    STORES.append(store)
+    return children
+
+
+CASES = {case.__name__: case for case in (updates_equal, resumed, ends, disagreeing, failing, commands)}
 
 
 def main(argv: list[str]) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from agents.division import shares
+from rlaif_env.batches import shares
 from tests import ROOT
 from tests.stress.survival import prepared
 
@@ -55,7 +55,7 @@ def told(folder: Path, *cases: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return told(tmp_path_factory.mktemp("several"), "updates_equal", "resumed", "disagreeing")
+    return told(tmp_path_factory.mktemp("several"), "updates_equal", "resumed", "disagreeing", "commands")
 
 
 @pytest.mark.parametrize("name", ["lora", "full", "inexact"])
@@ -80,6 +80,14 @@ def test_processes_that_are_not_alike_are_refused_and_the_leader_says_so(found: 
         assert case["codes"] == [2, 0]
         assert message in case["said"][0] and "start the same command everywhere" in case["said"][0]
         assert case["said"][1] == ""
+
+
+def test_fine_tuning_and_a_reward_model_s_training_are_those_of_one_process(found: dict[str, Any]) -> None:
+    cases = found["commands"]
+    for name in ("sft", "rm-lora"):
+        assert cases[name]["codes"] == [[0], [0, 0]] and cases[name]["apart"] < 1e-5 and cases[name]["said"][1] == ""
+    assert cases["broken"]["codes"] == [[2], [2, 0]]
+    assert cases["broken"]["said"][0].count("expected a field 'response'") == 1 and cases["broken"]["said"][1] == ""
 
 
 @pytest.mark.slow
