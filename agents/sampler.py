@@ -14,13 +14,15 @@ import torch
 from numpy.typing import NDArray
 
 from agents.policy import Policy
+from agents.served import ServedSampler
 from rlaif_env.api import RLAIFError
+from rlaif_env.endpoint.vllm import VLLMConfig, VLLMServers
 from rlaif_env.models import Samples, private_copy, refresh_copy
 
 
 @dataclass(frozen=True)
-class SamplerConfig:
-    """Where responses are sampled.
+class SamplerConfig(VLLMConfig):
+    """Where responses are sampled: in this process, or by vLLM servers (url).
 
     Attributes:
         dtype: Of the weights that responses are sampled with: as they are trained where not given.
@@ -29,8 +31,11 @@ class SamplerConfig:
     dtype: Literal["", "bfloat16"] = ""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.dtype not in ("", "bfloat16"):
             raise RLAIFError(f"expected sampler.dtype 'bfloat16', or none, found {self.dtype!r}")
+        if self.dtype and self.url:
+            raise RLAIFError("expected sampler.dtype or sampler.url, found both; a server has its own --dtype")
 
 
 class Sampler(Protocol):
@@ -83,6 +88,8 @@ def make_sampler(config: SamplerConfig, policy: Policy) -> Sampler:
     Raises:
         RLAIFError: If the policy cannot be sampled so.
     """
+    if config.url:
+        return ServedSampler(policy, VLLMServers(config))
     if not config.dtype:
         return policy
     trained = str(policy.backbone.model.dtype).removeprefix("torch.")

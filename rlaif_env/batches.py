@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlaif_env.api import BackendError, RewardBackend, checked_scores
 
 Result = TypeVar("Result")
 
@@ -66,3 +71,29 @@ def isolate_failures(
         results |= some
         failed |= others
     return results, failed
+
+
+def scored_rows(
+    backend: RewardBackend, prompts: Sequence[str], responses: Sequence[str], *, apart: bool = True
+) -> tuple[NDArray[np.float32], list[dict[str, Any]], dict[int, str]]:
+    """Score n pairs; with ``apart`` one that cannot be scored does not take the others' rewards away.
+
+    Returns:
+        The rewards (n,), NaN where there is none; what the backend tells beside each, NaN in place of every floating
+        figure of a row without a reward; and why there is none, by row.
+
+    Raises:
+        BackendError: Where not ``apart``, as `rlaif_env.api.checked_scores` does.
+    """
+
+    def score(rows: Sequence[int]) -> list[tuple[np.float32, dict[str, Any]]]:
+        scores = checked_scores(backend, [prompts[i] for i in rows], [responses[i] for i in rows])
+        parts = {key: np.asarray(array) for key, array in scores.info.items()}
+        return [(value, {key: array[i] for key, array in parts.items()}) for i, value in enumerate(scores.values)]
+
+    every = range(len(responses))
+    scored, failed = isolate_failures(score, every, BackendError) if apart else (dict(enumerate(score(every))), {})
+    figures = [part for _, parts in scored.values() for part in parts.items() if isinstance(part[1], np.floating)]
+    unknown = np.float32(np.nan), {key: type(value)(np.nan) for key, value in figures} if failed else {}
+    rewards, parts = zip(*(scored.get(i, unknown) for i in every), strict=True) if responses else ((), ())
+    return np.array(rewards, dtype=np.float32), list(parts), {i: str(error) for i, error in failed.items()}

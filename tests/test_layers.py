@@ -39,6 +39,7 @@ FLOORS: dict[str, list[set[str]]] = {
         {"functional", "settings", "targets"},
         {"logprobs"},
         {"policy"},
+        {"served"},
         {"sampler"},
         {"passes", "answers"},
         {"reinforce", "sft"},

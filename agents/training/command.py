@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from agents.policy import Policy
 from agents.reinforce import ReinforceAgent
 from agents.sampler import make_sampler
+from agents.served import ServedSampler
 from agents.training.arguments import parsed, resumed
 from agents.training.config import FREE, REWARD, TrainConfig, resolved_config, reward_code, reward_facts
 from agents.training.display import display, report
@@ -85,6 +86,9 @@ def train(config: TrainConfig, console: Console | None = None) -> TrainResult:
         stack.enter_context(interrupts.handled())
         check_room(agent, parts.envs)
         check_start(run, agent, task)
+        if isinstance(agent.sampler, ServedSampler):
+            _open_sampler(agent.sampler, config, parts, run, console)
+            stack.callback(agent.sampler.close)
         before = _evaluation("before", config, parts, run, console)
         with display(config.updates, console) as show:
             log = Log(run, console, task, config.group_size, show)
@@ -99,6 +103,21 @@ def train(config: TrainConfig, console: Console | None = None) -> TrainResult:
             report(run, console, task, before, after)
         write_json(run.path / "finished.json", {"updates": agent.updates})
         return TrainResult(run.path, before, after, interrupted=False)
+
+
+def _open_sampler(sampler: ServedSampler, config: TrainConfig, parts: Parts, run: RunFolder, console: Console) -> None:
+    """Have servers sample the run's responses."""
+    core: Any = parts.envs.unwrapped.core  # type: ignore[attr-defined]
+    folder = Path(config.sampler.adapters) if config.sampler.adapters else run.path / "adapters"
+    if not config.sampler.adapters:
+        shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
+    console.print(
+        f"responses are sampled by {', '.join(config.sampler.url)}: figures are not bit for bit those of another run, "
+        "nor of this one when it is gone on with",
+        highlight=False,
+    )
+    tokens, tell = int(core.prompt_lengths.max()) + core.T, partial(console.print, highlight=False)
+    sampler.open(folder, name=run.path.resolve().name, tokens=tokens, tell=tell)
 
 
 def _folder(config: TrainConfig, chosen: Path | None) -> RunFolder:

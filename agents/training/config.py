@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from agents.sampler import SamplerConfig
 from agents.settings import ReinforceConfig
 from rlaif_env.api import RLAIFError
 from rlaif_env.data.tasks import DEFAULT_TASK, EVAL_SPLIT
+from rlaif_env.endpoint.vllm import VLLMConfig
 from rlaif_env.files import content_of
 from rlaif_env.models import BUILTIN_MODEL
 from rlaif_env.options import OPERATIONAL
@@ -26,6 +27,7 @@ FREE = (
         "keep_checkpoints",
         "agent.micro_batch",
         "agent.pass_tokens",
+        *(f"sampler.{entry.name}" for entry in fields(VLLMConfig)),
     ),
     *(f"reward_options.{name}" for name in OPERATIONAL),
 )

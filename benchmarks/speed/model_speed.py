@@ -172,7 +172,7 @@ def precision(
         setting = Setting(0.05, 16, response, rows=rows, group=min(6, rows))
         with tempfile.TemporaryDirectory() as name:
             folder = model_folder(model, Path(name))
-            sides = {dtype: Ours(folder, setting, "cpu", SamplerConfig(dtype)) for dtype in ("bfloat16", "")}
+            sides = {dtype: Ours(folder, setting, "cpu", SamplerConfig(dtype=dtype)) for dtype in ("bfloat16", "")}
         sampled = {dtype: Times() for dtype in sides}
         whole = alternate({d: partial(side.step, sampled[d]) for d, side in sides.items()}, repetitions=repetitions)
         for what, times in (("update", whole), ("sampling", {d: t.without(1) for d, t in sampled.items()})):

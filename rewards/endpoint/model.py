@@ -59,7 +59,12 @@ class EndpointLM(Live, AbstractContextManager["EndpointLM"]):
         c = self.config
         path = default_cache() if c.cache is True else Path(c.cache) if c.cache else None
         self._client = EndpointClient(
-            url, model, api_key_env=c.api_key_env, limits=c.limits, cache=AnswerCache(path), revision=c.revision
+            (url, *c.replicas),
+            model,
+            api_key_env=c.api_key_env,
+            limits=c.limits,
+            cache=AnswerCache(path),
+            revision=c.revision,
         )
         self._end = weakref.finalize(self, _end, self._client)  # also where nobody closes it: in an environment
         self.url, self.usage = self._client.url, self._client.usage

@@ -17,13 +17,11 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
-
-import httpx
 
 from rlaif_env.api import RLAIFError
 from rlaif_env.endpoint.cache import AnswerCache, cache_key
-from rlaif_env.endpoint.limits import Limits, Usage, checked_url, is_loopback
+from rlaif_env.endpoint.limits import Limits, Usage, checked_urls
+from rlaif_env.endpoint.replicas import Replicas
 from rlaif_env.endpoint.replies import MalformedReply, Reply, WithheldReply, parse_reply, used_tokens
 from rlaif_env.endpoint.transport import PassingFailure, RequestFailed, Transport, refusal
 
@@ -45,10 +43,11 @@ class _Live:
 
 
 class EndpointClient:
-    """Requests to one model on one server.
+    """Requests to one model, on one server or on several that answer alike.
 
     Args:
-        url: The server's address, up to and with "/v1" (added where there is no path).
+        url: The server's address, up to and with "/v1" (added where there is no path), or several. The first stands
+            for all of them where answers are kept.
         model: What the server calls the model.
         api_key_env: Environment variable with the key; sent as a bearer token if it is set.
         limits: What may be used.
@@ -60,9 +59,17 @@ class EndpointClient:
     """
 
     def __init__(
-        self, url: str, model: str, *, api_key_env: str, limits: Limits, cache: AnswerCache, revision: str = ""
+        self,
+        url: str | Sequence[str],
+        model: str,
+        *,
+        api_key_env: str,
+        limits: Limits,
+        cache: AnswerCache,
+        revision: str = "",
     ) -> None:
-        self.url = checked_url(url)
+        self.replicas = Replicas(checked_urls(url))
+        self.url = self.replicas.urls[0]
         self.model, self.revision, self.limits, self.cache = model, revision, limits, cache
         self.api_key_env = api_key_env
         self.served: str | None = None  # what the server calls the model; set once it is known
@@ -95,7 +102,7 @@ class EndpointClient:
                     key=self._key,
                     timeout=self.limits.timeout,
                     connections=self.limits.concurrency,
-                    proxies=not is_loopback(urlsplit(self.url).hostname or ""),  # no proxy is asked there
+                    urls=self.replicas.urls,
                 )
                 self._live = _Live(transport)
             return self._live
@@ -177,13 +184,17 @@ class EndpointClient:
         self, live: _Live, route: str, body: Mapping[str, Any], logprobs: bool, until: float, key: bytes | None
     ) -> Reply:
         content = json.dumps(body).encode()
+
+        def once(url: str) -> Coroutine[Any, Any, Reply]:
+            return self._once(live, url, route, content, logprobs, until)
+
         estimate = self.limits.cost(len(content) // 3, int(body.get("max_tokens", 1)))
         for attempt in range(self.limits.retries + 1):
             async with live.transport.slots:
                 self._reserve(estimate)
                 started = time.monotonic()
                 try:
-                    reply = await self._once(live, route, content, logprobs, until - started)
+                    reply = await self.replicas.ask(once, len(content))
                     break
                 except PassingFailure as error:
                     failure = error
@@ -218,13 +229,13 @@ class EndpointClient:
         self.usage.retries += 1
         await asyncio.sleep(pause)
 
-    async def _once(self, live: _Live, route: str, content: bytes, logprobs: bool, left: float) -> Reply:
-        if left <= 0:
+    async def _once(self, live: _Live, url: str, route: str, content: bytes, logprobs: bool, until: float) -> Reply:
+        if (left := until - time.monotonic()) <= 0:
             raise RequestFailed(f"gave up at the deadline of {self.limits.deadline} s; allow a longer one", fatal=True)
         self.usage.requests += 1
-        status, text, headers = await live.transport.post(self.url, route, content, min(self.limits.timeout, left))
+        status, text, headers = await live.transport.ask(url, route, content, min(self.limits.timeout, left))
         if status != 200:
-            facts: dict[str, Any] = {"url": self.url, "model": self.model, "key_env": self.api_key_env}
+            facts: dict[str, Any] = {"url": url, "model": self.model, "key_env": self.api_key_env}
             raise refusal(status, text, headers.get("retry-after"), **facts, keyed=bool(self._key))
         try:
             reply = parse_reply(text, logprobs=logprobs)
@@ -272,9 +283,9 @@ class EndpointClient:
 
     async def models(self) -> list[str]:
         """The models that the server lists; empty where it has no list."""
-        assert self._live is not None
+        live, seconds = self._started(), self.limits.timeout
         try:
-            response = await asyncio.wait_for(self._live.transport.http.get(f"{self.url}/models"), self.limits.timeout)
-            return [str(row["id"]) for row in response.json()["data"]]
-        except (httpx.HTTPError, asyncio.TimeoutError, ValueError, LookupError, TypeError, RecursionError):
+            _, text, _ = await self.replicas.ask(lambda url: live.transport.ask(url, "models", None, seconds))
+            return [str(row["id"]) for row in json.loads(text)["data"]]
+        except (PassingFailure, ValueError, LookupError, TypeError, RecursionError):
             return []

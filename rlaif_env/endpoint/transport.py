@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import threading
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import httpx
 
 from rlaif_env.api import RLAIFError
-from rlaif_env.endpoint.limits import retry_after
+from rlaif_env.endpoint.limits import is_loopback, retry_after
 from rlaif_env.endpoint.replies import error_message
 
 T = TypeVar("T")
@@ -33,11 +34,14 @@ class RequestFailed(RLAIFError):
 
 
 class PassingFailure(Exception):
-    """A failure that may pass; ``wait`` is what Retry-After says, in seconds."""
+    """A failure that may pass; ``wait`` is what Retry-After says, in seconds.
 
-    def __init__(self, reason: str, wait: float | None = None) -> None:
+    ``lost``: it is the server that fails, not this request: no connection, no answer in time, 5xx.
+    """
+
+    def __init__(self, reason: str, wait: float | None = None, *, lost: bool = False) -> None:
         super().__init__(reason)
-        self.wait = wait
+        self.wait, self.lost = wait, lost
 
 
 class Transport:
@@ -48,11 +52,13 @@ class Transport:
         key: Sent as a bearer token unless empty, and kept out of all that is returned or raised.
         timeout: Seconds for one request.
         connections: Requests at once, which ``slots`` bounds.
-        proxies: Whether the environment's proxies are asked.
+        urls: The servers; those of this machine are not asked through the environment's proxies.
     """
 
-    def __init__(self, name: str, *, key: str, timeout: float, connections: int, proxies: bool) -> None:
+    def __init__(self, name: str, *, key: str, timeout: float, connections: int, urls: Sequence[str]) -> None:
         bearer = {"authorization": f"Bearer {key}"} if key else {}
+        hosts = [urlsplit(url).hostname or "" for url in urls]
+        own = [f"[{host}]" if ":" in host else host for host in hosts if is_loopback(host)]
         self._key, self.loop = key, asyncio.new_event_loop()
         self.slots = asyncio.Semaphore(connections)
         self.http = httpx.AsyncClient(
@@ -60,7 +66,8 @@ class Transport:
             timeout=timeout,
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=connections),  # the slots are the bound
             http2=importlib.util.find_spec("h2") is not None,
-            trust_env=proxies,
+            trust_env=len(own) < len(hosts),
+            mounts={f"all://{host}": None for host in own},
         )
         self.thread = threading.Thread(target=self.loop.run_forever, name=name, daemon=True)
         self.thread.start()
@@ -96,14 +103,18 @@ class Transport:
         self.thread.join()
         self.loop.close()
 
-    async def post(self, url: str, route: str, content: bytes, seconds: float) -> tuple[int, str, Mapping[str, str]]:
-        """Status, text and headers of the answer to a JSON body; raises `PassingFailure` where none comes."""
+    async def ask(
+        self, url: str, route: str, content: bytes | None, seconds: float
+    ) -> tuple[int, str, Mapping[str, str]]:
+        """Status, text and headers of the answer to a JSON body, or to none; `PassingFailure` where no answer comes."""
+        method = "GET" if content is None else "POST"
         try:
-            response = await asyncio.wait_for(self.http.post(f"{url}/{route}", content=content), seconds)
+            request = self.http.request(method, f"{url}/{route}", content=content)
+            response = await asyncio.wait_for(request, seconds)
         except (asyncio.TimeoutError, httpx.TimeoutException):
-            raise PassingFailure(f"no answer within {seconds:.3g} s") from None
+            raise PassingFailure(f"no answer within {seconds:.3g} s", lost=True) from None
         except (httpx.TransportError, httpx.DecodingError) as error:
-            raise PassingFailure(self.redact(f"{type(error).__name__}: {error} ({url})")) from None
+            raise PassingFailure(self.redact(f"{type(error).__name__}: {error} ({url})"), lost=True) from None
         text = self.redact(response.content.decode("utf-8", "replace"))  # JSON is UTF-8 whatever the headers say
         return response.status_code, text, response.headers
 
@@ -120,7 +131,7 @@ def refusal(
     if status == 429 and "insufficient_quota" in text:
         return RequestFailed(f"{refused}; the account has no credit left", fatal=True, status=status)
     if status in _PASSING or status >= 500:
-        return PassingFailure(refused, retry_after(wait))
+        return PassingFailure(refused, retry_after(wait), lost=status >= 500)
     if status in (401, 403):
         message = f"expected {url} to accept {'its key' if keyed else 'no key'} ({key_env}), found {refused}"
         return RequestFailed(message, fatal=True, status=status)

@@ -1,7 +1,9 @@
 """Which rows depend on each other, and what that does to the error of their mean.
 
 Rows that share a prompt are a cluster; the error of a mean is that of the jackknife that leaves out one cluster at a
-time (CR3: Bell and McCaffrey 2002), read with Student's t of m - 1 degrees of freedom.
+time (CR3: Bell and McCaffrey 2002). It is read with Student's t of m - 1 degrees of freedom, or of the fewer that such
+an error has where some clusters move the mean and most do not, as with rare successes (Satterthwaite 1946): see
+`degrees_of_freedom`.
 
 Rows that compare two of many texts depend on each other where they share either: each of a few hundred snippets in
 several pairs links all of them, so that no clusters are left to count or to draw whole. Their variance is the dyadic
@@ -124,6 +126,20 @@ def jackknife_error(sums: Floats, sizes: Floats) -> float:
     return math.sqrt((m - 1) / m * float(moved @ moved))
 
 
+def degrees_of_freedom(sums: Floats, sizes: Floats) -> float:
+    """Of the square of `jackknife_error`: those of a chi-squared variable that varies as much, at most m - 1.
+
+    A variance of m values of kurtosis κ varies by σ⁴ (κ - (m - 3) / (m - 1)) / m (O'Neill 2014), which twice their
+    inverse times σ⁴ turns into degrees of freedom: m - 1 for normal values, some 2 if one cluster alone moves the mean.
+    """
+    m = sizes.size
+    if m == 1 or not sums.any():
+        return m - 1
+    squares = (sums / (sizes.sum() - sizes)) ** 2
+    kurtosis = m * float(squares @ squares) / float(squares.sum()) ** 2
+    return min(m - 1.0, 2 * m / max(1e-9, kurtosis - (m - 3) / (m - 1)))
+
+
 @dataclass(frozen=True)
 class MeanError:
     """How surely a mean of n rows is known."""
@@ -143,7 +159,8 @@ def mean_error(values: Floats, clusters: Clusters | Dyads | None) -> MeanError:
     n = values.size
     if not isinstance(clusters, Dyads):
         sums, sizes = cluster_sums(values, group_codes(clusters, n))
-        return MeanError(jackknife_error(sums, sizes), sizes.size - 1, sizes.size, sizes.size)
+        df = degrees_of_freedom(sums, sizes)
+        return MeanError(jackknife_error(sums, sizes), df, sizes.size, sizes.size)
     if len(clusters) != n:
         raise RLAIFError(f"expected one cluster for each of {n} rows, found {len(clusters)}")
     uses, rows = clusters.sums(np.ones(n)), n**2 / clusters.products(np.ones(n))

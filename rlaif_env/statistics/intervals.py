@@ -8,9 +8,10 @@ found by simulation to be 93-97 % (``python -m tests.stress.coverage`` prints th
   average); it never collapses to zero width, as the bootstrap does there.
 * `rate`: wins, losses and ties counted ½. Independent rows: the score interval of Tango (1998) for paired proportions,
   which is Wilson's where there are no ties. Clustered rows, or shares between 0 and 1: the jackknife's error over
-  clusters on the logit scale, with Student's t. From 8 clusters of unequal sizes with a share of 0.3-0.8, from 20 with
-  0.1-0.9 where rows of a cluster correlate by 0.1 at most; a share of 0.1 where they correlate by 0.5 is covered too
-  often at 8 (0.99) and too seldom at 20 and 40 (0.92-0.93). Rows that compare two of many texts
+  clusters on the logit scale, with Student's t of the degrees of freedom that its kurtosis leaves. From 8 clusters of
+  any sizes up to 20 rows where at least 1.5 clusters' worth of each outcome are expected (a share of 0.2 at 8, 0.1 at
+  20, 0.05 at 40). With fewer, or 8 clusters of one size whose rows correlate by 0.5, too often (0.97-0.99): the upper
+  limit of few successes, or of none, is over any such share. Rows that compare two of many texts
   (`rlaif_env.statistics.dependence`): from 40 texts.
 * `bootstrap_mean`, `paired_bootstrap`: the studentised bootstrap (Efron and Tibshirani 1993, chapter 12; Davison and
   Hinkley 1997, section 5.2), clusters drawn whole. Clusters of different sizes and samples of under 30 are too much for

@@ -44,7 +44,7 @@ def plainly(policy: Policy) -> Any:
 @pytest.mark.parametrize("trainable", ["lora", "full"])
 def test_the_copy_is_the_policy_of_now_rounded(trainable: str) -> None:
     policy = moved(trainable)
-    sampler = make_sampler(SamplerConfig("bfloat16"), policy)
+    sampler = make_sampler(SamplerConfig(dtype="bfloat16"), policy)
     before = policy.fingerprint()
     assert not sampler.exact
     for _ in range(2):
@@ -75,15 +75,15 @@ def test_the_policy_samples_itself_where_nothing_is_asked_for() -> None:
 def test_a_dtype_the_policy_has_is_refused() -> None:
     policy = Policy(private_copy(tiny_backbone(), "bfloat16"), trainable="none")
     with pytest.raises(RLAIFError, match=r"expected a sampler.dtype other than bfloat16, which the policy has; leave"):
-        make_sampler(SamplerConfig("bfloat16"), policy)
+        make_sampler(SamplerConfig(dtype="bfloat16"), policy)
     with pytest.raises(RLAIFError, match=r"expected sampler.dtype 'bfloat16', or none, found 'int8'"):
-        SamplerConfig("int8")  # type: ignore[arg-type]
+        SamplerConfig(dtype="int8")  # type: ignore[arg-type]
 
 
 def test_a_processor_without_the_instructions_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     with pytest.warns(UserWarning, match="no instructions for bfloat16"):
-        make_sampler(SamplerConfig("bfloat16"), moved("none"))
+        make_sampler(SamplerConfig(dtype="bfloat16"), moved("none"))
 
 
 # --- what the agent makes of responses that another distribution has drawn --------------------------------------------
@@ -182,7 +182,7 @@ def test_no_pass_is_added_where_a_group_fits(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_the_held_out_kl_is_the_trainer_s() -> None:
     policy = moved("lora")
-    sampler = make_sampler(SamplerConfig("bfloat16"), policy)
+    sampler = make_sampler(SamplerConfig(dtype="bfloat16"), policy)
     samples = answer(sampler, IDS, MASK, max_new_tokens=6, seed=3)
     x, m, y = (torch.from_numpy(array) for array in (IDS, MASK, samples.ids))
     seen = F.response_mask(torch.from_numpy(samples.lengths), 6)
@@ -196,7 +196,7 @@ def test_it_learns_from_responses_drawn_in_bfloat16() -> None:
     model = tiny_backbone(0)
     config = ReinforceConfig(learning_rate=2e-2, beta=0.0, lora=LoraConfig(4), temperature=1.0)
     envs = environment(model, 32, 4)
-    agent = ReinforceAgent(model, config, envs=envs, sampler=lambda p: make_sampler(SamplerConfig("bfloat16"), p))
+    agent = ReinforceAgent(model, config, envs=envs, sampler=lambda p: make_sampler(SamplerConfig(dtype="bfloat16"), p))
     prompts, _ = envs.reset(seed=0)
     rewards = []
     for _ in range(40):
@@ -212,7 +212,7 @@ def test_the_prefill_does_not_copy_the_head_for_every_row() -> None:
     from torch.profiler import ProfilerActivity, profile
 
     policy = moved("lora")
-    sampler = make_sampler(SamplerConfig("bfloat16"), policy)
+    sampler = make_sampler(SamplerConfig(dtype="bfloat16"), policy)
     with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as seen:
         sampler.sample(IDS, MASK, uniform=UNIFORM)
     products = [event.input_shapes for event in seen.events() if event.name == "aten::bmm"]
@@ -225,7 +225,7 @@ def test_other_architectures_have_such_a_copy_too(name: str) -> None:
     with torch.no_grad():
         for i, parameter in enumerate(policy.parameters):
             parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i)), alpha=0.05)
-    drawn = make_sampler(SamplerConfig("bfloat16"), policy).sample(IDS, MASK, uniform=UNIFORM, group_size=2)
+    drawn = make_sampler(SamplerConfig(dtype="bfloat16"), policy).sample(IDS, MASK, uniform=UNIFORM, group_size=2)
     x, m, y = (torch.from_numpy(array) for array in (IDS, MASK, drawn.ids))
     seen = F.response_mask(torch.from_numpy(drawn.lengths), 6)
     gap = (policy.evaluate(x, m, y, seen).logprobs - torch.from_numpy(drawn.logprobs)).abs()[seen > 0]

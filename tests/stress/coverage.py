@@ -6,7 +6,8 @@ the ranges that `rlaif_env.statistics.intervals`, `rlaif_env.statistics.agreemen
 `benchmarks.evaluation.length_control` and `benchmarks.evaluation.aggregates` claim, where nominal 95 % must be 93-97 %.
 
 Those whose data begin with "8 clusters", "20 clusters" or "40 clusters" have clusters of 2 to 20 rows each (about 7,
-negative binomial) whose rows correlate by the number that follows. ``--only clusters`` prints them alone.
+negative binomial), or of 7 where they say so, whose rows correlate by the number that follows. ``--only clusters``
+prints them alone.
 """
 
 from __future__ import annotations
@@ -128,9 +129,9 @@ def _cluster_rates(rng: np.random.Generator, m: int, p: float, icc: float) -> Fl
     return rng.beta(p * spread, (1 - p) * spread, size=m) if icc else np.full(m, p)
 
 
-def _rate_of_some(m: int, icc: float, p: float) -> Draw:
+def _rate_of_some(m: int, icc: float, p: float, equal: bool) -> Draw:
     def draw(rng: np.random.Generator, _: int) -> tuple[Interval, float]:
-        clusters = _some_clusters(rng, m)
+        clusters = np.repeat(np.arange(m), 7) if equal else _some_clusters(rng, m)
         return rate(rng.random(clusters.size) < _cluster_rates(rng, m, p, icc)[clusters], clusters=clusters), p
 
     return draw
@@ -188,9 +189,10 @@ def few_clusters() -> list[Setting]:
     found = []
     for m, icc in itertools.product((8, 20, 40), (0.0, 0.1, 0.5)):
         data = f"{m} clusters, {icc:g}"
-        rare = m > 8 and icc < 0.5
-        found += [Setting("rate", f"{data}, p = {p}", _rate_of_some(m, icc, p)) for p in (0.3, 0.5, 0.8)]
-        found.append(Setting("rate", f"{data}, p = 0.1", _rate_of_some(m, icc, 0.1), claimed=rare))
+        for equal, p in itertools.product((False, True), (0.05, 0.1, 0.2, 0.5)):
+            sizes, held = f"{m} clusters of 7, {icc:g}" if equal else data, not equal or m > 8 or icc < 0.5
+            draw = _rate_of_some(m, icc, p, equal)
+            found.append(Setting("rate", f"{sizes}, p = {p}", draw, claimed=held and m * p >= 1.5))
         found += [
             Setting("bootstrap_mean", f"{data}, normal", _mean_of_some(m, icc, lambda rng, n: rng.normal(size=n), 0.0)),
             Setting("bootstrap_mean", f"{data}, exponential", _mean_of_some(m, icc, exponential, 1.0)),

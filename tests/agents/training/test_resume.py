@@ -341,7 +341,9 @@ def test_ctrl_c_and_on_and_a_finished_run_gives_its_result(
 def test_sampling_in_bfloat16_goes_on_to_the_same_figures(
     job: Callable[..., TrainConfig], plugin: Any, tmp_path: Path
 ) -> None:
-    once, twice = (job(tmp_path / name, sampler=SamplerConfig("bfloat16"), updates=4) for name in ("once", "twice"))
+    once, twice = (
+        job(tmp_path / name, sampler=SamplerConfig(dtype="bfloat16"), updates=4) for name in ("once", "twice")
+    )
     train(once)
     plugin.hook = at(3, lambda: signal.raise_signal(signal.SIGINT))
     assert train(twice).interrupted

@@ -232,6 +232,18 @@ def test_the_error_of_clusters_is_that_of_leaving_each_out() -> None:
     assert found.low <= found.estimate - half + 1e-12 and found.high >= found.estimate + half - 1e-12
 
 
+def test_an_error_that_few_clusters_make_has_few_degrees_of_freedom() -> None:
+    # one success in eight: kurtosis 8 (7⁴ + 7) / (7² + 7)² = 43 / 7, so 16 / (43 / 7 - 5 / 7)
+    assert s.mean_error(np.array([1.0] + [0.0] * 7), None).df == pytest.approx(16 / (38 / 7))
+    assert s.mean_error(np.array([1.0, 0.0] * 4), None).df == s.mean_error(np.ones(8), None).df == 7
+    assert s.mean_error(np.random.default_rng(0).normal(size=4000), None).df == pytest.approx(4000, rel=0.1)
+    assert s.mean_error(np.ones(3), [0, 0, 0]).df == 0
+    # all successes in two of twenty prompts say less than as many in twenty different ones
+    rows, prompts = np.arange(60), np.arange(60) // 3
+    few, spread = (s.rate(won, clusters=prompts) for won in (rows < 6, rows % 10 == 0))
+    assert few.estimate == spread.estimate == 0.1 and spread.high < 0.21 and few.high > 0.35
+
+
 def test_a_mean_of_some_ten_rows_holds_students_interval_and_from_thirty_is_the_bootstraps_own() -> None:
     values = np.random.default_rng(3).exponential(size=30)
     for n, held in ((10, True), (30, False)):
