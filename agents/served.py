@@ -55,7 +55,8 @@ class ServedSampler:
                 "need all weights anew before each batch; set --agent.trainable lora, or leave --sampler.url away"
             )
         self._policy, self._servers = policy, servers
-        self._name, self._folder, self._version = "", Path(), 0
+        self._name, self._version = "", 0
+        self._folder: Path | None = None  # of this run's adapters alone
         self._tolerance, self._probe, self._loaded = 0.0, tuple[int, ...](), ""
 
     def open(self, folder: Path, *, name: str, tokens: int, tell: Callable[[str], object]) -> None:
@@ -119,9 +120,10 @@ class ServedSampler:
         try:
             self._servers.release()
         finally:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            with suppress(OSError):
-                self._folder.parent.rmdir()  # if it is empty
+            if self._folder is not None:
+                shutil.rmtree(self._folder, ignore_errors=True)
+                with suppress(OSError):
+                    self._folder.parent.rmdir()  # if it is empty
             self._servers.close()
 
     def _refresh(self) -> None:
@@ -129,6 +131,8 @@ class ServedSampler:
         policy = self._policy
         if (fingerprint := policy.fingerprint()) == self._loaded:
             return
+        if self._folder is None:
+            raise RLAIFError("expected open() before samples are asked for, found that it was not called")
         self._version += 1
         name, old = f"{self._name}-{self._version}", self._folder / f"{self._name}-{self._version - 1}"
         folder = None if policy.adapter is None else self._folder / name
