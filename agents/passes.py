@@ -110,6 +110,11 @@ class Rollout:
             raise NonFiniteError(f"expected {n} finite rewards, found shape {tuple(values.shape)}: {rewards!r}", bad)
         return values
 
+    def of_rows(self, rows: NDArray[np.bool_]) -> Rollout:
+        """The rows that a mask (n,) chooses."""
+        chosen = torch.from_numpy(rows).to(self.ids.device)
+        return Rollout(*(column[chosen] for column in vars(self).values()))
+
     def cut(self, rows: Tensor | list[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Prompts, mask, responses and their mask of some rows, without the columns that are padding in all of them."""
         start = int(self.ids.shape[1] - self.mask[rows].sum(1).max())

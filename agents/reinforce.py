@@ -126,6 +126,11 @@ class ReinforceAgent:
         self._rollout.check()
         return samples.ids
 
+    def keep(self, rows: NDArray[np.bool_]) -> None:
+        """Learn from some rows (n,) of the last `act` alone, whole groups: `update` then takes their rewards only."""
+        if self._rollout is not None and not rows.all():
+            self._rollout = self._rollout.of_rows(rows)
+
     def update(self, rewards: NDArray[Any]) -> dict[str, float]:
         """One REINFORCE step on the responses of the last `act`, with the environment's rewards (n,).
 

@@ -42,12 +42,13 @@ _HELD_OUT = {"eval_prompts": EVAL_PROMPTS, "validation_prompts": 32}  # where no
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a run came to: its folder, its evaluations, and whether Ctrl-C cut it short."""
+    """What a run came to: its folder, its evaluations, whether Ctrl-C cut it short, how many groups were dropped."""
 
     folder: Path
     before: HeldOut | None
     after: HeldOut | None
     interrupted: bool
+    dropped: int = 0
 
 
 def train(config: TrainConfig, console: Console | None = None) -> TrainResult:
@@ -74,7 +75,7 @@ def train(config: TrainConfig, console: Console | None = None) -> TrainResult:
         parts = _parts(config, task)
         agent = parts.agent
         run = run or stack.enter_context(_folder(config, chosen))
-        stack.enter_context(_mendable(_again(config, run.path)))
+        stack.enter_context(_mendable(_again(config, run.path), config.drops))
         dtype = str(agent.policy.reference.model.dtype).removeprefix("torch.")
         console.print(
             f"[bold]{config.model}[/] on {agent.policy.backbone.device} ({dtype}), task [bold]{task.name}[/], reward "
@@ -91,18 +92,19 @@ def train(config: TrainConfig, console: Console | None = None) -> TrainResult:
             _open_sampler(agent.sampler, config, parts, run, console)
         before = _evaluation("before", config, parts, run, console)
         with display(config.updates, console) as show:
-            log = Log(run, console, task, config.group_size, show)
+            log = Log(run, console, task, config.group_size, show, config.max_dropped if config.drops else None)
             safety = Safety(config, parts, run, log, interrupts)
             learn(agent, parts.envs, safety.begin(chosen), safety, log)
         run.curves()
         if interrupts.stop:
-            return TrainResult(run.path, before, None, interrupted=True)
+            return TrainResult(run.path, before, None, interrupted=True, dropped=log.dropped.total)
         _save_policy(agent.policy, run.path, console)
         after = _evaluation("after", config, parts, run, console)
         if before is not None and after is not None:
             report(run, console, task, before, after)
-        write_json(run.path / "finished.json", {"updates": agent.updates})
-        return TrainResult(run.path, before, after, interrupted=False)
+        dropped = log.dropped.total
+        write_json(run.path / "finished.json", {"updates": agent.updates, "dropped_groups": dropped})
+        return TrainResult(run.path, before, after, interrupted=False, dropped=dropped)
 
 
 def _open_sampler(sampler: ServedSampler, config: TrainConfig, parts: Parts, run: RunFolder, console: Console) -> None:
@@ -142,14 +144,15 @@ def _again(config: TrainConfig, run: Path) -> str:
 
 
 @contextmanager
-def _mendable(again: str) -> Iterator[None]:
+def _mendable(again: str, drops: bool) -> Iterator[None]:
     """Say of a reward that fails how the run goes on."""
+    other = "--max-dropped 1` drops as many as it takes" if drops else "--on-judge-failure drop-group` without these"
     try:
         yield
     except BackendError as error:
         raise type(error)(
             f"{error}. `{again}` asks again from the last checkpoint on; `{again} --change-reward --reward.NAME VALUE` "
-            "goes on with another setting of the reward",
+            f"goes on with another setting of the reward; `{again} {other}",
             error.rows,
         ) from error
 
@@ -161,7 +164,8 @@ def _finished(run: RunFolder, console: Console, task: Task) -> TrainResult:
     console.print(f"{run.path} is finished; this is its result")
     if before is not None and after is not None:
         report(run, console, task, before, after)
-    return TrainResult(run.path, before, after, interrupted=False)
+    dropped = read_json(run.path / "finished.json").get("dropped_groups", 0)
+    return TrainResult(run.path, before, after, interrupted=False, dropped=dropped)
 
 
 def _parts(config: TrainConfig, task: Task) -> Parts:
@@ -188,6 +192,7 @@ def _environment(config: TrainConfig, num_envs: int, split: str, group_size: int
         tokenizer=config.model,
         split=split,
         group_size=group_size,
+        on_failure="mark" if config.drops else "raise",
     )
 
 
@@ -223,7 +228,12 @@ def _evaluation(when: str, config: TrainConfig, parts: Parts, run: RunFolder, co
     with console.status(f"{when}: answering {parts.held_out.num_envs} held-out prompts"):
         agent, seed = parts.agent, config.seed
         evaluation = evaluate_policy(agent.policy, parts.held_out, parts.task, seed=seed, sampler=agent.sampler)
-    write_json(file, {**vars(evaluation), "reward": reward})
+    if len(evaluation.failures) == len(evaluation.prompts):
+        raise BackendError(
+            f"expected the judge to score some of {len(evaluation.prompts)} held-out prompts, found that it failed on "
+            f"all ({evaluation.failures[0]})"
+        )
+    write_json(file, {**evaluation.to_json(), "reward": reward})
     return evaluation
 
 
@@ -255,6 +265,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"ended early after {minutes:.1f} minutes; `{_again(config, result.folder)}` goes on from the checkpoint"
         )
         return 130
+    if result.dropped:
+        console.print(
+            f"{result.dropped} groups were left out because the judge failed on a response of theirs; `rlaif rescore "
+            f"{result.folder}` asks again",
+            highlight=False,
+        )
     console.print(
         f"{minutes:.1f} minutes. Policy in {result.folder / 'policy'}, every response in "
         f"{result.folder / 'samples.jsonl'}, curves in {result.folder / 'curves.png'}; "

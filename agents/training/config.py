@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from agents.sampler import SamplerConfig
 from agents.settings import ReinforceConfig
@@ -25,6 +25,8 @@ FREE = (
         "change_reward",
         "checkpoint_every",
         "keep_checkpoints",
+        "on_judge_failure",
+        "max_dropped",
         "agent.micro_batch",
         "agent.pass_tokens",
         *(f"sampler.{entry.name}" for entry in fields(VLLMConfig)),
@@ -80,6 +82,9 @@ class TrainConfig(TrainingConfig):
         reward_options: The reward's own settings; on the command line --reward.NAME, listed by --help for the --reward
             beside it.
         model: The initial policy: the built-in model, a folder, or a Hugging Face id.
+        on_judge_failure: What becomes of a response that the reward cannot score: "raise" ends the run, which can be
+            gone on with; "drop-group" leaves its prompt's responses out of the update.
+        max_dropped: End the run where more than this share of the groups of ten batches in a row was dropped.
         sampler: What writes the responses, of training and of evaluations.
         seed: Of prompts, sampling and initial adapter.
         checkpoint_every: Updates between checkpoints; 0 is none but the last.
@@ -98,6 +103,8 @@ class TrainConfig(TrainingConfig):
     reward: str = "direct-llm"
     reward_options: Mapping[str, Any] = field(default_factory=dict)
     model: str = BUILTIN_MODEL
+    on_judge_failure: Literal["raise", "drop-group"] = "raise"
+    max_dropped: float = 0.5
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     seed: int = 0
     checkpoint_every: int = 10
@@ -112,6 +119,13 @@ class TrainConfig(TrainingConfig):
         super().__post_init__()
         if self.keep_checkpoints < 1:
             raise RLAIFError(f"expected keep_checkpoints of at least 1, found {self.keep_checkpoints}")
+        if not 0 <= self.max_dropped <= 1:
+            raise RLAIFError(f"expected max_dropped from 0 to 1, found {self.max_dropped}")
+
+    @property
+    def drops(self) -> bool:
+        """Whether groups are dropped where the judge fails."""
+        return self.on_judge_failure == "drop-group"
 
 
 def resolved_config(config: TrainConfig) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
@@ -77,10 +77,10 @@ def check_start(run: RunFolder, agent: ReinforceAgent, task: Task) -> None:
 
 
 class Attempt:
-    """An update in the making: its rewards (n,), once they are known, and the seconds spent in each phase."""
+    """An update in the making: its number, its rewards (n,), once they are known, and the seconds of each phase."""
 
-    def __init__(self) -> None:
-        self.rewards: Any = None
+    def __init__(self, number: int) -> None:
+        self.number, self.rewards = number, cast(Any, None)
         self.seconds: dict[str, float] = {}
         self._since = time.perf_counter()
 
@@ -130,6 +130,7 @@ class Safety:
         if values["numerics"]["agent.micro_batch"] != rows:
             self.agent.passes.micro_batch = rows
         self._validated = values["validated"]
+        self.log.dropped.set_state(values["dropped"])
         if not (changed := checkpoints.differing_in(values["reward"], self._reward)):
             self.log.watch.set_state(values["watch"])
             self._best = values["best"]
@@ -162,6 +163,7 @@ class Safety:
             "agent": checkpoints.agent_values(self.agent),
             "environment": self.envs.unwrapped.state(),  # type: ignore[attr-defined]
             "watch": self.log.watch.state(),
+            "dropped": self.log.dropped.state(),
             "best": self._best,
             "validated": self._validated,
         }
@@ -185,10 +187,10 @@ class Safety:
         parts, agent, seed = self.parts, self.agent, self.config.seed
         assert parts.validation is not None
         held = evaluate_policy(agent.policy, parts.validation, parts.task, seed=seed, sampler=agent.sampler)
-        means = {name: float(values.mean()) for name, values in held.measures.items()}
+        means = held.means()
         with self.interrupts.held():
             self.run.record("validation.jsonl", {"step": update, **means})
-            improved = self._best is None or means["reward"] > self._best["reward"]
+            improved = "reward" in means and (self._best is None or means["reward"] > self._best["reward"])
             if improved:
                 self._best = {"step": update, "reward": means["reward"]}
             self._validated = update
@@ -219,7 +221,7 @@ class Safety:
     @contextmanager
     def attempt(self) -> Iterator[Attempt]:
         """Try an update; when it fails, all that can be kept is kept, and the error says where."""
-        attempt, update = Attempt(), self.agent.updates + 1
+        attempt = Attempt(self.agent.updates + 1)
         try:
             yield attempt
         except Exception as error:
@@ -232,9 +234,14 @@ class Safety:
                 ) from error
             if not isinstance(error, NonFiniteError | BackendError):
                 raise
-            file = self.run.path / f"failed-update-{update:06d}.json"
+            file = self.run.path / f"failed-update-{attempt.number:06d}.json"
             rewards = None if attempt.rewards is None else plain(attempt.rewards)
-            dump = {"update": update, "error": str(error), "rows": list(error.rows), "batch": self.agent.batch()}
+            dump = {
+                "update": attempt.number,
+                "error": str(error),
+                "rows": list(error.rows),
+                "batch": self.agent.batch(),
+            }
             write_json(file, dump | {"rewards": rewards})
             raise type(error)(
                 f"{error}; prompts, responses, log-probabilities and rewards are in {file}", error.rows
@@ -242,7 +249,11 @@ class Safety:
 
     @contextmanager
     def commit(self) -> Iterator[None]:
-        """Write what belongs to an update that is done: weights and files agree again at the end of this block."""
+        """Write what belongs to a batch that is done: weights and files agree again at the end of this block.
+
+        Raises:
+            BackendError: If the judge failed on too much of what it was asked; the batch is saved.
+        """
         with self.interrupts.held():
             yield
             before, now = self._whole["agent"]["micro_batch"], self.agent.passes.micro_batch
@@ -250,3 +261,7 @@ class Safety:
                 text = f"out of memory: {now} rows in a gradient pass from here on, not {before}"
                 self.log.warn(Alarm("memory", self.agent.updates, text))
             self._whole = self._values()
+            if self.log.stop:
+                self.save()
+        if self.log.stop:
+            raise BackendError(self.log.stop)
