@@ -113,7 +113,24 @@ class ServedSampler:
         logprobs = np.zeros(uniform.shape, dtype=np.float32)
         for i, response in enumerate(responses):
             drawn[i, : len(response.ids)], logprobs[i, : len(response.ids)] = response.ids, response.logprobs
-        return Samples(drawn, np.array([len(response.ids) for response in responses], dtype=np.int64), logprobs)
+        lengths = np.array([len(response.ids) for response in responses], dtype=np.int64)
+        self._check(int(lengths.argmax()), ids, mask, samples := Samples(drawn, lengths, logprobs))
+        return samples
+
+    def _check(self, row: int, ids: NDArray[np.int64], mask: NDArray[Any], samples: Samples) -> None:
+        """Have the trainer look at one response; RLAIFError if it was drawn from other weights or told otherwise."""
+        policy, n = self._policy, int(samples.lengths[row])
+        prompt = ids[row : row + 1, mask[row].astype(bool)]
+        arrays = (prompt, np.ones_like(prompt), samples.ids[row : row + 1, :n], np.ones((1, n), dtype=np.int64))
+        tensors = (torch.from_numpy(array).to(policy.backbone.device) for array in arrays)
+        known = policy.evaluate(*tensors).logprobs[0].double().cpu().numpy()
+        gap = float(np.abs(known - samples.logprobs[row, :n]).mean())
+        bound = 2 * self._tolerance / min(1.0, policy.temperature)
+        if not gap <= bound:
+            raise RLAIFError(
+                f"expected responses drawn from the policy of now, with log-probabilities within {bound:.2g} nats a "
+                f"token, found one {gap:.2g} off (row {row}, {self._servers.names}); start the servers again"
+            )
 
     def close(self) -> None:
         """Unload the adapter and remove its folder."""

@@ -42,6 +42,7 @@ UNIFORM = np.random.default_rng(0).random((6, 5))
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rlaif_env.endpoint.vllm._FIRST_PAUSE", 0.02)
+    monkeypatch.setattr("rlaif_env.endpoint.vllm._LONGEST_PAUSE", 0.2)
 
 
 def policy_of(rank: int = 4, trainable: str = "lora") -> Policy:
@@ -191,6 +192,21 @@ def test_an_adapter_that_is_not_the_one_of_now_is_refused(tmp_path: Path) -> Non
         opened = Opened(policy_of(), server, folder=tmp_path)
         move(opened.policy, 1)
         with pytest.raises(RLAIFError, match=r"nats a token\), found .*: it has another or an older adapter"):
+            opened.sample()
+
+
+@pytest.mark.parametrize("what", ["raw", "weights"])
+def test_what_goes_wrong_after_the_adapter_was_shown_to_be_right_is_refused(what: str, tmp_path: Path) -> None:
+    with FakeVLLM(base()) as server:
+        policy = policy_of()
+        move(policy, 1)
+        opened = Opened(policy, server, folder=tmp_path)
+        opened.check()
+        if what == "raw":
+            server.raw = True
+        else:
+            server.adapters = {name: (root, server.model) for name, (root, _) in server.adapters.items()}
+        with pytest.raises(RLAIFError, match=r"drawn from the policy of now, .* found one .* off \(row \d"):
             opened.sample()
 
 
