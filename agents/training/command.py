@@ -90,8 +90,8 @@ def train(config: TrainConfig, console: Console | None = None, ranks: Ranks | No
         check_room(agent, parts.envs)
         check_start(run, agent, task)
         if isinstance(agent.sampler, ServedSampler):
-            _open_sampler(agent.sampler, config, parts, run, console)
             stack.callback(agent.sampler.close)
+            _open_sampler(agent.sampler, config, parts, run, console)
         before = _evaluation("before", config, parts, run, console)
         with display(config.updates, console) as show:
             log = Log(run, console, task, config.group_size, show, config.max_dropped if config.drops else None)
