@@ -26,13 +26,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from agents import functional as F
-from agents.passes import Passes, Reference, Rollout
+from agents.passes import Passes, Reference
 from agents.policy import Policy
+from agents.rollout import Rollout
 from agents.sampler import Sampler
 from agents.settings import ReinforceConfig
 from agents.targets import Learn, Targets
 from rlaif_env.api import RLAIFError
 from rlaif_env.models import BUILTIN_MODEL, Backbone, linear_schedule, make_optimizer
+from rlaif_env.ranks import Ranks
 
 
 class Environments(Protocol):
@@ -57,6 +59,7 @@ class ReinforceAgent:
         device: As in `rlaif_env.models.backbone`.
         dtype: As in `rlaif_env.models.backbone`.
         sampler: Makes what writes the responses from the policy; the policy itself where not given.
+        ranks: The processes that compute an update together; this one alone where not given.
 
     Raises:
         RLAIFError: If the environment's actions are no responses in the policy's vocabulary, or its group size does not
@@ -74,6 +77,7 @@ class ReinforceAgent:
         device: str | None = None,
         dtype: str | None = None,
         sampler: Callable[[Policy], Sampler] | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         self.config = c = config or ReinforceConfig()
         self.group_size, self.max_new_tokens, width = _shape_of(envs)
@@ -103,7 +107,8 @@ class ReinforceAgent:
             groups.append({"params": list(self.value_head.parameters()), "lr": c.value_learning_rate})
         self.optimizer = make_optimizer(c.optimizer, groups, c.learning_rate)
         self.rates = [float(group["lr"]) for group in groups]
-        self.passes = Passes(self.policy, self.value_head, self.group_size, c.micro_batch, c.pass_tokens)
+        self.passes = Passes(self.policy, self.value_head, self.group_size, c.micro_batch, c.pass_tokens, ranks)
+        self.before_step: Callable[[], None] = lambda: None  # all is computed; the weights are as before
         self.rng = np.random.default_rng([seed, 0xAC7])
         self.total_updates, self.updates = total_updates, 0
         self.average: float | None = None
@@ -146,6 +151,7 @@ class ReinforceAgent:
         if rollout is None:
             raise RLAIFError("expected act() before update(), found no responses to learn from")
         mask, paid = rollout.response_mask, rollout.checked_rewards(rewards)
+        self.passes.ranks.tell("update", rollout, rewards)
         scaled, scale, moments = self._normalised(paid - c.missing_eos_penalty * (~rollout.ended).float())
         needed = c.beta > 0 or self.baseline == "value"
         reference = self.passes.reference(rollout) if needed else Reference(rollout.logprobs, None, ())
@@ -201,6 +207,7 @@ class ReinforceAgent:
         share = linear_schedule(self.updates + 1, warmup=self.config.warmup_updates, total=self.total_updates)
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * share
+        self.before_step()
         self.updates += 1  # first: from here on the weights are no longer those of the update before
         self.optimizer.step()
         return metrics | {"learning_rate": self.rates[0] * share}, targets

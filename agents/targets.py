@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from rlaif_env.ranks import Ranks
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,16 @@ class Targets:
         for mine, theirs in zip(vars(self).values(), vars(part).values(), strict=True):
             if theirs is not None:
                 mine[rows, : theirs.shape[1]] = theirs
+
+    def join(self, rows: Sequence[int], ranks: Ranks) -> None:
+        """Take those of the other processes' rows from them; ``rows`` are this one's."""
+        if ranks.size > 1:
+            tensors = [mine for mine in vars(self).values() if mine is not None]
+            for mine in tensors:
+                own = torch.zeros_like(mine)
+                own[rows] = mine[rows]
+                mine.copy_(own)
+            ranks.sum_(tensors)
 
     @property
     def factor(self) -> Tensor:

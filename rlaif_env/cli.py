@@ -39,6 +39,8 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
 }
 """Every command's name, with the function it calls ("module:function") and what it does."""
 
+_IN_SEVERAL = ("train", "sft", "train-rm")  # processes, as torchrun starts them
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
@@ -60,6 +62,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     name, *rest = arguments
     if name not in COMMANDS:
         return _unknown(name)
+    if os.environ.get("WORLD_SIZE", "1") != "1" and name not in _IN_SEVERAL:
+        if os.environ.get("RANK") == "0":
+            print(f"rlaif {name}: runs in one process; torchrun is for {', '.join(_IN_SEVERAL)}", file=sys.stderr)
+        return 2
     try:
         module, _, function = COMMANDS[name][0].partition(":")
         return int(getattr(importlib.import_module(module), function)(rest))

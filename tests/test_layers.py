@@ -20,7 +20,7 @@ FORBIDDEN = {
 FLOORS: dict[str, list[set[str]]] = {
     "rlaif_env": [
         {"api", "files"},
-        {"batches", "curves", "references", "tables", "statistics", "models"},
+        {"batches", "curves", "ranks", "references", "tables", "statistics", "models"},
         {"data", "runs", "endpoint"},
         {"keywords"},
         {"options"},
@@ -41,6 +41,7 @@ FLOORS: dict[str, list[set[str]]] = {
         {"policy"},
         {"served"},
         {"sampler"},
+        {"rollout"},
         {"passes", "answers"},
         {"reinforce", "sft"},
         {"training"},

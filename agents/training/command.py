@@ -21,12 +21,11 @@ from rich.console import Console
 from safetensors import SafetensorError
 
 from agents.policy import Policy
-from agents.reinforce import ReinforceAgent
-from agents.sampler import make_sampler
 from agents.served import ServedSampler
 from agents.training.arguments import parsed, resumed
 from agents.training.config import FREE, REWARD, TrainConfig, resolved_config, reward_code, reward_facts
 from agents.training.display import display, report
+from agents.training.follow import follow, make_agent
 from agents.training.heldout import HeldOut, evaluate_policy, read_json
 from agents.training.interrupts import Interrupts
 from agents.training.log import Log
@@ -35,6 +34,7 @@ from agents.training.safety import Parts, Safety, check_room, check_start
 from rlaif_env.api import BackendError
 from rlaif_env.data.tasks import EVAL_PROMPTS, Task, held_out_prompts, load_task
 from rlaif_env.data.templates import template_for
+from rlaif_env.ranks import LostRankError, Ranks, facts_of
 from rlaif_env.runs import OtherRunError, RunError, RunFolder, write_json
 
 _HELD_OUT = {"eval_prompts": EVAL_PROMPTS, "validation_prompts": 32}  # where not given and there are as many
@@ -51,10 +51,11 @@ class TrainResult:
     dropped: int = 0
 
 
-def train(config: TrainConfig, console: Console | None = None) -> TrainResult:
+def train(config: TrainConfig, console: Console | None = None, ranks: Ranks | None = None) -> TrainResult:
     """Run a training to its end, or to Ctrl-C; go on with one that was cut short; give the result of a finished one.
 
-    SIGTERM saves a checkpoint of the last whole update and raises SystemExit(143).
+    SIGTERM saves a checkpoint of the last whole update and raises SystemExit(143). Of several processes this is the
+    leader's part, and Ctrl-C does the same (130); the others follow (`agents.training.follow`).
 
     Raises:
         RLAIFError: On bad settings, a failing backend, numbers that are not finite, files that cannot be written, or a
@@ -72,9 +73,10 @@ def train(config: TrainConfig, console: Console | None = None) -> TrainResult:
             run = stack.enter_context(_folder(config, chosen))
             if chosen is None and (run.path / "finished.json").exists():
                 return _finished(run, console, task)
-        parts = _parts(config, task)
+        parts = _parts(config, task, ranks or Ranks())
         agent = parts.agent
         run = run or stack.enter_context(_folder(config, chosen))
+        agent.passes.ranks.tell("run", run.path.absolute(), run.config, config.keep_checkpoints)
         stack.enter_context(_mendable(_again(config, run.path), config.drops))
         dtype = str(agent.policy.reference.model.dtype).removeprefix("torch.")
         console.print(
@@ -83,7 +85,7 @@ def train(config: TrainConfig, console: Console | None = None) -> TrainResult:
         )
         if (template := template_for(task, agent.policy.tokenizer)) != "plain":
             console.print(f"prompts are put in the template [bold]{template}[/] (the task's key template says another)")
-        interrupts = Interrupts(console)
+        interrupts = Interrupts(console, ranks)
         stack.enter_context(interrupts.handled())
         check_room(agent, parts.envs)
         check_start(run, agent, task)
@@ -94,7 +96,9 @@ def train(config: TrainConfig, console: Console | None = None) -> TrainResult:
         with display(config.updates, console) as show:
             log = Log(run, console, task, config.group_size, show, config.max_dropped if config.drops else None)
             safety = Safety(config, parts, run, log, interrupts)
-            learn(agent, parts.envs, safety.begin(chosen), safety, log)
+            prompts = safety.begin(chosen)
+            with safety.kept():
+                learn(agent, parts.envs, prompts, safety, log)
         run.curves()
         if interrupts.stop:
             return TrainResult(run.path, before, None, interrupted=True, dropped=log.dropped.total)
@@ -145,10 +149,12 @@ def _again(config: TrainConfig, run: Path) -> str:
 
 @contextmanager
 def _mendable(again: str, drops: bool) -> Iterator[None]:
-    """Say of a reward that fails how the run goes on."""
+    """Say of a reward that fails, or a process that is gone, how the run goes on."""
     other = "--max-dropped 1` drops as many as it takes" if drops else "--on-judge-failure drop-group` without these"
     try:
         yield
+    except LostRankError as error:
+        raise LostRankError(f"{error}. `{again}` goes on from the last whole update") from error
     except BackendError as error:
         raise type(error)(
             f"{error}. `{again}` asks again from the last checkpoint on; `{again} --change-reward --reward.NAME VALUE` "
@@ -168,18 +174,15 @@ def _finished(run: RunFolder, console: Console, task: Task) -> TrainResult:
     return TrainResult(run.path, before, after, interrupted=False, dropped=dropped)
 
 
-def _parts(config: TrainConfig, task: Task) -> Parts:
+def _parts(config: TrainConfig, task: Task, ranks: Ranks) -> Parts:
     """Environments and agent."""
-    k, decay = config.group_size, config.updates if config.decay else 0
+    k = config.group_size
     envs = _environment(config, config.prompts_per_update * k, "train", k)
     held_out = _environment(config, config.eval_prompts, config.eval_split, 1) if config.eval_prompts else None
     validating = config.validation_prompts if config.validate_every else 0
     validation = _environment(config, validating, "validation", 1) if validating else None
-    sampler = partial(make_sampler, config.sampler)
-    agent = ReinforceAgent(
-        config.model, config.agent, envs=envs, total_updates=decay, seed=config.seed, sampler=sampler
-    )
-    return Parts(task, envs, held_out, validation, agent)
+    ranks.tell("train", config, k, envs.single_action_space)
+    return Parts(task, envs, held_out, validation, make_agent(config, envs, ranks))
 
 
 def _environment(config: TrainConfig, num_envs: int, split: str, group_size: int) -> VectorEnv[Any, Any, Any]:
@@ -256,9 +259,14 @@ def _save_policy(policy: Policy, run: Path, console: Console) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command ``rlaif train``; returns the exit code."""
-    config = parsed(list(argv) if argv is not None else sys.argv[1:])
+    argv = list(argv) if argv is not None else sys.argv[1:]
     console, started = Console(), time.monotonic()
-    result = train(config, console)
+    with Ranks.started() as ranks:
+        if not ranks.leader:
+            return follow(ranks, argv)
+        ranks.check_same(facts_of(argv))
+        config = parsed(argv)
+        result = train(config, console, ranks)
     minutes = (time.monotonic() - started) / 60
     if result.interrupted:
         console.print(

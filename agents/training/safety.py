@@ -19,8 +19,9 @@ from typing import Any, cast
 from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 
-from agents.passes import NonFiniteError, is_out_of_memory, plain
+from agents.passes import is_out_of_memory
 from agents.reinforce import ReinforceAgent
+from agents.rollout import NonFiniteError, plain
 from agents.training import checkpoints
 from agents.training.config import REWARD, TrainConfig, reward_facts
 from agents.training.heldout import evaluate_policy, read_json
@@ -117,7 +118,7 @@ class Safety:
         checkpoints.cut_back(self.run.path, {})
         self._record_reward(0, "")
         prompts: Observations = self.envs.reset(seed=self.config.seed)[0]
-        self._whole = self._values()
+        self._settled()
         return prompts
 
     def _restore(self, checkpoint: checkpoints.Checkpoint) -> Observations:
@@ -126,6 +127,8 @@ class Safety:
         for name in ("finished.json", "after.json"):
             (self.run.path / name).unlink(missing_ok=True)
         checkpoints.load_agent(self.agent, checkpoint.tensors, values["agent"])
+        self.agent.passes.ranks.tell("load", values["agent"])
+        self.agent.passes.ranks.share(checkpoint.tensors)
         prompts: Observations = self.envs.unwrapped.set_state(values["environment"])  # type: ignore[attr-defined]
         if values["numerics"]["agent.micro_batch"] != rows:
             self.agent.passes.micro_batch = rows
@@ -134,7 +137,8 @@ class Safety:
         if not (changed := checkpoints.differing_in(values["reward"], self._reward)):
             self.log.watch.set_state(values["watch"])
             self._best = values["best"]
-        self._whole = self._saved = self._values()
+        self._settled()
+        self._saved = self._whole
         self._tidy()
         self.log.tell(f"going on after update {checkpoint.update} of {self.config.updates}")
         self._record_reward(checkpoint.update, changed)
@@ -157,6 +161,19 @@ class Safety:
             self.log.warn(Alarm("reward-changed", update, text))
         if changes != known or reward_facts(record["config"]) != self._reward:
             self.run.amend(REWARD, reward_changes=changes)
+
+    def _settled(self) -> None:
+        """Weights and files agree: an update is whole. The other processes can write its checkpoint from here on."""
+        self._whole = self._values()
+        if (ranks := self.agent.passes.ranks).size > 1:
+            ranks.tell("whole", self._whole | self._facts(synced=False))
+
+    def _facts(self, synced: bool = True) -> dict[str, Any]:
+        return {
+            "position": checkpoints.position(self.run, synced),
+            "numerics": checkpoints.numerics(self.agent),
+            "reward": self._reward,
+        }
 
     def _values(self) -> dict[str, Any]:
         return {
@@ -194,7 +211,7 @@ class Safety:
             if improved:
                 self._best = {"step": update, "reward": means["reward"]}
             self._validated = update
-            self._whole = self._values()
+            self._settled()
         return improved
 
     def save(self) -> bool:
@@ -204,13 +221,21 @@ class Safety:
             return False
         if self._saved is not self._whole:
             tensors = checkpoints.agent_tensors(self.agent)
-            further = {"position": checkpoints.position(self.run), "numerics": checkpoints.numerics(self.agent)}
-            further["reward"] = self._reward
             with self.run.checkpoint(done) as folder:
-                checkpoints.write(folder, tensors, self._whole | further)
+                checkpoints.write(folder, tensors, self._whole | self._facts())
             self._saved = self._whole
             self._tidy()
         return True
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """When this block fails, the last whole update is saved, if that can be done."""
+        try:
+            yield
+        except Exception:
+            with suppress(RLAIFError, OSError):
+                self.save()
+            raise
 
     def _tidy(self) -> None:
         best = None if self._best is None else int(self._best["step"])
@@ -220,13 +245,11 @@ class Safety:
 
     @contextmanager
     def attempt(self) -> Iterator[Attempt]:
-        """Try an update; when it fails, all that can be kept is kept, and the error says where."""
+        """Try an update; when it fails, what it was to learn from is kept, and the error says where."""
         attempt = Attempt(self.agent.updates + 1)
         try:
             yield attempt
         except Exception as error:
-            with suppress(RLAIFError, OSError):
-                self.save()
             if is_out_of_memory(error):
                 raise RLAIFError(
                     f"expected memory to sample and score {self.envs.num_envs} responses at once, found too little "
@@ -260,7 +283,7 @@ class Safety:
             if now != before:
                 text = f"out of memory: {now} rows in a gradient pass from here on, not {before}"
                 self.log.warn(Alarm("memory", self.agent.updates, text))
-            self._whole = self._values()
+            self._settled()
             if self.log.stop:
                 self.save()
         if self.log.stop:

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from agents import functional as F
 from agents.logprobs import chunked_logprobs
-from agents.passes import Rollout
 from agents.policy import Policy
+from agents.rollout import Rollout
 from benchmarks.speed.model_speed import PlainLM
 from rewards.direct_score import DirectLLMScore
 from rewards.language_model.local import LocalLM
