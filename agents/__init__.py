@@ -8,7 +8,7 @@ from typing import Any
 _NAMES = {
     "Policy": "agents.policy",
     "ReinforceAgent": "agents.reinforce",
-    "ReinforceConfig": "agents.reinforce",
+    "ReinforceConfig": "agents.settings",
     "TrainConfig": "agents.training.config",
 }
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from agents.functional import response_mask
 from agents.policy import Policy
+from agents.sampler import Sampler
 from rlaif_env.batches import PROMPTS_AT_ONCE
 from rlaif_env.models import Samples
 
@@ -21,7 +22,7 @@ _BLOCK = 64  # rows whose random numbers come from one generator, however many a
 
 
 def answer(
-    policy: Policy,
+    sampler: Sampler,
     ids: NDArray[np.int64],
     mask: NDArray[Any],
     *,
@@ -41,7 +42,7 @@ def answer(
     parts = []
     for start in range(0, len(ids), batch):
         rows = slice(start, start + batch)
-        parts.append(policy.sample(ids[rows], mask[rows], uniform=uniform[rows]))
+        parts.append(sampler.sample(ids[rows], mask[rows], uniform=uniform[rows]))
     return Samples.joined(parts)
 
 
@@ -51,7 +52,8 @@ def response_kl(
     """One sample's estimate of KL(policy || reference) for each response, log pi - log pi_ref in nats: (n,).
 
     The reference is the policy's own, or another policy's: log pi is then computed as log pi_ref is and not taken from
-    the sampling, so that equal weights give exactly 0.
+    the sampling, so that equal weights give exactly 0. The policy itself as the reference is its own reference, with
+    log pi computed: for responses of a sampler that is not exact.
     """
     kl, device = np.zeros(len(ids)), policy.backbone.device
     for start in range(0, len(ids), _ROWS):

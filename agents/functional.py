@@ -151,6 +151,34 @@ def advantages(
     return (returns - base) * mask
 
 
+def importance_weights(log_ratio: Tensor, mask: Tensor, cap: float, level: str = "token") -> Tensor:
+    """min(pi / q, cap) of responses drawn from another distribution q: truncated importance sampling (Ionides 2008).
+
+    At level "sequence" each of a response's tokens has the weight of the whole, min(prod_t pi_t / q_t, cap). Without a
+    cap the expected gradient is then the policy's own; its variance grows exponentially with T.
+
+    At level "token" it has the ratio of its own choice alone, as rollouts of inference engines are corrected (Yao et
+    al. 2025). Without a cap the expected gradient is sum_t E_{x_t ~ q} sum_a grad pi(a | x_t) Q_t(x_t, a), Q_t being
+    the expected return where what follows is drawn from q too: the gradient, at pi, of the surrogate of conservative
+    policy iteration (Kakade & Langford 2002). What it neglects is of first order in pi - q: by how much pi would come
+    to other prefixes, and go on from them otherwise.
+
+    A cap trades variance for bias: choices that pi makes more than cap times as often as q are learned from too little.
+
+    Args:
+        log_ratio: log pi - log q of each token, (n, T).
+        mask: (n, T).
+        cap: Above 0; `math.inf` is none.
+        level: "token" or "sequence".
+
+    Returns:
+        (n, T), 0 outside the mask, no gradient.
+    """
+    ratio = log_ratio.detach() * mask
+    whole = ratio.sum(-1, keepdim=True).expand_as(ratio) if level == "sequence" else ratio
+    return whole.exp().clamp(max=cap) * mask
+
+
 def policy_gradient_loss(logprobs: Tensor, advantage: Tensor, mask: Tensor) -> Tensor:
     """REINFORCE: - sum_t log pi(a_t | x_t) sg(A_t), summed over tokens, averaged over the n responses. Scalar."""
     return -(logprobs * advantage.detach() * mask).sum() / len(mask)

@@ -9,36 +9,21 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from agents import functional as F
 from agents.policy import Policy
+from agents.rollout import NonFiniteError, Rollout, listed, nonfinite_rows
+from agents.targets import Learn, Targets
 from rlaif_env.api import RLAIFError
-from rlaif_env.models import Samples, give_back, tokens_that_fit
+from rlaif_env.batches import shares
+from rlaif_env.models import give_back, tokens_that_fit
+from rlaif_env.ranks import Ranks
 
 _Result = TypeVar("_Result")
-
-
-class NonFiniteError(RLAIFError):
-    """A number that is not finite, found before the weights changed. ``rows`` are the responses it came from."""
-
-    def __init__(self, message: str, rows: Sequence[int] = ()) -> None:
-        super().__init__(message)
-        self.rows = tuple(rows)
-
-
-def nonfinite_rows(values: Tensor) -> list[int]:
-    """The rows in which a tensor (n,) or (n, T) has a NaN or an infinity."""
-    return [int(row) for row in (~torch.isfinite(values.reshape(len(values), -1)).all(1)).nonzero()[:, 0]]
-
-
-def _listed(rows: Sequence[int]) -> str:
-    return ", ".join(map(str, rows[:10])) + (f" and {len(rows) - 10} more" if len(rows) > 10 else "")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -47,114 +32,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in signs)
-
-
-def plain(values: ArrayLike) -> list[Any]:
-    """Numbers as strict JSON can hold them: what is not finite becomes "nan", "inf" or "-inf". Keeps the shape."""
-    array = np.asarray(values)
-    made: list[Any] = np.where(np.isfinite(array), array.astype(object), array.astype(str)).tolist()
-    return made
-
-
-def by_length(lengths: Sequence[Any], size: int) -> list[list[int]]:
-    """Row numbers in passes of at most ``size`` rows, those of like length together, so that there is little padding.
-
-    Rows of the same length keep their order.
-    """
-    order = sorted(range(len(lengths)), key=lengths.__getitem__)
-    return [order[start : start + size] for start in range(0, len(order), size)]
-
-
-@dataclass(frozen=True)
-class Rollout:
-    """What the agent keeps of its last action."""
-
-    ids: Tensor  # (n, P)
-    mask: Tensor  # (n, P)
-    responses: Tensor  # (n, T)
-    response_mask: Tensor  # (n, T)
-    logprobs: Tensor  # (n, T), when sampled
-    ended: Tensor  # (n,), whether the response has its end
-
-    @classmethod
-    def of(cls, ids: NDArray[Any], mask: NDArray[Any], samples: Samples, policy: Policy) -> Rollout:
-        """The responses that a policy has sampled to left-padded prompts (n, P)."""
-        width = int(mask.sum(1).max())  # columns that are padding in every row are not worth computing
-        lengths, responses = torch.from_numpy(samples.lengths), torch.from_numpy(samples.ids)
-        columns = (
-            torch.from_numpy(ids[:, -width:]),
-            torch.from_numpy(mask[:, -width:].astype(np.int64)),
-            responses,
-            F.response_mask(lengths, responses.shape[1]),
-            torch.from_numpy(samples.logprobs),
-            torch.isin(responses.gather(1, (lengths - 1)[:, None])[:, 0], torch.tensor(policy.backbone.end_ids)),
-        )
-        return cls(*(column.to(policy.backbone.device) for column in columns))
-
-    def check(self) -> None:
-        """Raise NonFiniteError if the sampled tokens' log-probabilities are not finite."""
-        if rows := nonfinite_rows(self.logprobs):
-            raise NonFiniteError(
-                f"expected finite log-probabilities of the sampled tokens, found others in rows {_listed(rows)}: the "
-                "policy's weights or logits are broken; go back to an earlier checkpoint, use float32, or lower "
-                "learning_rate",
-                rows,
-            )
-
-    def checked_rewards(self, rewards: NDArray[Any]) -> Tensor:
-        """Rewards as float32 (n,), on the rollout's device; NonFiniteError if they are not finite, or not n."""
-        values, n = torch.as_tensor(np.asarray(rewards, dtype=np.float32), device=self.ids.device), len(self.ids)
-        bad = nonfinite_rows(values) if values.shape == (n,) else []
-        if values.shape != (n,) or bad:
-            raise NonFiniteError(f"expected {n} finite rewards, found shape {tuple(values.shape)}: {rewards!r}", bad)
-        return values
-
-    def cut(self, rows: Tensor | list[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Prompts, mask, responses and their mask of some rows, without the columns that are padding in all of them."""
-        start = int(self.ids.shape[1] - self.mask[rows].sum(1).max())
-        steps = int(self.response_mask[rows].sum(1).max())
-        prompts, responses = (self.ids, self.mask), (self.responses, self.response_mask)
-        x, m = (column[rows, start:] for column in prompts)
-        y, seen = (column[rows, :steps] for column in responses)
-        return x, m, y, seen
-
-    def micro_batches(self, group_size: int, size: int, budget: int) -> list[Tensor]:
-        """Row numbers of each pass, so that little is computed twice or for nothing.
-
-        A pass has at most ``size`` rows and, if it has more than one, at most ``budget`` tokens, a shared prompt's
-        counted once. Rows of like length side by side save padding; rows of one prompt side by side share the reading
-        of it. Of the two orders, the one with fewer tokens to compute.
-        """
-        lengths, prompts, k = self.response_mask.sum(1), self.mask.sum(1), group_size
-        groups = torch.arange(len(lengths), device=lengths.device).reshape(-1, k)
-        longest = torch.argsort(lengths[groups].amax(1), stable=True)
-        within = torch.argsort(lengths[groups], dim=1, stable=True)
-        by_group = groups.gather(1, within)[longest].flatten()
-        alike = [torch.tensor(sorted(rows), device=lengths.device) for rows in by_length(lengths.tolist(), size)]
-
-        def tokens(rows: Tensor) -> float:
-            read = len(torch.unique(rows // k)) * prompts[rows].max()
-            return float(read + len(rows) * lengths[rows].max())
-
-        def fitting(rows: Tensor) -> list[Tensor]:
-            if len(rows) == 1 or tokens(rows) <= budget:
-                return [rows]
-            half = len(rows) // 2
-            half -= half % k if half > k else 0
-            return [*fitting(rows[:half]), *fitting(rows[half:])]
-
-        orders = (by_group.split(size - size % k if size > k else size), alike)
-        passes = [[part for rows in order for part in fitting(rows)] for order in orders]
-        return min(passes, key=lambda order: sum(map(tokens, order)))
-
-    def described(self, decode: Callable[[list[int]], Any]) -> list[dict[str, Any]]:
-        """Each row's prompt, response, token ids and log-probabilities, as JSON can hold them."""
-        rows = []
-        for i, length in enumerate(self.response_mask.sum(1).int().tolist()):
-            ids, logprobs = self.responses[i, :length].tolist(), plain(self.logprobs[i, :length].cpu().numpy())
-            texts = {"prompt": decode(self.ids[i][self.mask[i].bool()].tolist()), "response": decode(ids)}
-            rows.append({"row": i, **texts, "ids": ids, "logprobs": logprobs})
-        return rows
 
 
 @dataclass(frozen=True)
@@ -167,7 +44,7 @@ class Reference:
 
 
 class Passes:
-    """The passes of a policy and its value head over a rollout.
+    """The passes of a policy and its value head over a rollout, whose rows are divided over the processes.
 
     Attributes:
         micro_batch: Rows in one pass, at most; halved where memory does not suffice.
@@ -175,9 +52,15 @@ class Passes:
     """
 
     def __init__(
-        self, policy: Policy, value_head: torch.nn.Module | None, group_size: int, micro_batch: int, tokens: int = 0
+        self,
+        policy: Policy,
+        value_head: torch.nn.Module | None,
+        group_size: int,
+        micro_batch: int,
+        tokens: int = 0,
+        ranks: Ranks | None = None,
     ) -> None:
-        self.policy, self.value_head = policy, value_head
+        self.policy, self.value_head, self.ranks = policy, value_head, ranks or Ranks()
         self.group_size, self.micro_batch = group_size, micro_batch
         self.tokens = tokens or tokens_that_fit(policy.backbone.model)
 
@@ -189,9 +72,11 @@ class Passes:
             RLAIFError: If not even one row fits into memory.
         """
         reference = self._fitting(lambda: self._reference(rollout))
+        # each process has filled in its own rows of zeros
+        self.ranks.sum_([x for x in (reference.logprobs, reference.values) if x is not None])
         if bad := nonfinite_rows(reference.logprobs):
             raise NonFiniteError(
-                f"expected finite log-probabilities of the reference, found others in rows {_listed(bad)}; the weights "
+                f"expected finite log-probabilities of the reference, found others in rows {listed(bad)}; the weights "
                 "are as before. Use float32, or another model",
                 bad,
             )
@@ -201,7 +86,7 @@ class Passes:
         logprobs = torch.zeros_like(rollout.logprobs)
         values = None if self.value_head is None else torch.zeros_like(rollout.response_mask)
         features: list[tuple[Tensor, Tensor]] = []
-        for rows in rollout.micro_batches(self.group_size, self.micro_batch, self.tokens):
+        for rows in self._passes(rollout):
             inputs = rollout.cut(rows)
             steps = inputs[2].shape[1]
             give_back(inputs[0].numel())
@@ -214,42 +99,85 @@ class Passes:
         return Reference(logprobs, values, features)
 
     def gradient(
-        self, rollout: Rollout, advantage: Tensor, returns: Tensor, reference: Reference, max_norm: float, update: int
-    ) -> dict[str, float]:
+        self,
+        rollout: Rollout,
+        learn: Learn,
+        reference: Reference,
+        *,
+        exact: bool,
+        by_group: bool,
+        max_norm: float,
+        update: int,
+    ) -> tuple[dict[str, float], Targets]:
         """Leave the gradients of the policy's loss, clipped to a norm, and of the value head's loss in the parameters.
 
-        Advantage and returns, which the values are fitted to, are (n, T); the update's number is for the message.
+        Args:
+            rollout: The responses.
+            learn: What they teach.
+            reference: Its pass over them.
+            exact: Whether the trainer's log-probabilities are those the responses were sampled with. Otherwise the
+                gradient pass itself gives them where it may, else a pass of their own before it.
+            by_group: Whether a group's targets need no other group's responses.
+            max_norm: Of the policy's gradient.
+            update: Its number, for the message.
 
         Returns:
-            "loss", "grad_norm", "entropy", "sampler_drift" and, with a value head, "value_loss": see docs/metrics.md.
+            "loss", "grad_norm", "entropy", "sampler_drift" and, with a value head, "value_loss": see docs/metrics.md;
+            and the targets of all rows, (n, T).
 
         Raises:
             NonFiniteError: If the loss or the gradient is not finite; no gradient is left then.
             RLAIFError: If not even one row fits into memory.
         """
-        metrics = self._fitting(lambda: self._gradient(rollout, advantage, returns, reference))
+        # values are fitted to returns, which other processes have of some of the rows that this one has features of
+        one_pass = by_group and not exact and (self.ranks.size == 1 or self.value_head is None)
+        found = self._fitting(lambda: self._gradient(rollout, learn, reference, None)) if one_pass else None
+        if one_pass and all(self.ranks.gather(lambda: found is not None)):
+            assert found is not None
+            found[1].join([row for rows in self._passes(rollout, whole=True) for row in rows.tolist()], self.ranks)
+        else:
+            logprobs = rollout.logprobs if exact else self._fitting(lambda: self._logprobs(rollout))
+            self.ranks.sum_([] if exact else [logprobs])
+            found = self._fitting(lambda: self._gradient(rollout, learn, reference, logprobs))
+        assert found is not None
+        own, targets = found
+        parts, joined = self.ranks.gather(lambda: own), {"sampler_drift": max}
+        metrics = {name: float(joined.get(name, sum)(part[name] for part in parts)) for name in own}
+        self.ranks.sum_gradients(self._parameters())
         norm = float(torch.nn.utils.clip_grad_norm_(self.policy.parameters, max_norm))
         loss = metrics["loss"] + metrics.get("value_loss", 0.0)
         if not math.isfinite(loss) or not math.isfinite(norm):
-            bad = self._fitting(lambda: self._broken_rows(rollout, advantage))
-            where = f"in rows {_listed(bad)}" if bad else "though every row alone is finite"
+            broken = self._fitting(lambda: self._broken_rows(rollout, targets.factor))
+            bad = sorted(row for part in self.ranks.gather(lambda: broken) for row in part)
+            where = f"in rows {listed(bad)}" if bad else "though every row alone is finite"
             raise NonFiniteError(
                 f"expected a finite loss and gradient, found loss {loss} and gradient norm {norm} {where} at update "
                 f"{update}; the weights are as before it. Lower learning_rate, or use float32",
                 bad,
             )
-        return metrics | {"grad_norm": norm}
+        return metrics | {"grad_norm": norm}, targets
 
-    def _gradient(self, rollout: Rollout, advantage: Tensor, returns: Tensor, reference: Reference) -> dict[str, float]:
+    def _gradient(
+        self, rollout: Rollout, learn: Learn, reference: Reference, logprobs: Tensor | None
+    ) -> tuple[dict[str, float], Targets] | None:
+        """Leave the gradients; None where the log-probabilities are not given and a group is too much for a pass."""
         n, loss_sum, entropy_sum, value_sum, drift = len(rollout.ids), 0.0, 0.0, 0.0, 0.0
         self._drop_gradients()
+        batches = self._passes(rollout, whole=logprobs is None)
+        if logprobs is None and any(len(rows) % self.group_size for rows in batches):
+            return None
+        everything = torch.arange(n, device=rollout.ids.device)
+        targets = learn(everything, rollout.logprobs if logprobs is None else logprobs)
         with self.policy.training():
-            for rows in rollout.micro_batches(self.group_size, self.micro_batch, self.tokens):
+            for rows in batches:
                 inputs = rollout.cut(rows)
                 steps = inputs[2].shape[1]
                 give_back(inputs[0].numel())
                 output = self.policy.evaluate(*inputs)
-                loss = F.policy_gradient_loss(output.logprobs, advantage[rows, :steps], inputs[3]) * (len(rows) / n)
+                if logprobs is None:
+                    targets.put(rows, learn(rows, output.logprobs.detach().to(rollout.logprobs.dtype)))
+                factor = targets.factor[rows, :steps]
+                loss = F.policy_gradient_loss(output.logprobs, factor, inputs[3]) * (len(rows) / n)
                 loss.backward()
                 loss_sum += float(loss.detach())
                 entropy_sum += float(output.entropy.sum())
@@ -257,21 +185,33 @@ class Passes:
         for rows, features in reference.features:
             assert self.value_head is not None
             steps, values = features.shape[1], self.value_head(features)[..., 0]
-            loss = F.value_loss(values, returns[rows, :steps], rollout.response_mask[rows, :steps]) * (len(rows) / n)
+            loss = F.value_loss(values, targets.returns[rows, :steps], rollout.response_mask[rows, :steps]) * (
+                len(rows) / n
+            )
             loss.backward()
             value_sum += float(loss.detach())
         entropy = entropy_sum / float(rollout.response_mask.sum())
         metrics = {"loss": loss_sum, "entropy": entropy, "sampler_drift": drift}
-        return metrics if self.value_head is None else metrics | {"value_loss": value_sum}
+        return metrics if self.value_head is None else metrics | {"value_loss": value_sum}, targets
 
-    def _broken_rows(self, rollout: Rollout, advantage: Tensor) -> list[int]:
+    def _logprobs(self, rollout: Rollout) -> Tensor:
+        """The trainer's log-probabilities of the sampled tokens, (n, T), without gradient."""
+        logprobs = torch.zeros_like(rollout.logprobs)
+        for rows in self._passes(rollout):
+            inputs = rollout.cut(rows)
+            give_back(inputs[0].numel())
+            with self.policy.training(), torch.no_grad():
+                logprobs[rows, : inputs[2].shape[1]] = self.policy.evaluate(*inputs).logprobs.to(logprobs.dtype)
+        return logprobs
+
+    def _broken_rows(self, rollout: Rollout, factor: Tensor) -> list[int]:
         """The rows whose loss or gradient alone is not finite; leaves no gradient behind."""
         bad = []
         with self.policy.training():
-            for row in range(len(rollout.ids)):
+            for row in sorted(row for rows in self._passes(rollout) for row in rows.tolist()):
                 self._drop_gradients()
                 inputs = rollout.cut([row])
-                part = advantage[[row], : inputs[2].shape[1]]
+                part = factor[[row], : inputs[2].shape[1]]
                 loss = F.policy_gradient_loss(self.policy.evaluate(*inputs).logprobs, part, inputs[3])
                 loss.backward()
                 gradients = [p.grad for p in self.policy.parameters if p.grad is not None]
@@ -281,18 +221,31 @@ class Passes:
         return bad
 
     def _drop_gradients(self) -> None:
-        for parameter in [*self.policy.parameters, *(self.value_head.parameters() if self.value_head else ())]:
+        for parameter in self._parameters():
             parameter.grad = None
+
+    def _parameters(self) -> list[Tensor]:
+        return [*self.policy.parameters, *(self.value_head.parameters() if self.value_head else ())]
+
+    def _passes(self, rollout: Rollout, whole: bool = False) -> list[Tensor]:
+        """The passes over this process's rows."""
+        rows, k, ranks = None, self.group_size, self.ranks
+        if ranks.size > 1:
+            read, written = (mask.sum(1).int().tolist() for mask in (rollout.mask, rollout.response_mask))
+            rows = shares(read, written, k, ranks.size, whole=whole)[ranks.rank]
+        return rollout.micro_batches(k, self.micro_batch, self.tokens, whole=whole, rows=rows)
 
     def _fitting(self, passes: Callable[[], _Result]) -> _Result:
         """Run passes over the micro-batches, with smaller ones where memory does not suffice; the result is the same.
+
+        Memory that one process lacks makes the passes smaller in all of them.
 
         Raises:
             RLAIFError: If not even one row fits.
         """
         while True:
             try:
-                return passes()
+                return self.ranks.agree(passes)
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise

@@ -10,6 +10,7 @@ H hidden width.
 from __future__ import annotations
 
 import hashlib
+import json
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from agents.logprobs import chunked_logprobs, response_states
@@ -91,7 +94,7 @@ class Policy:
             self.adapter, lora = self.backbone.free_name(adapter), lora or LoraConfig()
             self.parameters = self.backbone.add_lora(self.adapter, rank=lora.rank, alpha=lora.alpha, seed=seed)
             # the model may outlive the policy; its adapter should not
-            weakref.finalize(self, self.backbone.remove_lora, self.adapter)
+            weakref.finalize(self, self.backbone.discard_lora, self.adapter)
         elif trainable == "full":
             self.backbone = private_copy(self.reference)
             self.backbone.model.requires_grad_(True)
@@ -99,13 +102,34 @@ class Policy:
         self.tokenizer = self.reference.tokenizer
         self.hidden_size = int(self.reference.model.config.get_text_config().hidden_size)
 
+    @classmethod
+    def from_adapter(cls, folder: Path, *, temperature: float = TEMPERATURE) -> Policy:
+        """The policy that an adapter makes of its base model; RLAIFError where the folder has none of `rlaif train`."""
+        try:
+            told = json.loads((folder / "adapter_config.json").read_bytes())
+            lora, base = LoraConfig(int(told["r"]), float(told["lora_alpha"])), str(told["base_model_name_or_path"])
+            state = load_file(folder / "adapter_model.safetensors")
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            raise RLAIFError(f"expected an adapter as peft writes it in {folder}, found {error!r}") from error
+        policy = cls(base, lora=lora, temperature=temperature)
+        policy.load_state({name.removeprefix("base_model.model."): tensor for name, tensor in state.items()})
+        return policy
+
+    @property
+    def exact(self) -> bool:
+        """Whether the log-probabilities that it samples with are those it learns with, to float32's rounding.
+
+        In a lower precision they are not: an adapter is folded into the weights to sample, and not to learn.
+        """
+        return self.backbone.model.dtype in (torch.float32, torch.float64) and not self._autocast
+
+    @property
+    def _autocast(self) -> bool:
+        """Whether float32 weights learn in bfloat16."""
+        return self.adapter is None and self.backbone.device.type == "cuda"
+
     def sample(
-        self,
-        ids: NDArray[np.int64],
-        mask: NDArray[Any],
-        *,
-        uniform: NDArray[np.float64],
-        group_size: int = 1,
+        self, ids: NDArray[np.int64], mask: NDArray[Any], *, uniform: NDArray[np.float64], group_size: int = 1
     ) -> Samples:
         """Sample a response of at most T tokens to each prompt by uniform numbers (n, T) in [0, 1), a row for each.
 
@@ -140,8 +164,7 @@ class Policy:
     @contextmanager
     def training(self) -> Iterator[None]:
         """The policy's weights act and take gradients: its forward and backward passes belong inside."""
-        kind = self.backbone.device.type
-        autocast = torch.autocast(kind, torch.bfloat16, enabled=self.adapter is None and kind == "cuda")
+        autocast = torch.autocast(self.backbone.device.type, torch.bfloat16, enabled=self._autocast)
         outer, self._training = self._training, True
         try:
             with self.backbone.using(self.adapter), autocast:

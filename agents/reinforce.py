@@ -15,10 +15,9 @@ How this differs from the paper:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -27,70 +26,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from agents import functional as F
-from agents.passes import Passes, Reference, Rollout
+from agents.passes import Passes, Reference
 from agents.policy import Policy
-from rlaif_env.api import BETA, RLAIFError
-from rlaif_env.models import (
-    BUILTIN_MODEL,
-    TEMPERATURE,
-    Backbone,
-    LoraConfig,
-    OptimizerConfig,
-    linear_schedule,
-    make_optimizer,
-)
-
-
-@dataclass(frozen=True)
-class ReinforceConfig:
-    """Settings of the agent.
-
-    Attributes:
-        baseline: What is subtracted from the return; "auto" is leave-one-out where there are several samples of a
-            prompt, else the learned value.
-        beta: Weight of the KL to the reference, in [0, 1): the objective is E[(1 - beta) r - beta KL].
-        reward_normalisation: "std" divides rewards by their running standard deviation; "none" takes them as they are.
-        learning_rate: Of the policy.
-        warmup_updates: The learning rate rises linearly over so many updates.
-        temperature: Of sampling.
-        missing_eos_penalty: Subtracted from the reward of a response that does not end.
-        trainable: "lora" or "full".
-        lora: The adapter.
-        optimizer: Of the policy and the value head; the gradient's norm is the policy's.
-        value_learning_rate: Of the value head, for baseline "value".
-        average_decay: Of the moving-average baseline; at the first update it is the mean of the other responses.
-        micro_batch: Rows in one gradient pass, at most; the update is the same for any value.
-        pass_tokens: And tokens, but for a row alone; 0 is what fits into memory, 2048 at most on a CPU.
-    """
-
-    baseline: Literal["auto", "leave-one-out", "value", "batch-mean", "moving-average", "none"] = "auto"
-    beta: float = BETA
-    reward_normalisation: Literal["std", "none"] = "std"
-    learning_rate: float = 1.2e-3
-    warmup_updates: int = 5
-    temperature: float = TEMPERATURE
-    missing_eos_penalty: float = 0.0
-    trainable: Literal["lora", "full"] = "lora"
-    lora: LoraConfig = field(default_factory=LoraConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    value_learning_rate: float = 1e-3
-    average_decay: float = 0.9
-    micro_batch: int = 16
-    pass_tokens: int = 0
-
-    def __post_init__(self) -> None:
-        limits: dict[str, tuple[bool, str]] = {
-            "beta": (0 <= self.beta < 1, "in [0, 1)"),
-            "learning_rate": (self.learning_rate >= 0, "at least 0"),
-            "warmup_updates": (self.warmup_updates >= 0, "at least 0"),
-            "temperature": (self.temperature > 0, "above 0"),
-            "average_decay": (0 <= self.average_decay < 1, "in [0, 1)"),
-            "micro_batch": (self.micro_batch >= 1, "at least 1"),
-            "pass_tokens": (self.pass_tokens >= 0, "at least 0"),
-        }
-        for name, (fine, expected) in limits.items():
-            if not fine:
-                raise RLAIFError(f"expected {name} {expected}, found {getattr(self, name)}")
+from agents.rollout import Rollout
+from agents.sampler import Sampler
+from agents.settings import ReinforceConfig
+from agents.targets import Learn, Targets
+from rlaif_env.api import RLAIFError
+from rlaif_env.models import BUILTIN_MODEL, Backbone, linear_schedule, make_optimizer
+from rlaif_env.ranks import Ranks
 
 
 class Environments(Protocol):
@@ -114,6 +58,8 @@ class ReinforceAgent:
         seed: Of sampling and of initial weights.
         device: As in `rlaif_env.models.backbone`.
         dtype: As in `rlaif_env.models.backbone`.
+        sampler: Makes what writes the responses from the policy; the policy itself where not given.
+        ranks: The processes that compute an update together; this one alone where not given.
 
     Raises:
         RLAIFError: If the environment's actions are no responses in the policy's vocabulary, or its group size does not
@@ -130,6 +76,8 @@ class ReinforceAgent:
         seed: int = 0,
         device: str | None = None,
         dtype: str | None = None,
+        sampler: Callable[[Policy], Sampler] | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         self.config = c = config or ReinforceConfig()
         self.group_size, self.max_new_tokens, width = _shape_of(envs)
@@ -143,6 +91,7 @@ class ReinforceAgent:
             )
         settings: dict[str, Any] = {"trainable": c.trainable, "lora": c.lora, "temperature": c.temperature}
         self.policy = Policy(model, **settings, seed=seed, device=device, dtype=dtype)
+        self.sampler = sampler(self.policy) if sampler else self.policy
         if width != (expected := self.policy.backbone.logit_width):
             raise RLAIFError(
                 f"expected an environment of {expected} token ids, the policy's logit width, found {width}; make it "
@@ -158,7 +107,8 @@ class ReinforceAgent:
             groups.append({"params": list(self.value_head.parameters()), "lr": c.value_learning_rate})
         self.optimizer = make_optimizer(c.optimizer, groups, c.learning_rate)
         self.rates = [float(group["lr"]) for group in groups]
-        self.passes = Passes(self.policy, self.value_head, self.group_size, c.micro_batch, c.pass_tokens)
+        self.passes = Passes(self.policy, self.value_head, self.group_size, c.micro_batch, c.pass_tokens, ranks)
+        self.before_step: Callable[[], None] = lambda: None  # all is computed; the weights are as before
         self.rng = np.random.default_rng([seed, 0xAC7])
         self.total_updates, self.updates = total_updates, 0
         self.average: float | None = None
@@ -176,10 +126,15 @@ class ReinforceAgent:
         """
         ids, mask = np.asarray(observations["input_ids"]), np.asarray(observations["attention_mask"])
         uniform = self.rng.random((len(ids), self.max_new_tokens))
-        samples = self.policy.sample(ids, mask, uniform=uniform, group_size=self.group_size)
+        samples = self.sampler.sample(ids, mask, uniform=uniform, group_size=self.group_size)
         self._rollout = Rollout.of(ids, mask, samples, self.policy)
         self._rollout.check()
         return samples.ids
+
+    def keep(self, rows: NDArray[np.bool_]) -> None:
+        """Learn from some rows (n,) of the last `act` alone, whole groups: `update` then takes their rewards only."""
+        if self._rollout is not None and not rows.all():
+            self._rollout = self._rollout.of_rows(rows)
 
     def update(self, rewards: NDArray[Any]) -> dict[str, float]:
         """One REINFORCE step on the responses of the last `act`, with the environment's rewards (n,).
@@ -196,32 +151,39 @@ class ReinforceAgent:
         if rollout is None:
             raise RLAIFError("expected act() before update(), found no responses to learn from")
         mask, paid = rollout.response_mask, rollout.checked_rewards(rewards)
+        self.passes.ranks.tell("update", rollout, rewards)
         scaled, scale, moments = self._normalised(paid - c.missing_eos_penalty * (~rollout.ended).float())
         needed = c.beta > 0 or self.baseline == "value"
         reference = self.passes.reference(rollout) if needed else Reference(rollout.logprobs, None, ())
-        kl = F.kl_per_token(rollout.logprobs, reference.logprobs, mask)
-        returns = F.returns_to_go(scaled, kl, mask, c.beta)
-        mean = float(returns[:, 0].mean())
-        advantage = F.advantages(
-            returns,
-            mask,
-            self.baseline,
-            group_size=self.group_size,
-            average=self.average,
-            values=reference.values,
-        )
-        metrics = self._step(rollout, advantage, returns, reference)
+
+        def learn(rows: Tensor, logprobs: Tensor) -> Targets:
+            cut = (rows, slice(logprobs.shape[1]))
+            seen, values = mask[cut], None if reference.values is None else reference.values[cut]
+            kl = F.kl_per_token(logprobs, reference.logprobs[cut], seen)
+            returns = F.returns_to_go(scaled[rows], kl, seen, c.beta)
+            advantage = F.advantages(
+                returns, seen, self.baseline, group_size=self.group_size, average=self.average, values=values
+            )
+            if self.sampler.exact:
+                return Targets(kl, returns, advantage)
+            log_ratio = (logprobs - rollout.logprobs[cut]) * seen
+            weights = F.importance_weights(log_ratio, seen, c.importance_cap, c.importance_level)
+            return Targets(kl, returns, advantage, log_ratio, weights if c.importance_cap else seen)
+
+        metrics, targets = self._step(rollout, learn, reference)
+        mean = float(targets.returns[:, 0].mean())
         self.moments, self.average, self._rollout = moments, F.moving_average(self.average, mean, c.average_decay), None
         measured: dict[str, Any] = {
             "reward": paid.mean(),
             "reward_std": paid.std(unbiased=False),
             "reward_scale": scale,
             "return": mean,
-            "advantage_std": advantage[mask > 0].std(unbiased=False),
+            "advantage_std": targets.advantage[mask > 0].std(unbiased=False),
             "length": mask.sum(1).mean(),
             "ended": rollout.ended.float().mean(),
             "tokens": mask.sum(),
-        } | ({"kl": kl.sum(1).mean()} if needed else {})
+        } | ({"kl": targets.kl.sum(1).mean()} if needed else {})
+        measured |= targets.correction(mask, c.importance_cap)
         return metrics | {name: float(value) for name, value in measured.items()}
 
     def _normalised(self, rewards: Tensor) -> tuple[Tensor, float, tuple[int, float, float]]:
@@ -231,18 +193,24 @@ class ReinforceAgent:
         # rewards that are all alike have nothing to be divided by, and nothing to teach
         return rewards / scale if scale > 1e-8 else rewards, scale, moments
 
-    def _step(self, rollout: Rollout, advantage: Tensor, returns: Tensor, reference: Reference) -> dict[str, float]:
+    def _step(self, rollout: Rollout, learn: Learn, reference: Reference) -> tuple[dict[str, float], Targets]:
         """Compute the gradient and take one step of the optimiser; returns its metrics."""
-        max_norm = self.config.optimizer.max_grad_norm
-        metrics = self.passes.gradient(
-            rollout, advantage, returns, reference, max_norm=max_norm, update=self.updates + 1
+        metrics, targets = self.passes.gradient(
+            rollout,
+            learn,
+            reference,
+            exact=self.sampler.exact,
+            by_group=self.baseline != "batch-mean" and (self.baseline, self.average) != ("moving-average", None),
+            max_norm=self.config.optimizer.max_grad_norm,
+            update=self.updates + 1,
         )
         share = linear_schedule(self.updates + 1, warmup=self.config.warmup_updates, total=self.total_updates)
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * share
+        self.before_step()
         self.updates += 1  # first: from here on the weights are no longer those of the update before
         self.optimizer.step()
-        return metrics | {"learning_rate": self.rates[0] * share}
+        return metrics | {"learning_rate": self.rates[0] * share}, targets
 
     def batch(self) -> list[dict[str, Any]]:
         """What the last `act` did and `update` has not used up, row by row, as JSON can hold it."""

@@ -21,9 +21,10 @@ import torch
 from rich.progress import Progress
 from torch import Tensor
 
-from agents.passes import by_length
 from agents.policy import Policy
+from agents.rollout import by_length
 from rlaif_env.api import DataError, RLAIFError
+from rlaif_env.batches import shares
 from rlaif_env.data.jsonl import check_text, read_jsonl
 from rlaif_env.data.preferences import movie_snippets, split_of
 from rlaif_env.data.tasks import DEFAULT_TASK, TaskLike, load_task
@@ -42,6 +43,7 @@ from rlaif_env.models import (
     tokens_that_fit,
     within,
 )
+from rlaif_env.ranks import Ranks, facts_of
 from rlaif_env.runs import RunFolder, write_json
 
 _SIDES = {"train": 0.95, "validation": 0.05}
@@ -189,6 +191,7 @@ def sft(
     rows: Iterable[Demonstration],
     *,
     base: Backbone | None = None,
+    ranks: Ranks | None = None,
     log: Callable[[int, dict[str, float]], object] = lambda step, metrics: None,
     advance: Callable[[int], object] = lambda rows: None,
 ) -> tuple[Policy, dict[str, float]]:
@@ -198,6 +201,7 @@ def sft(
         config: The settings.
         rows: One in twenty, chosen by its prompt (or text), is held out.
         base: The model, if it is in memory already.
+        ranks: The processes that train together, each called with the same; this one alone where not given.
         log: Called with the step and its metrics.
         advance: Called with the number of rows done since.
 
@@ -207,6 +211,7 @@ def sft(
     Raises:
         RLAIFError: If there is nothing to train on or to hold out, or a loss is not finite.
     """
+    ranks = ranks or Ranks()
     sides: dict[str, list[Demonstration]] = {side: [] for side in _SIDES}
     for row in rows:
         side = split_of(row.prompt or row.response, _SIDES, _DIVISION)
@@ -218,7 +223,9 @@ def sft(
             "about 60 rows with different prompts are the least that can be divided"
         )
     settings: dict[str, Any] = {n: getattr(config, n) for n in ("trainable", "lora", "seed", "device", "dtype")}
-    policy = Policy(base or config.model, temperature=1.0, adapter="sft", **settings)
+    policy = ranks.agree(lambda: Policy(base or config.model, temperature=1.0, adapter="sft", **settings))
+    if ranks.size > 1:
+        ranks.check_same({"policy": policy.fingerprint()})
     limits = (config.max_prompt_tokens, config.max_response_tokens, config.task)
     train, held_out = (tokenize(sides[side], policy.tokenizer, *limits) for side in ("train", "validation"))
     context = context_of(policy.backbone.model)
@@ -228,7 +235,7 @@ def sft(
             f"expected rows of at most {context} tokens, the model's context, found {longest}; lower max_prompt_tokens "
             "or max_response_tokens"
         )
-    before = held_out_loss(policy, held_out, config.micro_batch)
+    before = held_out_loss(policy, held_out, config.micro_batch, ranks)
     log(0, {"validation_loss": before})
     optimizer = make_optimizer(config.optimizer, policy.parameters, config.learning_rate)
     rng, fit = np.random.default_rng(config.seed), tokens_that_fit(policy.backbone.model)
@@ -242,9 +249,9 @@ def sft(
             for group in optimizer.param_groups:
                 group["lr"] = rate
             members = [train[i] for i in order[start : start + config.batch]]
-            log(step, {**_step(policy, optimizer, members, config, fit), "learning_rate": rate})
+            log(step, {**_step(policy, optimizer, members, config, fit, ranks), "learning_rate": rate})
             advance(len(members))
-        after = held_out_loss(policy, held_out, config.micro_batch)
+        after = held_out_loss(policy, held_out, config.micro_batch, ranks)
         log(step, {"validation_loss": after})
     return policy, {
         "validation_loss_before": before,
@@ -258,15 +265,21 @@ def sft(
     }
 
 
-def held_out_loss(policy: Policy, examples: Sequence[Example], micro_batch: int) -> float:
+def held_out_loss(policy: Policy, examples: Sequence[Example], micro_batch: int, ranks: Ranks | None = None) -> float:
     """Mean of -log π over the response tokens, nats."""
-    with policy.training(), torch.no_grad():
-        parts = _micro_batches(examples, micro_batch, tokens_that_fit(policy.backbone.model))
-        total = sum(float(response_loss(policy, part)) for part in parts)
-    return total / sum(len(example.response) for example in examples)
+    ranks, fit = ranks or Ranks(), tokens_that_fit(policy.backbone.model)
+
+    def own() -> float:
+        with policy.training(), torch.no_grad():
+            return sum(float(response_loss(policy, part)) for part in _micro_batches(examples, micro_batch, fit, ranks))
+
+    return sum(ranks.gather(own)) / sum(len(example.response) for example in examples)
 
 
-def _micro_batches(examples: Sequence[Example], size: int, tokens: int) -> list[list[Example]]:
+def _micro_batches(examples: Sequence[Example], size: int, tokens: int, ranks: Ranks) -> list[list[Example]]:
+    """The passes over this process's examples."""
+    both = [len(example.prompt) for example in examples], [len(example.response) for example in examples]
+    examples = [examples[i] for i in shares(*both, 1, ranks.size)[ranks.rank]]
     lengths = [(len(example.response), len(example.prompt)) for example in examples]
     widths = [sum(both) for both in lengths]
     passes = [part for rows in by_length(lengths, size) for part in within(rows, widths, tokens)]
@@ -274,17 +287,28 @@ def _micro_batches(examples: Sequence[Example], size: int, tokens: int) -> list[
 
 
 def _step(
-    policy: Policy, optimizer: torch.optim.Optimizer, examples: Sequence[Example], config: SFTConfig, fit: int
+    policy: Policy,
+    optimizer: torch.optim.Optimizer,
+    examples: Sequence[Example],
+    config: SFTConfig,
+    fit: int,
+    ranks: Ranks,
 ) -> dict[str, float]:
     """One optimiser step on the mean loss of the response tokens of some examples; so many tokens fit in a pass."""
     optimizer.zero_grad(set_to_none=True)
     tokens = sum(len(example.response) for example in examples)
-    total = 0.0
-    with policy.training():
-        for part in _micro_batches(examples, config.micro_batch, fit):
-            loss = response_loss(policy, part) / tokens
-            loss.backward()
-            total += float(loss.detach())
+
+    def own() -> float:
+        total = 0.0
+        with policy.training():
+            for part in _micro_batches(examples, config.micro_batch, fit, ranks):
+                loss = response_loss(policy, part) / tokens
+                loss.backward()
+                total += float(loss.detach())
+        return total
+
+    total = sum(ranks.gather(own))
+    ranks.sum_gradients(policy.parameters)
     norm = float(torch.nn.utils.clip_grad_norm_(policy.parameters, config.optimizer.max_grad_norm))
     if not math.isfinite(total) or not math.isfinite(norm):
         raise RLAIFError(
@@ -295,13 +319,21 @@ def _step(
     return {"loss": total, "grad_norm": norm}
 
 
-def train_and_save(config: SFTConfig, *, quiet: bool = False) -> tuple[dict[str, float], Path]:
-    """Fine-tune into a run folder, the policy in its folder "model"; the figures of `sft`, and the folder."""
-    rows = list(demonstrations(config.data))
+def train_and_save(
+    config: SFTConfig, *, quiet: bool = False, ranks: Ranks | None = None
+) -> tuple[dict[str, float], Path]:
+    """Fine-tune into a run folder, the policy in its folder "model"; the figures of `sft`, and the folder.
+
+    Of several processes the first has the demonstrations, the folder and the display.
+    """
+    ranks = ranks or Ranks()
+    rows = ranks.given(lambda: list(demonstrations(config.data)))
+    if not ranks.leader:
+        return sft(config, rows, ranks=ranks)[1], Path()
     with RunFolder.create(config.out, asdict(config), command="sft") as run, Progress(disable=quiet) as bars:
         expected = min(config.rows or len(rows), len(rows)) * config.epochs
         task = bars.add_task("rows", total=expected)
-        policy, figures = sft(config, rows, log=run.log, advance=lambda rows: bars.advance(task, rows))
+        policy, figures = sft(config, rows, ranks=ranks, log=run.log, advance=lambda rows: bars.advance(task, rows))
         policy.save(run.path / "model")
         write_json(run.path / "report.json", figures)
     return figures, run.path
@@ -311,7 +343,16 @@ def main(argv: Sequence[str]) -> int:
     """``rlaif sft``: fine-tune, save, and say what the held-out loss was before and after."""
     import tyro
 
-    figures, folder = train_and_save(tyro.cli(SFTConfig, args=list(argv), prog="rlaif sft"))
+    with Ranks.started() as ranks:
+
+        def work() -> tuple[dict[str, float], Path]:
+            ranks.check_same(facts_of(argv))
+            config = ranks.given(lambda: tyro.cli(SFTConfig, args=list(argv), prog="rlaif sft"))
+            return train_and_save(config, ranks=ranks)
+
+        if not ranks.leader:
+            return ranks.follow(lambda: 0 if work() else 1)
+        figures, folder = work()
     print(
         f"{figures['rows']:.0f} rows, {figures['response_tokens']:.0f} response tokens, {figures['steps']:.0f} steps; "
         f"held-out loss {figures['validation_loss_before']:.3f} before, {figures['validation_loss']:.3f} after (nats a "

@@ -1,9 +1,14 @@
-"""A batch in parts: rows of like length together; the rows that fail found and kept apart from the others."""
+"""A batch in parts: rows of like length together; rows over processes; those that fail kept apart from the others."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlaif_env.api import BackendError, RewardBackend, checked_scores
 
 Result = TypeVar("Result")
 
@@ -33,6 +38,42 @@ def length_buckets(lengths: Sequence[int], tokens: int, *, extra: int = 0) -> li
             buckets.append([])
         buckets[-1].append(i)
     return buckets
+
+
+def shares(
+    prompts: Sequence[int], responses: Sequence[int], group_size: int, size: int, *, whole: bool = False
+) -> list[list[int]]:
+    """Row numbers, ascending, for each of so many processes; some have none where there are few rows.
+
+    The longest first, each to the process that has then the fewest tokens (Graham's rule, 1969). A prompt is counted
+    once in each process that reads it.
+
+    Args:
+        prompts: Tokens in each of n prompts, K consecutive ones the same.
+        responses: Tokens in each of n responses.
+        group_size: K.
+        size: How many processes.
+        whole: Groups stay whole; else they do unless single rows come out more even.
+    """
+
+    def dealt(rows_together: int) -> tuple[int, list[list[int]]]:
+        units = [range(at, at + rows_together) for at in range(0, len(responses), rows_together)]
+        written = [sum(responses[row] for row in unit) for unit in units]
+        loads, given = [0] * size, [list[int]() for _ in range(size)]
+        read = [set[int]() for _ in range(size)]
+        for index in sorted(range(len(units)), key=written.__getitem__, reverse=True):
+            group = units[index][0] // group_size
+            after = [
+                load + written[index] + (0 if group in known else prompts[units[index][0]])
+                for load, known in zip(loads, read, strict=True)
+            ]
+            to = min(range(size), key=after.__getitem__)
+            loads[to] = after[to]
+            read[to].add(group)
+            given[to] += units[index]
+        return max(loads), [sorted(rows) for rows in given]
+
+    return min(map(dealt, (group_size,) if whole else (group_size, 1)), key=lambda found: found[0])[1]
 
 
 def isolate_failures(
@@ -66,3 +107,29 @@ def isolate_failures(
         results |= some
         failed |= others
     return results, failed
+
+
+def scored_rows(
+    backend: RewardBackend, prompts: Sequence[str], responses: Sequence[str], *, apart: bool = True
+) -> tuple[NDArray[np.float32], list[dict[str, Any]], dict[int, str]]:
+    """Score n pairs; with ``apart`` one that cannot be scored does not take the others' rewards away.
+
+    Returns:
+        The rewards (n,), NaN where there is none; what the backend tells beside each, NaN in place of every floating
+        figure of a row without a reward; and why there is none, by row.
+
+    Raises:
+        BackendError: Where not ``apart``, as `rlaif_env.api.checked_scores` does.
+    """
+
+    def score(rows: Sequence[int]) -> list[tuple[np.float32, dict[str, Any]]]:
+        scores = checked_scores(backend, [prompts[i] for i in rows], [responses[i] for i in rows])
+        parts = {key: np.asarray(array) for key, array in scores.info.items()}
+        return [(value, {key: array[i] for key, array in parts.items()}) for i, value in enumerate(scores.values)]
+
+    every = range(len(responses))
+    scored, failed = isolate_failures(score, every, BackendError) if apart else (dict(enumerate(score(every))), {})
+    figures = [part for _, parts in scored.values() for part in parts.items() if isinstance(part[1], np.floating)]
+    unknown = np.float32(np.nan), {key: type(value)(np.nan) for key, value in figures} if failed else {}
+    rewards, parts = zip(*(scored.get(i, unknown) for i in every), strict=True) if responses else ((), ())
+    return np.array(rewards, dtype=np.float32), list(parts), {i: str(error) for i, error in failed.items()}

@@ -31,9 +31,11 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "report": ("benchmarks.report:main", "write one HTML page from a run's files"),
     "annotate": ("benchmarks.annotate:main", "collect people's preferences in the browser"),
     "fetch": ("rlaif_env.models.assets:fetch_main", "fetch a model or the corpus by name, before it is needed"),
-    "cache": ("rewards.endpoint.cache:cache_main", "look after the stored answers of language model servers"),
+    "cache": ("rlaif_env.endpoint.cache:cache_main", "look after the stored answers of language model servers"),
 }
 """Every command's name, with the function it calls ("module:function") and what it does."""
+
+_IN_SEVERAL = ("train", "sft", "train-rm")  # processes, as torchrun starts them
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,6 +58,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     name, *rest = arguments
     if name not in COMMANDS:
         return _unknown(name)
+    if os.environ.get("WORLD_SIZE", "1") != "1" and name not in _IN_SEVERAL:
+        if os.environ.get("RANK") == "0":
+            print(f"rlaif {name}: runs in one process; torchrun is for {', '.join(_IN_SEVERAL)}", file=sys.stderr)
+        return 2
     try:
         module, _, function = COMMANDS[name][0].partition(":")
         return int(getattr(importlib.import_module(module), function)(rest))

@@ -22,7 +22,7 @@ from rlaif_env.api import RLAIFError
 from rlaif_env.data.jsonl import json_object
 from rlaif_env.keywords import reward_factory
 
-OPERATIONAL = ("device", "server.api_key_env", "server.cache", "server.limits", "server.progress")
+OPERATIONAL = ("device", "server.api_key_env", "server.cache", "server.limits", "server.progress", "server.replicas")
 """Settings of a language model with others of which it answers the same."""
 
 JSON_MAPPING = PrimitiveConstructorSpec[Mapping[str, Any]](

@@ -20,8 +20,8 @@ FORBIDDEN = {
 FLOORS: dict[str, list[set[str]]] = {
     "rlaif_env": [
         {"api", "files"},
-        {"batches", "curves", "references", "tables", "statistics", "models"},
-        {"data", "runs"},
+        {"batches", "curves", "ranks", "references", "tables", "statistics", "models"},
+        {"data", "runs", "endpoint"},
         {"keywords"},
         {"options"},
         {"envs"},
@@ -35,7 +35,17 @@ FLOORS: dict[str, list[set[str]]] = {
         {"labeling", "reward_model"},
         {"task"},
     ],
-    "agents": [{"functional"}, {"logprobs"}, {"policy"}, {"passes", "answers"}, {"reinforce", "sft"}, {"training"}],
+    "agents": [
+        {"functional", "settings", "targets"},
+        {"logprobs"},
+        {"policy"},
+        {"served"},
+        {"sampler"},
+        {"rollout"},
+        {"passes", "answers"},
+        {"reinforce", "sft"},
+        {"training"},
+    ],
     "benchmarks": [{"report", "evaluation"}, {"annotate", "speed"}, {"comparison"}],
 }
 """The rooms and single modules of each package; each imports from its own room and from lower floors only."""

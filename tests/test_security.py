@@ -19,14 +19,15 @@ import httpx
 import pytest
 from rich.console import Console
 
-from rewards.endpoint.cache import AnswerCache
-from rewards.endpoint.client import EndpointClient, RequestFailed
-from rewards.endpoint.limits import Limits
 from rewards.endpoint.model import EndpointLM
 from rewards.prompts import fill
 from rlaif_env import cli, models
 from rlaif_env.api import AssetError, RLAIFError
 from rlaif_env.data.tasks import load_task
+from rlaif_env.endpoint.cache import AnswerCache
+from rlaif_env.endpoint.client import EndpointClient
+from rlaif_env.endpoint.limits import Limits
+from rlaif_env.endpoint.transport import RequestFailed
 from rlaif_env.models import assets, fetching
 from rlaif_env.runs import RunFolder
 from tests import ROOT
@@ -316,7 +317,7 @@ def client(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable
         found = EndpointClient(
             "http://127.0.0.1:9/v1", "m", api_key_env="KEY_FOR_A_TEST", limits=Limits(**limits), cache=cache
         )
-        found._started().http = httpx.AsyncClient(transport=httpx.MockTransport(answer))
+        found._started().transport.http = httpx.AsyncClient(transport=httpx.MockTransport(answer))
         made.append(found)
         return found
 

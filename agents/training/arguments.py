@@ -9,7 +9,8 @@ from dataclasses import field, fields, make_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from agents.reinforce import ReinforceConfig
+from agents.sampler import SamplerConfig
+from agents.settings import ReinforceConfig
 from agents.training.config import TrainConfig, reward_code
 from rlaif_env.api import RLAIFError
 from rlaif_env.models import LoraConfig, OptimizerConfig
@@ -104,7 +105,8 @@ def _recorded(folder: Path) -> TrainConfig:
         values: dict[str, Any] = json.loads((folder / "config.json").read_bytes())["config"]
         nested, _ = values["agent"], values.pop("content")
         nested |= {"lora": LoraConfig(**nested["lora"]), "optimizer": OptimizerConfig(**nested["optimizer"])}
-        return TrainConfig(**values | {"agent": ReinforceConfig(**nested), "out": folder})
+        built = {"agent": ReinforceConfig(**nested), "sampler": SamplerConfig(**values["sampler"]), "out": folder}
+        return TrainConfig(**values | built)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise RLAIFError(
             f"expected {folder / 'config.json'} to be a training's configuration, found: {error!r}"

@@ -25,8 +25,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from agents.passes import NonFiniteError
 from agents.reinforce import ReinforceAgent
+from agents.rollout import NonFiniteError
 from rlaif_env.api import RLAIFError
 from rlaif_env.files import file_sha256
 from rlaif_env.runs import RunError, RunFolder
@@ -128,6 +128,7 @@ def numerics(agent: ReinforceAgent) -> dict[str, Any]:
         "torch": str(torch.__version__),
         "agent.micro_batch": agent.config.micro_batch,
         "tokens in a gradient pass": agent.passes.tokens,
+        "processes": agent.passes.ranks.size,
     }
 
 
@@ -239,13 +240,14 @@ def _appended(run: Path) -> list[Path]:
     return [*(run / name for name in _LOGS), *events]
 
 
-def position(run: RunFolder) -> dict[str, int]:
-    """The sizes of the files that a run appends to, synced to the disk."""
+def position(run: RunFolder, synced: bool = True) -> dict[str, int]:
+    """The sizes of the files that a run appends to, synced to the disk unless that can wait."""
     run.flush()
     sizes = {}
     for file in filter(Path.exists, _appended(run.path)):
         with file.open("rb") as stream:
-            os.fsync(stream.fileno())
+            if synced:
+                os.fsync(stream.fileno())
             sizes[str(file.relative_to(run.path))] = os.fstat(stream.fileno()).st_size
     return sizes
 

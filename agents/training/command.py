@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,11 @@ from rich.console import Console
 from safetensors import SafetensorError
 
 from agents.policy import Policy
-from agents.reinforce import ReinforceAgent
+from agents.served import ServedSampler
 from agents.training.arguments import parsed, resumed
 from agents.training.config import FREE, REWARD, TrainConfig, resolved_config, reward_code, reward_facts
 from agents.training.display import display, report
+from agents.training.follow import follow, make_agent
 from agents.training.heldout import HeldOut, evaluate_policy, read_json
 from agents.training.interrupts import Interrupts
 from agents.training.log import Log
@@ -32,6 +34,7 @@ from agents.training.safety import Parts, Safety, check_room, check_start
 from rlaif_env.api import BackendError
 from rlaif_env.data.tasks import EVAL_PROMPTS, Task, held_out_prompts, load_task
 from rlaif_env.data.templates import template_for
+from rlaif_env.ranks import LostRankError, Ranks, facts_of
 from rlaif_env.runs import OtherRunError, RunError, RunFolder, write_json
 
 _HELD_OUT = {"eval_prompts": EVAL_PROMPTS, "validation_prompts": 32}  # where not given and there are as many
@@ -39,18 +42,20 @@ _HELD_OUT = {"eval_prompts": EVAL_PROMPTS, "validation_prompts": 32}  # where no
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a run came to: its folder, its evaluations, and whether Ctrl-C cut it short."""
+    """What a run came to: its folder, its evaluations, whether Ctrl-C cut it short, how many groups were dropped."""
 
     folder: Path
     before: HeldOut | None
     after: HeldOut | None
     interrupted: bool
+    dropped: int = 0
 
 
-def train(config: TrainConfig, console: Console | None = None) -> TrainResult:
+def train(config: TrainConfig, console: Console | None = None, ranks: Ranks | None = None) -> TrainResult:
     """Run a training to its end, or to Ctrl-C; go on with one that was cut short; give the result of a finished one.
 
-    SIGTERM saves a checkpoint of the last whole update and raises SystemExit(143).
+    SIGTERM saves a checkpoint of the last whole update and raises SystemExit(143). Of several processes this is the
+    leader's part, and Ctrl-C does the same (130); the others follow (`agents.training.follow`).
 
     Raises:
         RLAIFError: On bad settings, a failing backend, numbers that are not finite, files that cannot be written, or a
@@ -68,10 +73,11 @@ def train(config: TrainConfig, console: Console | None = None) -> TrainResult:
             run = stack.enter_context(_folder(config, chosen))
             if chosen is None and (run.path / "finished.json").exists():
                 return _finished(run, console, task)
-        parts = _parts(config, task)
+        parts = _parts(config, task, ranks or Ranks())
         agent = parts.agent
         run = run or stack.enter_context(_folder(config, chosen))
-        stack.enter_context(_mendable(_again(config, run.path)))
+        agent.passes.ranks.tell("run", run.path.absolute(), run.config, config.keep_checkpoints)
+        stack.enter_context(_mendable(_again(config, run.path), config.drops))
         dtype = str(agent.policy.reference.model.dtype).removeprefix("torch.")
         console.print(
             f"[bold]{config.model}[/] on {agent.policy.backbone.device} ({dtype}), task [bold]{task.name}[/], reward "
@@ -79,24 +85,45 @@ def train(config: TrainConfig, console: Console | None = None) -> TrainResult:
         )
         if (template := template_for(task, agent.policy.tokenizer)) != "plain":
             console.print(f"prompts are put in the template [bold]{template}[/] (the task's key template says another)")
-        interrupts = Interrupts(console)
+        interrupts = Interrupts(console, ranks)
         stack.enter_context(interrupts.handled())
         check_room(agent, parts.envs)
         check_start(run, agent, task)
+        if isinstance(agent.sampler, ServedSampler):
+            _open_sampler(agent.sampler, config, parts, run, console)
+            stack.callback(agent.sampler.close)
         before = _evaluation("before", config, parts, run, console)
         with display(config.updates, console) as show:
-            log = Log(run, console, task, config.group_size, show)
+            log = Log(run, console, task, config.group_size, show, config.max_dropped if config.drops else None)
             safety = Safety(config, parts, run, log, interrupts)
-            learn(agent, parts.envs, safety.begin(chosen), safety, log)
+            prompts = safety.begin(chosen)
+            with safety.kept():
+                learn(agent, parts.envs, prompts, safety, log)
         run.curves()
         if interrupts.stop:
-            return TrainResult(run.path, before, None, interrupted=True)
+            return TrainResult(run.path, before, None, interrupted=True, dropped=log.dropped.total)
         _save_policy(agent.policy, run.path, console)
         after = _evaluation("after", config, parts, run, console)
         if before is not None and after is not None:
             report(run, console, task, before, after)
-        write_json(run.path / "finished.json", {"updates": agent.updates})
-        return TrainResult(run.path, before, after, interrupted=False)
+        dropped = log.dropped.total
+        write_json(run.path / "finished.json", {"updates": agent.updates, "dropped_groups": dropped})
+        return TrainResult(run.path, before, after, interrupted=False, dropped=dropped)
+
+
+def _open_sampler(sampler: ServedSampler, config: TrainConfig, parts: Parts, run: RunFolder, console: Console) -> None:
+    """Have servers sample the run's responses."""
+    core: Any = parts.envs.unwrapped.core  # type: ignore[attr-defined]
+    folder = Path(config.sampler.adapters) if config.sampler.adapters else run.path / "adapters"
+    if not config.sampler.adapters:
+        shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
+    console.print(
+        f"responses are sampled by {', '.join(config.sampler.url)}: figures are not bit for bit those of another run, "
+        "nor of this one when it is gone on with",
+        highlight=False,
+    )
+    tokens, tell = int(core.prompt_lengths.max()) + core.T, partial(console.print, highlight=False)
+    sampler.open(folder, name=run.path.resolve().name, tokens=tokens, tell=tell)
 
 
 def _folder(config: TrainConfig, chosen: Path | None) -> RunFolder:
@@ -121,14 +148,17 @@ def _again(config: TrainConfig, run: Path) -> str:
 
 
 @contextmanager
-def _mendable(again: str) -> Iterator[None]:
-    """Say of a reward that fails how the run goes on."""
+def _mendable(again: str, drops: bool) -> Iterator[None]:
+    """Say of a reward that fails, or a process that is gone, how the run goes on."""
+    other = "--max-dropped 1` drops as many as it takes" if drops else "--on-judge-failure drop-group` without these"
     try:
         yield
+    except LostRankError as error:
+        raise LostRankError(f"{error}. `{again}` goes on from the last whole update") from error
     except BackendError as error:
         raise type(error)(
             f"{error}. `{again}` asks again from the last checkpoint on; `{again} --change-reward --reward.NAME VALUE` "
-            "goes on with another setting of the reward",
+            f"goes on with another setting of the reward; `{again} {other}",
             error.rows,
         ) from error
 
@@ -140,18 +170,19 @@ def _finished(run: RunFolder, console: Console, task: Task) -> TrainResult:
     console.print(f"{run.path} is finished; this is its result")
     if before is not None and after is not None:
         report(run, console, task, before, after)
-    return TrainResult(run.path, before, after, interrupted=False)
+    dropped = read_json(run.path / "finished.json").get("dropped_groups", 0)
+    return TrainResult(run.path, before, after, interrupted=False, dropped=dropped)
 
 
-def _parts(config: TrainConfig, task: Task) -> Parts:
+def _parts(config: TrainConfig, task: Task, ranks: Ranks) -> Parts:
     """Environments and agent."""
-    k, decay = config.group_size, config.updates if config.decay else 0
+    k = config.group_size
     envs = _environment(config, config.prompts_per_update * k, "train", k)
     held_out = _environment(config, config.eval_prompts, config.eval_split, 1) if config.eval_prompts else None
     validating = config.validation_prompts if config.validate_every else 0
     validation = _environment(config, validating, "validation", 1) if validating else None
-    agent = ReinforceAgent(config.model, config.agent, envs=envs, total_updates=decay, seed=config.seed)
-    return Parts(task, envs, held_out, validation, agent)
+    ranks.tell("train", config, k, envs.single_action_space)
+    return Parts(task, envs, held_out, validation, make_agent(config, envs, ranks))
 
 
 def _environment(config: TrainConfig, num_envs: int, split: str, group_size: int) -> VectorEnv[Any, Any, Any]:
@@ -164,6 +195,7 @@ def _environment(config: TrainConfig, num_envs: int, split: str, group_size: int
         tokenizer=config.model,
         split=split,
         group_size=group_size,
+        on_failure="mark" if config.drops else "raise",
     )
 
 
@@ -197,8 +229,14 @@ def _evaluation(when: str, config: TrainConfig, parts: Parts, run: RunFolder, co
     if when == "before" and file.exists() and read_json(file).get("reward") == reward:
         return HeldOut.read(file)
     with console.status(f"{when}: answering {parts.held_out.num_envs} held-out prompts"):
-        evaluation = evaluate_policy(parts.agent.policy, parts.held_out, parts.task, seed=config.seed)
-    write_json(file, {**vars(evaluation), "reward": reward})
+        agent, seed = parts.agent, config.seed
+        evaluation = evaluate_policy(agent.policy, parts.held_out, parts.task, seed=seed, sampler=agent.sampler)
+    if len(evaluation.failures) == len(evaluation.prompts):
+        raise BackendError(
+            f"expected the judge to score some of {len(evaluation.prompts)} held-out prompts, found that it failed on "
+            f"all ({evaluation.failures[0]})"
+        )
+    write_json(file, {**evaluation.to_json(), "reward": reward})
     return evaluation
 
 
@@ -221,15 +259,26 @@ def _save_policy(policy: Policy, run: Path, console: Console) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command ``rlaif train``; returns the exit code."""
-    config = parsed(list(argv) if argv is not None else sys.argv[1:])
+    argv = list(argv) if argv is not None else sys.argv[1:]
     console, started = Console(), time.monotonic()
-    result = train(config, console)
+    with Ranks.started() as ranks:
+        if not ranks.leader:
+            return follow(ranks, argv)
+        ranks.check_same(facts_of(argv))
+        config = parsed(argv)
+        result = train(config, console, ranks)
     minutes = (time.monotonic() - started) / 60
     if result.interrupted:
         console.print(
             f"ended early after {minutes:.1f} minutes; `{_again(config, result.folder)}` goes on from the checkpoint"
         )
         return 130
+    if result.dropped:
+        console.print(
+            f"{result.dropped} groups were left out because the judge failed on a response of theirs; `rlaif rescore "
+            f"{result.folder}` asks again",
+            highlight=False,
+        )
     console.print(
         f"{minutes:.1f} minutes. Policy in {result.folder / 'policy'}, every response in "
         f"{result.folder / 'samples.jsonl'}, curves in {result.folder / 'curves.png'}; "

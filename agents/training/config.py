@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from agents.reinforce import ReinforceConfig
+from agents.sampler import SamplerConfig
+from agents.settings import ReinforceConfig
 from rlaif_env.api import RLAIFError
 from rlaif_env.data.tasks import DEFAULT_TASK, EVAL_SPLIT
+from rlaif_env.endpoint.vllm import VLLMConfig
 from rlaif_env.files import content_of
 from rlaif_env.models import BUILTIN_MODEL
 from rlaif_env.options import OPERATIONAL
@@ -23,8 +25,11 @@ FREE = (
         "change_reward",
         "checkpoint_every",
         "keep_checkpoints",
+        "on_judge_failure",
+        "max_dropped",
         "agent.micro_batch",
         "agent.pass_tokens",
+        *(f"sampler.{entry.name}" for entry in fields(VLLMConfig)),
     ),
     *(f"reward_options.{name}" for name in OPERATIONAL),
 )
@@ -77,6 +82,10 @@ class TrainConfig(TrainingConfig):
         reward_options: The reward's own settings; on the command line --reward.NAME, listed by --help for the --reward
             beside it.
         model: The initial policy: the built-in model, a folder, or a Hugging Face id.
+        on_judge_failure: What becomes of a response that the reward cannot score: "raise" ends the run, which can be
+            gone on with; "drop-group" leaves its prompt's responses out of the update.
+        max_dropped: End the run where more than this share of the groups of ten batches in a row was dropped.
+        sampler: What writes the responses, of training and of evaluations.
         seed: Of prompts, sampling and initial adapter.
         checkpoint_every: Updates between checkpoints; 0 is none but the last.
         keep_checkpoints: How many of the last stay, the best by validation beside them.
@@ -94,6 +103,9 @@ class TrainConfig(TrainingConfig):
     reward: str = "direct-llm"
     reward_options: Mapping[str, Any] = field(default_factory=dict)
     model: str = BUILTIN_MODEL
+    on_judge_failure: Literal["raise", "drop-group"] = "raise"
+    max_dropped: float = 0.5
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
     seed: int = 0
     checkpoint_every: int = 10
     keep_checkpoints: int = 2
@@ -107,6 +119,13 @@ class TrainConfig(TrainingConfig):
         super().__post_init__()
         if self.keep_checkpoints < 1:
             raise RLAIFError(f"expected keep_checkpoints of at least 1, found {self.keep_checkpoints}")
+        if not 0 <= self.max_dropped <= 1:
+            raise RLAIFError(f"expected max_dropped from 0 to 1, found {self.max_dropped}")
+
+    @property
+    def drops(self) -> bool:
+        """Whether groups are dropped where the judge fails."""
+        return self.on_judge_failure == "drop-group"
 
 
 def resolved_config(config: TrainConfig) -> dict[str, Any]:

@@ -77,6 +77,7 @@ def report(run: RunFolder, console: Console, task: Task, before: HeldOut, after:
     for name in filter(compared.__contains__, _HEADLINES):
         old, new, change = compared[name]
         label = f"{_HEADLINES[name]} ({task.gold})" if name == "gold" else _HEADLINES[name]
+        label += f", {change.n} scored both times" if change.n < len(before.prompts) else ""
         rows.append([label, f"{old.estimate:.3f}", f"{new.estimate:.3f}", interval_text(change, "+.3f")])
     table = Table(
         f"before / after on {len(before.prompts)} held-out prompts",
@@ -92,5 +93,5 @@ def report(run: RunFolder, console: Console, task: Task, before: HeldOut, after:
         for i, prompt in enumerate(before.prompts):
             row: dict[str, Any] = {"prompt": prompt}
             for when, held in (("before", before), ("after", after)):
-                row[when] = {"response": held.responses[i], **{m: float(v[i]) for m, v in held.measures.items()}}
+                row[when] = {"response": held.responses[i], **{m: held.nulled(v)[i] for m, v in held.measures.items()}}
             stream.write(json.dumps(row) + "\n")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from agents.answers import answer, response_kl
 from agents.policy import Policy
+from agents.sampler import Sampler
 from rlaif_env.batches import PROMPTS_AT_ONCE
 from rlaif_env.data.jsonl import json_object
 from rlaif_env.data.tasks import Task, gold_scores
@@ -27,11 +28,19 @@ from rlaif_env.statistics import Interval, measure_change, measure_mean
 
 @dataclass(frozen=True)
 class HeldOut:
-    """n responses to n held-out prompts and what is measured on them: by name, one value a prompt, float64 (n,)."""
+    """n responses to n held-out prompts and what is measured on them.
+
+    Attributes:
+        prompts: n prompts.
+        responses: n responses.
+        measures: By name, one value a prompt, float64 (n,); NaN where the judge failed.
+        failures: Why it failed, by the prompt's number.
+    """
 
     prompts: list[str]
     responses: list[str]
     measures: Mapping[str, NDArray[np.float64]]
+    failures: Mapping[int, str] = field(default_factory=dict)
 
     @classmethod
     def read(cls, file: Path) -> HeldOut:
@@ -39,11 +48,27 @@ class HeldOut:
         row = read_json(file)
         try:
             measures = {name: np.array(values, dtype=np.float64) for name, values in row["measures"].items()}
-            return cls(list(row["prompts"]), list(row["responses"]), measures)
+            failures = {int(i): str(reason) for i, reason in row["failures"].items()}
+            return cls(list(row["prompts"]), list(row["responses"]), measures, failures)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise RunError(
                 f"expected an evaluation in {file}, found something else ({error}); remove the file"
             ) from error
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON can hold it: null where the judge failed."""
+        columns = {name: self.nulled(values) for name, values in self.measures.items()}
+        failures = {str(i): reason for i, reason in self.failures.items()}
+        return {"prompts": self.prompts, "responses": self.responses, "measures": columns, "failures": failures}
+
+    def nulled(self, values: NDArray[np.float64]) -> list[float | None]:
+        """A measure's values, None where the judge failed."""
+        return [None if i in self.failures and np.isnan(value) else value for i, value in enumerate(values.tolist())]
+
+    def means(self) -> dict[str, float]:
+        """Each measure's mean over the prompts that have it; and "unscored", their number, where there are others."""
+        means = {name: float(known.mean()) for name, v in self.measures.items() if len(known := v[~np.isnan(v)])}
+        return means | ({"unscored": float(len(self.failures))} if self.failures else {})
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -71,9 +96,17 @@ def distinct_shares(texts: Sequence[str], order: int = 2) -> NDArray[np.float64]
 
 
 def evaluate_policy(
-    policy: Policy, envs: VectorEnv[Any, Any, Any], task: Task, *, seed: int, batch: int = PROMPTS_AT_ONCE
+    policy: Policy,
+    envs: VectorEnv[Any, Any, Any],
+    task: Task,
+    *,
+    seed: int,
+    batch: int = PROMPTS_AT_ONCE,
+    sampler: Sampler | None = None,
 ) -> HeldOut:
     """Let the policy answer the first prompts of a `RLAIF/TextGeneration-v0` vector, one a row, ``batch`` at once.
+
+    The responses are written by its sampler, where it has one.
 
     Returns:
         Measures: "reward" and what the backend tells beside it, "gold" where the task has one, "length" (tokens, EOS
@@ -82,7 +115,8 @@ def evaluate_policy(
     observations, _ = envs.reset(seed=seed, options={"prompt_index": np.arange(envs.num_envs)})
     ids, mask = observations["input_ids"], observations["attention_mask"]
     steps = int(envs.action_space.shape[-1])  # type: ignore[index]
-    samples = answer(policy, ids, mask, max_new_tokens=steps, seed=seed, batch=batch)
+    source = sampler or policy
+    samples = answer(source, ids, mask, max_new_tokens=steps, seed=seed, batch=batch)
     _, rewards, _, _, infos = envs.step(samples.ids)
     final = infos["final_info"]
     prompts, responses = [str(p) for p in final["prompt"]], [str(r) for r in final["response"]]
@@ -91,23 +125,27 @@ def evaluate_policy(
     for name, column in final.items():
         kept = not name.startswith("_") and name not in ("prompt_index", "response_length")
         if kept and np.asarray(column).dtype.kind in "fiu":
-            measures[name] = np.asarray(column, dtype=np.float64)
+            measures[name] = np.where(final[f"_{name}"], np.asarray(column, dtype=np.float64), np.nan)
     if task.gold is not None:
         measures["gold"] = gold_scores(task, texts)
     measures["length"] = np.asarray(final["response_length"], dtype=np.float64)
-    measures["kl"] = response_kl(policy, ids, mask, samples)
+    measures["kl"] = response_kl(policy, ids, mask, samples, None if source.exact else policy)
     measures["distinct-2"] = distinct_shares(responses)
-    return HeldOut(prompts, responses, measures)
+    reasons = enumerate(final.get("judge_failed", ()))
+    return HeldOut(prompts, responses, measures, {i: str(reason) for i, reason in reasons if reason is not None})
 
 
 def changes(before: HeldOut, after: HeldOut, *, seed: int = 0) -> dict[str, tuple[Interval, Interval, Interval]]:
-    """Each measure before, after, and the paired change, each mean with its bootstrap 95 % interval over prompts."""
-    return {
-        name: (
-            measure_mean(name, old, before.prompts, seed=seed),
-            measure_mean(name, after.measures[name], before.prompts, seed=seed),
-            measure_change(name, old, after.measures[name], before.prompts, seed=seed),
-        )
-        for name, old in before.measures.items()
-        if name in after.measures
-    }
+    """Each measure before, after, and the paired change, each mean with its bootstrap 95 % interval over prompts.
+
+    All three are over the prompts that have the measure both times; one that none has is left out.
+    """
+    found: dict[str, tuple[Interval, Interval, Interval]] = {}
+    for name in filter(after.measures.__contains__, before.measures):
+        both = ~np.isnan(before.measures[name]) & ~np.isnan(after.measures[name])
+        if both.any():
+            old, new = before.measures[name][both], after.measures[name][both]
+            prompts = [prompt for prompt, there in zip(before.prompts, both, strict=True) if there]
+            first, last = (measure_mean(name, values, prompts, seed=seed) for values in (old, new))
+            found[name] = first, last, measure_change(name, old, new, prompts, seed=seed)
+    return found

@@ -1,5 +1,7 @@
 """Ctrl-C and SIGTERM during a training: the one waits for the update in hand, the other saves and ends within seconds.
 
+Of several processes both end the training within seconds, because torchrun kills those that take longer.
+
 A signal may come at any moment, also while weights are being written to. So SIGTERM saves the state as of the end of
 the last update, which is still there until the optimiser's step; after that it waits for the update's end.
 """
@@ -13,6 +15,8 @@ from contextlib import contextmanager
 
 from rich.console import Console
 
+from rlaif_env.ranks import Ranks
+
 TERMINATED = 128 + signal.SIGTERM
 """The exit code after SIGTERM: 143."""
 
@@ -25,12 +29,13 @@ class Interrupts:
         save: Saves the last whole update; False where it cannot at this moment. None while nothing is to be saved.
     """
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, ranks: Ranks | None = None) -> None:
         self.stop = False
         self.save: Callable[[], bool] | None = None
         self._console = console
         self._held = False
-        self._terminating = False
+        self._terminating = 0  # by which signal
+        self._ranks = ranks or Ranks()
 
     @contextmanager
     def handled(self) -> Iterator[None]:
@@ -39,7 +44,7 @@ class Interrupts:
             yield
             return
         before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        signal.signal(signal.SIGINT, self._interrupted)
+        signal.signal(signal.SIGINT, self._interrupted if self._ranks.size == 1 else self._terminated)
         signal.signal(signal.SIGTERM, self._terminated)
         try:
             yield
@@ -65,14 +70,16 @@ class Interrupts:
         self._console.print("[yellow]interrupted: finishing this update, then saving a checkpoint (again: at once)")
 
     def _terminated(self, number: int, frame: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one ends at once
-        self._terminating = True
+        signal.signal(number, signal.SIG_DFL)  # a second one ends at once
+        self._terminating = number
+        self._ranks.here()
         if not self._held:
             self._end()
 
     def _end(self) -> None:
-        if self.save is None:
-            raise SystemExit(TERMINATED)
-        if self.save():
-            self._console.print("[yellow]terminated: a checkpoint of the last whole update is saved")
-            raise SystemExit(TERMINATED)
+        saved = self.save is not None and self.save()
+        if self.save is None or saved:
+            lost = f" ({told})" if (told := self._ranks.lost()) else ""
+            if saved:
+                self._console.print(f"[yellow]terminated{lost}: a checkpoint of the last whole update is saved")
+            raise SystemExit(128 + self._terminating)

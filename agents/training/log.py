@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.markup import escape
 
 from agents.training.display import Show
+from agents.training.paid import Dropped, Paid
 from agents.training.watch import Alarm, Watch
 from rlaif_env.data.tasks import Task, gold_scores
 from rlaif_env.runs import RunFolder
@@ -20,37 +19,56 @@ from rlaif_env.runs import RunFolder
 class Log:
     """The record of a training: in the run folder, as warnings in the console, and as ``show`` shows an update."""
 
-    def __init__(self, run: RunFolder, console: Console, task: Task, group_size: int, show: Show) -> None:
-        self.watch = Watch(group_size)
+    def __init__(
+        self,
+        run: RunFolder,
+        console: Console,
+        task: Task,
+        group_size: int,
+        show: Show,
+        max_dropped: float | None = None,
+    ) -> None:
+        self.watch, self.dropped = Watch(group_size), Dropped(max_dropped)
+        self.stop = ""
         self._run, self._console, self._task, self._show = run, console, task, show
 
-    def update(
-        self,
-        update: int,
-        metrics: Mapping[str, float],
-        rewards: NDArray[np.float64],
-        final: Mapping[str, Any],
-        seconds: Mapping[str, float],
-    ) -> None:
-        """Record an update: the agent's metrics, n rewards, the environment's ``final_info``, the phases' seconds."""
+    def update(self, update: int, metrics: Mapping[str, float], paid: Paid, seconds: Mapping[str, float]) -> None:
+        """Record a batch: the agent's metrics, what was paid, the phases' seconds; no metrics if nothing was learned.
+
+        Figures are of what was learned from; the samples are all there are. ``stop`` then says why the run has to end,
+        if it has to.
+        """
         hidden = ("prompt", "response", "action_mask")
-        parts = {name: np.asarray(v) for name, v in final.items() if not name.startswith("_") and name not in hidden}
-        figures = dict(metrics) | {f"reward/{n}": float(np.mean(v)) for n, v in parts.items() if v.dtype.kind == "f"}
-        prompts, responses = list(map(str, final["prompt"])), list(map(str, final["response"]))
+        own = {n: np.asarray(v) for n, v in paid.final.items() if not n.startswith("_") and n not in hidden}
+        prompts, responses = list(map(str, paid.final["prompt"])), list(map(str, paid.final["response"]))
         gold = None
+        parts = own
         if self._task.gold is not None:
             judged = [self._task.judged(*pair) for pair in zip(prompts, responses, strict=True)]
             gold = gold_scores(self._task, judged)
-            figures["gold"] = float(gold.mean())
-            parts = {"gold": gold} | parts
-        spent = dict(seconds) | {"time/tokens_per_second": metrics["tokens"] / sum(seconds.values())}
-        self._run.log(update, figures | spent)
-        self._run.log_samples(update, prompts, responses, rewards, parts)
-        best = int(np.argmax(rewards))
+            parts = {"gold": gold} | own
+        self.stop, whole, rewards = self.dropped.count(paid), paid.whole, paid.rewards[paid.whole]
+        figures: dict[str, float] = {}
+        if metrics:
+            figures = {
+                **metrics,
+                **{f"reward/{n}": float(v[whole].mean()) for n, v in own.items() if v.dtype.kind == "f"},
+            }
+            figures |= ({} if gold is None else {"gold": float(gold[whole].mean())}) | self.dropped.updated()
+            spent = dict(seconds) | {"time/tokens_per_second": metrics["tokens"] / sum(seconds.values())}
+            self._run.log(update, figures | spent)
+        columns = {name: paid.column(name, values) for name, values in parts.items()}
+        self._run.log_samples(update, prompts, responses, paid.column("reward", paid.rewards), columns)
+        if not metrics:
+            self.tell(
+                f"update {update}: the judge failed on a response of every group ({paid.reason}); asking for more"
+            )
+            return
+        best = int(np.flatnonzero(whole)[np.argmax(rewards)])
         sample = prompts[best] + responses[best]
         if update == 1 or update % 5 == 0:
-            self._run.log_text(update, "best response of the update", f"[reward {rewards[best]:+.3f}] {sample}")
-        for alarm in self.watch.observe(update, figures, rewards, gold):
+            self._run.log_text(update, "best response of the update", f"[reward {paid.rewards[best]:+.3f}] {sample}")
+        for alarm in self.watch.observe(update, figures, rewards, None if gold is None else gold[whole]):
             self.warn(alarm)
         self._show(update, figures, spent, sample)
 

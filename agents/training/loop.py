@@ -11,6 +11,7 @@ from gymnasium.vector import VectorEnv
 
 from agents.reinforce import ReinforceAgent
 from agents.training.log import Log
+from agents.training.paid import Paid
 from agents.training.safety import Observations, Safety
 
 
@@ -22,9 +23,12 @@ def learn(
         with safety.attempt() as attempt:
             responses = agent.act(prompts)
             attempt.lap("time/sample")
-            prompts, attempt.rewards, _, _, infos = envs.step(responses)
+            prompts, rewards, _, _, infos = envs.step(responses)
             attempt.lap("time/score")
-            metrics = agent.update(attempt.rewards)
+            paid = Paid.of(rewards, infos["final_info"], agent.group_size)
+            attempt.rewards = rewards[paid.whole]
+            agent.keep(paid.whole)
+            metrics = agent.update(attempt.rewards) if paid.whole.any() else {}
             attempt.lap("time/update")
         with safety.commit():
-            log.update(agent.updates, metrics, attempt.rewards, infos["final_info"], attempt.seconds)
+            log.update(attempt.number, metrics, paid, attempt.seconds)

@@ -14,13 +14,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 
-from agents.passes import NonFiniteError, is_out_of_memory, plain
+from agents.passes import is_out_of_memory
 from agents.reinforce import ReinforceAgent
+from agents.rollout import NonFiniteError, plain
 from agents.training import checkpoints
 from agents.training.config import REWARD, TrainConfig, reward_facts
 from agents.training.heldout import evaluate_policy, read_json
@@ -77,10 +78,10 @@ def check_start(run: RunFolder, agent: ReinforceAgent, task: Task) -> None:
 
 
 class Attempt:
-    """An update in the making: its rewards (n,), once they are known, and the seconds spent in each phase."""
+    """An update in the making: its number, its rewards (n,), once they are known, and the seconds of each phase."""
 
-    def __init__(self) -> None:
-        self.rewards: Any = None
+    def __init__(self, number: int) -> None:
+        self.number, self.rewards = number, cast(Any, None)
         self.seconds: dict[str, float] = {}
         self._since = time.perf_counter()
 
@@ -117,7 +118,7 @@ class Safety:
         checkpoints.cut_back(self.run.path, {})
         self._record_reward(0, "")
         prompts: Observations = self.envs.reset(seed=self.config.seed)[0]
-        self._whole = self._values()
+        self._settled()
         return prompts
 
     def _restore(self, checkpoint: checkpoints.Checkpoint) -> Observations:
@@ -126,14 +127,18 @@ class Safety:
         for name in ("finished.json", "after.json"):
             (self.run.path / name).unlink(missing_ok=True)
         checkpoints.load_agent(self.agent, checkpoint.tensors, values["agent"])
+        self.agent.passes.ranks.tell("load", values["agent"])
+        self.agent.passes.ranks.share(checkpoint.tensors)
         prompts: Observations = self.envs.unwrapped.set_state(values["environment"])  # type: ignore[attr-defined]
         if values["numerics"]["agent.micro_batch"] != rows:
             self.agent.passes.micro_batch = rows
         self._validated = values["validated"]
+        self.log.dropped.set_state(values["dropped"])
         if not (changed := checkpoints.differing_in(values["reward"], self._reward)):
             self.log.watch.set_state(values["watch"])
             self._best = values["best"]
-        self._whole = self._saved = self._values()
+        self._settled()
+        self._saved = self._whole
         self._tidy()
         self.log.tell(f"going on after update {checkpoint.update} of {self.config.updates}")
         self._record_reward(checkpoint.update, changed)
@@ -157,11 +162,25 @@ class Safety:
         if changes != known or reward_facts(record["config"]) != self._reward:
             self.run.amend(REWARD, reward_changes=changes)
 
+    def _settled(self) -> None:
+        """Weights and files agree: an update is whole. The other processes can write its checkpoint from here on."""
+        self._whole = self._values()
+        if (ranks := self.agent.passes.ranks).size > 1:
+            ranks.tell("whole", self._whole | self._facts(synced=False))
+
+    def _facts(self, synced: bool = True) -> dict[str, Any]:
+        return {
+            "position": checkpoints.position(self.run, synced),
+            "numerics": checkpoints.numerics(self.agent),
+            "reward": self._reward,
+        }
+
     def _values(self) -> dict[str, Any]:
         return {
             "agent": checkpoints.agent_values(self.agent),
             "environment": self.envs.unwrapped.state(),  # type: ignore[attr-defined]
             "watch": self.log.watch.state(),
+            "dropped": self.log.dropped.state(),
             "best": self._best,
             "validated": self._validated,
         }
@@ -182,16 +201,17 @@ class Safety:
 
     def _validate(self, update: int) -> bool:
         """Evaluate on the validation split; whether this is the best policy so far, by its mean reward."""
-        assert self.parts.validation is not None
-        held = evaluate_policy(self.agent.policy, self.parts.validation, self.parts.task, seed=self.config.seed)
-        means = {name: float(values.mean()) for name, values in held.measures.items()}
+        parts, agent, seed = self.parts, self.agent, self.config.seed
+        assert parts.validation is not None
+        held = evaluate_policy(agent.policy, parts.validation, parts.task, seed=seed, sampler=agent.sampler)
+        means = held.means()
         with self.interrupts.held():
             self.run.record("validation.jsonl", {"step": update, **means})
-            improved = self._best is None or means["reward"] > self._best["reward"]
+            improved = "reward" in means and (self._best is None or means["reward"] > self._best["reward"])
             if improved:
                 self._best = {"step": update, "reward": means["reward"]}
             self._validated = update
-            self._whole = self._values()
+            self._settled()
         return improved
 
     def save(self) -> bool:
@@ -201,13 +221,21 @@ class Safety:
             return False
         if self._saved is not self._whole:
             tensors = checkpoints.agent_tensors(self.agent)
-            further = {"position": checkpoints.position(self.run), "numerics": checkpoints.numerics(self.agent)}
-            further["reward"] = self._reward
             with self.run.checkpoint(done) as folder:
-                checkpoints.write(folder, tensors, self._whole | further)
+                checkpoints.write(folder, tensors, self._whole | self._facts())
             self._saved = self._whole
             self._tidy()
         return True
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """When this block fails, the last whole update is saved, if that can be done."""
+        try:
+            yield
+        except Exception:
+            with suppress(RLAIFError, OSError):
+                self.save()
+            raise
 
     def _tidy(self) -> None:
         best = None if self._best is None else int(self._best["step"])
@@ -217,13 +245,11 @@ class Safety:
 
     @contextmanager
     def attempt(self) -> Iterator[Attempt]:
-        """Try an update; when it fails, all that can be kept is kept, and the error says where."""
-        attempt, update = Attempt(), self.agent.updates + 1
+        """Try an update; when it fails, what it was to learn from is kept, and the error says where."""
+        attempt = Attempt(self.agent.updates + 1)
         try:
             yield attempt
         except Exception as error:
-            with suppress(RLAIFError, OSError):
-                self.save()
             if is_out_of_memory(error):
                 raise RLAIFError(
                     f"expected memory to sample and score {self.envs.num_envs} responses at once, found too little "
@@ -231,9 +257,14 @@ class Safety:
                 ) from error
             if not isinstance(error, NonFiniteError | BackendError):
                 raise
-            file = self.run.path / f"failed-update-{update:06d}.json"
+            file = self.run.path / f"failed-update-{attempt.number:06d}.json"
             rewards = None if attempt.rewards is None else plain(attempt.rewards)
-            dump = {"update": update, "error": str(error), "rows": list(error.rows), "batch": self.agent.batch()}
+            dump = {
+                "update": attempt.number,
+                "error": str(error),
+                "rows": list(error.rows),
+                "batch": self.agent.batch(),
+            }
             write_json(file, dump | {"rewards": rewards})
             raise type(error)(
                 f"{error}; prompts, responses, log-probabilities and rewards are in {file}", error.rows
@@ -241,11 +272,19 @@ class Safety:
 
     @contextmanager
     def commit(self) -> Iterator[None]:
-        """Write what belongs to an update that is done: weights and files agree again at the end of this block."""
+        """Write what belongs to a batch that is done: weights and files agree again at the end of this block.
+
+        Raises:
+            BackendError: If the judge failed on too much of what it was asked; the batch is saved.
+        """
         with self.interrupts.held():
             yield
             before, now = self._whole["agent"]["micro_batch"], self.agent.passes.micro_batch
             if now != before:
                 text = f"out of memory: {now} rows in a gradient pass from here on, not {before}"
                 self.log.warn(Alarm("memory", self.agent.updates, text))
-            self._whole = self._values()
+            self._settled()
+            if self.log.stop:
+                self.save()
+        if self.log.stop:
+            raise BackendError(self.log.stop)

@@ -46,6 +46,7 @@ from rlaif_env.api import RLAIFError
 from rlaif_env.batches import PROMPTS_AT_ONCE
 from rlaif_env.data.journal import Journal
 from rlaif_env.data.tasks import DEFAULT_TASK, EVAL_PROMPTS, EVAL_SPLIT, Task, held_out_prompts, load_task
+from rlaif_env.endpoint.vllm import VLLMConfig
 from rlaif_env.models import BUILTIN_MODEL, backbone
 from rlaif_env.options import JSON_MAPPING, OPERATIONAL
 from rlaif_env.runs import RunFolder
@@ -78,6 +79,7 @@ class EvaluateConfig:
         seed: Of the sampling and the bootstrap.
         resamples: Of the bootstrap of each length-controlled win rate.
         batch: Prompts answered at once.
+        sampler: vLLM servers that answer, with the policies' base model.
         out: The folder to write to, or to go on with; a new one under runs/ where not given.
     """
 
@@ -96,6 +98,7 @@ class EvaluateConfig:
     seed: int = 0
     resamples: int = RESAMPLES
     batch: int = PROMPTS_AT_ONCE
+    sampler: VLLMConfig = field(default_factory=VLLMConfig)
     out: Path | None = None
 
 
@@ -163,7 +166,7 @@ def evaluate(config: EvaluateConfig, console: Console | None = None) -> dict[str
     if config.out is None or not (config.out / "config.json").exists():
         with _working(console, "loading the judges"):
             judges.build_all()
-    free = [f"judge.{name}" for name in OPERATIONAL]
+    free = ["sampler", *(f"judge.{name}" for name in OPERATIONAL)]
     with RunFolder.create(config.out, kept, command="evaluate", exist=True, free=free) as run:
         console.print(f"Writing to {run.path}; the same command with --out {run.path} goes on", soft_wrap=True)
         systems, failures = _systems(config, task, policies, judges, run.path, console)
@@ -216,6 +219,9 @@ def _systems(
                 reference=config.reference,
                 max_new_tokens=config.max_new_tokens,
                 temperature=config.temperature,
+                servers=config.sampler,
+                adapters=folder / "adapters",
+                tell=console.print,
             )
         systems.append(with_gold(system, task))
         write_system(files[name], systems[-1])

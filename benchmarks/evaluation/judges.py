@@ -21,8 +21,8 @@ from benchmarks.evaluation.length_control import RESAMPLES, length_control
 from benchmarks.evaluation.metrics import holm, paired_bootstrap_test, sign_test, win_rate
 from benchmarks.evaluation.systems import System
 from rewards.labeling.labeler import Answer, Label, PreferenceLabeler
-from rlaif_env.api import BackendError, RewardBackend, RLAIFError, checked_scores
-from rlaif_env.batches import HOPELESS, isolate_failures
+from rlaif_env.api import BackendError, RewardBackend, RLAIFError
+from rlaif_env.batches import HOPELESS, scored_rows
 from rlaif_env.data.journal import Journal
 from rlaif_env.data.tasks import Task, gold_scores
 from rlaif_env.statistics import FEWEST_UNITS, Floats, bootstrap_mean, position_bias
@@ -40,17 +40,12 @@ def score_rows(
     """
     values = np.full(len(responses), np.nan)
     reasons: dict[int, str] = {}
-
-    def score(rows: list[int]) -> list[float]:
-        scores = checked_scores(backend, [prompts[i] for i in rows], [responses[i] for i in rows])
-        return list(map(float, scores.values))
-
     without = 0
     for start in range(0, len(responses), batch):
-        scored, failed = isolate_failures(score, range(start, min(start + batch, len(responses))), BackendError)
-        values[list(scored)] = list(scored.values())
-        reasons |= {row: str(error) for row, error in failed.items()}
-        without = 0 if scored else without + 1
+        part = slice(start, start + batch)
+        values[part], _, failed = scored_rows(backend, prompts[part], responses[part])
+        reasons |= {start + row: reason for row, reason in failed.items()}
+        without = without + 1 if np.isnan(values[part]).all() else 0
         if give_up and without == HOPELESS:
             raise BackendError(
                 f"expected scores from the judge {backend.name!r}, found that every row of {HOPELESS} batches "

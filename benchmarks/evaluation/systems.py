@@ -10,10 +10,11 @@ from __future__ import annotations
 import gc
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,7 @@ from rlaif_env.data.forms import response_of
 from rlaif_env.data.rows import parsed
 from rlaif_env.data.tasks import EVAL_SPLIT, Task, held_out_prompts
 from rlaif_env.data.templates import encode_prompts
+from rlaif_env.endpoint.vllm import VLLMConfig, VLLMServers
 from rlaif_env.files import content_of
 from rlaif_env.models import (
     BUILTIN_MODEL,
@@ -41,6 +43,10 @@ from rlaif_env.models import (
 )
 from rlaif_env.runs import write_json
 from rlaif_env.statistics import new_names, new_numbers, repeated_ngrams, word_counts
+
+if TYPE_CHECKING:
+    from agents.policy import Policy
+    from agents.sampler import Sampler
 
 FILES = (".jsonl", ".jsonl.gz", ".parquet")
 """What a file of responses may be."""
@@ -204,6 +210,9 @@ def answer(
     reference: str | Path = BUILTIN_MODEL,
     max_new_tokens: int | None = None,
     temperature: float | None = None,
+    servers: VLLMConfig | None = None,
+    adapters: Path | None = None,
+    tell: Callable[[str], object] = lambda text: None,
 ) -> System:
     """Let a policy answer the first prompts of a split, and measure the texts by all that needs no judge.
 
@@ -221,6 +230,9 @@ def answer(
         reference: The model that KL and perplexity are measured against.
         max_new_tokens: Longest response; None is the task's.
         temperature: Of the sampling; None is that of the policy's own run, or 0.9.
+        servers: vLLM servers that sample, with the policy's base model; it is sampled here where there are none.
+        adapters: Folder for the adapter they sample with, where servers names none.
+        tell: Called with a sentence about the servers.
 
     Raises:
         RLAIFError: If there is no such policy or not so many prompts, or a file does not answer exactly them.
@@ -240,18 +252,29 @@ def answer(
     else:
         base = backbone(start.path)
         temperature = located.temperature if temperature is None else temperature
-        responses, kl = _sampled(located, base, task, chosen, steps, temperature, seed, batch)
+        policy = _policy(located, temperature, adapter=bool(servers and servers.url))
+        with ExitStack() as stack:
+            sampler: Any = policy
+            if servers and servers.url:
+                from agents.served import ServedSampler
+
+                sampler = ServedSampler(policy, VLLMServers(servers))
+                stack.callback(sampler.close)
+                folder = Path(servers.adapters) if servers.adapters else adapters or Path("adapters")
+                sampler.open(folder, name=name, tokens=task.max_prompt_tokens + steps, tell=tell)
+            responses, kl = _sampled(policy, sampler, base, task, chosen, steps, seed, batch)
+        del policy, sampler
         gc.collect()  # a model is full of cycles; two of them should not be in memory at once
     return System(name, str(source), chosen, responses, _measures(base, task, chosen, responses, kl))
 
 
 def _sampled(
-    source: Source,
+    policy: Policy,
+    sampler: Sampler,
     base: Backbone,
     task: Task,
     prompts: list[str],
     steps: int,
-    temperature: float,
     seed: int,
     batch: int,
 ) -> tuple[list[str], NDArray[np.float64] | None]:
@@ -260,11 +283,10 @@ def _sampled(
     from agents.answers import response_kl
     from agents.policy import Policy
 
-    policy = _policy(source, temperature)
     tokenizer = policy.tokenizer
     asked, _ = encode_prompts(task, tokenizer, prompts, task.prompt_limit)
     ids, mask = pad_rows(asked, tokenizer.pad_token_id, side="left")
-    samples = answered(policy, ids, mask, max_new_tokens=steps, seed=seed, batch=batch)
+    samples = answered(sampler, ids, mask, max_new_tokens=steps, seed=seed, batch=batch)
     rows = (row[:length] for row, length in zip(samples.ids.tolist(), samples.lengths, strict=True))
     known = ([i for i in row if i < len(tokenizer)] for row in rows)
     responses = [continuation_text(tokenizer, *pair) for pair in zip(asked, known, strict=True)]
@@ -272,13 +294,18 @@ def _sampled(
         return responses, None
     if policy.backbone is base and policy.adapter is None:
         return responses, np.zeros(len(prompts))
-    return responses, response_kl(policy, ids, mask, samples, Policy(base, trainable="none", temperature=temperature))
+    return responses, response_kl(
+        policy, ids, mask, samples, Policy(base, trainable="none", temperature=policy.temperature)
+    )
 
 
-def _policy(source: Source, temperature: float) -> Any:
+def _policy(source: Source, temperature: float, *, adapter: bool) -> Policy:
+    """The policy, as an adapter on its base model where that is asked for and it has one."""
     from agents.policy import Policy
 
     if source.run is None:
+        if adapter and (Path(source.path) / "adapter" / "adapter_config.json").is_file():
+            return Policy.from_adapter(Path(source.path) / "adapter", temperature=temperature)
         return Policy(backbone(source.path), trainable="none", temperature=temperature)
     from safetensors.torch import load_file
 

@@ -25,6 +25,7 @@ class Sizes:
     attention: int  # query width, summed over layers: what one token pays for each token it attends to, twice
     adapter: int = 0  # weights of the LoRA adapter; 0 with full fine-tuning
     itemsize: int = 4  # bytes of a weight
+    cache: int = 0  # keys and values that one token leaves behind, over all layers; 0 leaves their reading out
 
     @classmethod
     def of(cls, model: Any, adapter: int = 0) -> Sizes:
@@ -56,8 +57,7 @@ class Cost:
 
     def seconds(self, machine: Machine) -> float:
         """The least time on a machine."""
-        # a copy reads and writes each byte, a product only reads its weights
-        decoding = sum(max(flops / machine.flops, 2 * read / machine.bytes) for flops, read in self.steps)
+        decoding = sum(max(flops / machine.flops, read / machine.bytes) for flops, read in self.steps)
         return self.flops / machine.flops + decoding
 
     @property
@@ -83,7 +83,7 @@ def sampling(sizes: Sizes, *, rows: int, group: int, prompt: int, response: int)
     step = tuple(
         (
             _forward(sizes, rows, rows * (prompt + t)) + 2 * sizes.head * rows,
-            float(sizes.itemsize * (sizes.body + sizes.head)),
+            float(sizes.itemsize * (sizes.body + sizes.head + sizes.cache * rows * (prompt + t))),
         )
         for t in range(1, response)
     )

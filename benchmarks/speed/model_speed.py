@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from agents.sampler import SamplerConfig
 from benchmarks.speed import costs
 from benchmarks.speed.one_update import Ours, Setting, model_folder
 from benchmarks.speed.timing import Machine, Times, alternate, beside, machine, stopwatch
@@ -160,6 +161,25 @@ def sampling(
                 figures = _timed({"ours": ours, "generate": theirs}, repetitions)
             parts.append({"early": early, "samples_per_prompt": group, "tokens": sum(written), **figures})
     return {"rows": rows, "response": response, "shortest": shortest, "widest_prompt": width, "parts": parts}
+
+
+def precision(
+    *, model: str = BUILTIN_MODEL, repetitions: int = 5, responses: Sequence[int] = (16, 64, 128), rows: int = 24
+) -> dict[str, Any]:
+    """Updates whose responses are drawn in bfloat16, with the correction that takes, beside those drawn in float32."""
+    parts = []
+    for response in responses:
+        setting = Setting(0.05, 16, response, rows=rows, group=min(6, rows))
+        with tempfile.TemporaryDirectory() as name:
+            folder = model_folder(model, Path(name))
+            sides = {dtype: Ours(folder, setting, "cpu", SamplerConfig(dtype=dtype)) for dtype in ("bfloat16", "")}
+        sampled = {dtype: Times() for dtype in sides}
+        whole = alternate({d: partial(side.step, sampled[d]) for d, side in sides.items()}, repetitions=repetitions)
+        for what, times in (("update", whole), ("sampling", {d: t.without(1) for d, t in sampled.items()})):
+            low, full = times["bfloat16"], times[""]
+            figures = {"bfloat16": low.summary(), "float32": full.summary(), **beside(low, full)}
+            parts.append({"part": f"{what}, {rows} rows of {response} tokens", **figures})
+    return {"parts": parts}
 
 
 def _side(setting: Setting, model: str, folder: Path) -> Ours:

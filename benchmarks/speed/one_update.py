@@ -10,13 +10,17 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.speed.timing import Times, stopwatch
 from rlaif_env.api import RLAIFError
 from rlaif_env.data.tasks import PromptSource, Task
 from rlaif_env.models import LoraConfig, encode, load_tokenizer, logit_width, resolve
+
+if TYPE_CHECKING:
+    from agents.sampler import SamplerConfig
 
 WORDS = (
     "the film was a story of people who never knew what they had until it was gone and then one day all of this came "
@@ -36,6 +40,7 @@ class Setting:
     trainable: str = "lora"  # "lora" or "full"
     rank: int = 16  # LoRA rank; alpha is twice that
     passes: int = 1  # gradient passes in which TRL takes the n rows
+    dtype: str = "float32"  # of the frozen weights, and on TRL's side of autocast
 
     @property
     def name(self) -> str:
@@ -106,10 +111,11 @@ def model_folder(name: str, folder: Path) -> Path:
 class Ours:
     """This project's side: environment, agent, one update a call."""
 
-    def __init__(self, folder: Path, setting: Setting, device: str) -> None:
+    def __init__(self, folder: Path, setting: Setting, device: str, sampler: SamplerConfig | None = None) -> None:
         import gymnasium as gym
 
         from agents import ReinforceAgent, ReinforceConfig
+        from agents.sampler import make_sampler
 
         s = setting
         self.setting = s
@@ -133,7 +139,8 @@ class Ours:
             tokenizer=tokenizer,
             vocab_size=logit_width(folder),
         )
-        self.agent = ReinforceAgent(folder, config, envs=self.envs, device=device, dtype="float32")
+        source = partial(make_sampler, sampler) if sampler else None
+        self.agent = ReinforceAgent(folder, config, envs=self.envs, device=device, dtype=s.dtype, sampler=source)
         self.observations, _ = self.envs.reset(seed=0)
         self.metrics: dict[str, float] = {}
 

@@ -1,7 +1,8 @@
 """How fast the parts are, each as a ratio measured side by side: ``python -m benchmarks.speed.throughput PART``.
 
 Parts: env (the environments beside SyncVectorEnv), score (direct scores beside plain batches), sample (beside
-`generate`), floor (each phase over the least time the machine allows), overhead (environment and logging in an update).
+`generate`), precision (updates with responses drawn in bfloat16 beside float32), floor (each phase over the least time
+the machine allows), overhead (environment and logging in an update).
 
 Contenders take turns in short blocks, so that all of them see the same machine; figures are medians over single steps,
 with the quartiles. The reward of the environment's measurements costs nothing, and the tokenizer is a table of words:
@@ -170,6 +171,18 @@ def _pair_table(figures: Mapping[str, Any]) -> list[Table]:
     return [Table("Side by side", columns, rows)]
 
 
+def _precision_table(figures: Mapping[str, Any]) -> list[Table]:
+    rows: list[list[Cell]] = []
+    for part in figures["parts"]:
+        times = (f"{part[dtype]['median_s']:.2f}" for dtype in ("bfloat16", "float32"))
+        low, high = part["ratio_quartiles"]
+        rows.append(
+            [part["part"], *times, f"x {part['ratio']:.2f} [{low:.2f}, {high:.2f}]", f"x {part['ratio_cpu']:.2f}"]
+        )
+    columns = ["", "drawn in bfloat16, s", "in float32, s", "ratio (quartiles)", "by CPU time"]
+    return [Table("Sampling in lower precision", columns, rows)]
+
+
 def _floor_table(figures: Mapping[str, Any]) -> list[Table]:
     rows: list[list[Cell]] = []
     for part in figures["parts"]:
@@ -190,6 +203,7 @@ PARTS: dict[str, tuple[Callable[[], dict[str, Any]], Callable[[Mapping[str, Any]
     "env": (environments, _environment_tables),
     "floor": (model_speed.floors, _floor_table),
     "overhead": (model_speed.overhead, _overhead_table),
+    "precision": (model_speed.precision, _precision_table),
     "sample": (model_speed.sampling, _pair_table),
     "score": (model_speed.scoring, _pair_table),
 }

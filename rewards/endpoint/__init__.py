@@ -1,1 +1,1 @@
-"""The language model behind any OpenAI-compatible server."""
+"""The likelihoods of answers from a model behind any OpenAI-compatible server."""

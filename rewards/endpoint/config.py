@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from rewards.api import configured
-from rewards.endpoint.limits import Limits
 from rlaif_env.api import RLAIFError
+from rlaif_env.endpoint.limits import Limits, checked_urls
 from rlaif_env.options import JSON_MAPPING
 
 _GRAMMARS = {"response_format", "grammar", "json_schema", "structured_outputs", "structural_tag"}
@@ -23,6 +23,8 @@ class ServerConfig:
     Attributes:
         api_key_env: Environment variable with the key; nothing is sent where it is not set.
         route: "completion" sends the prompt as it is, "chat" as a user's turn, "auto" the first where it works.
+        replicas: Addresses of further servers with the same model: each request goes to the least busy, and one that is
+            lost is left out. Answers are kept under the first address alone.
         limits: Concurrency, retries, deadlines, prices and the spend cap: Limits, or their fields by name.
         cache: Where answers are kept: a file, True for the usual one, False for this process's memory only.
         revision: Anything that tells two states of the model apart; answers to one are not those of the other.
@@ -37,6 +39,7 @@ class ServerConfig:
 
     api_key_env: str = "RLAIF_LLM_API_KEY"
     route: Literal["auto", "completion", "chat"] = "auto"
+    replicas: tuple[str, ...] = ()
     limits: Limits = field(default_factory=Limits)
     cache: bool | str = True
     revision: str = ""
@@ -55,6 +58,7 @@ class ServerConfig:
         if bad := sorted(self.extra.keys() & (_GRAMMARS | _OWN)):
             why = "under a grammar label mass looks like 1" if set(bad) & _GRAMMARS else "they are set here"
             raise RLAIFError(f"expected extra fields without {', '.join(bad)}: {why}")
+        object.__setattr__(self, "replicas", checked_urls(self.replicas) if self.replicas else ())
         given: Any = self.limits
         if not isinstance(given, Limits):
             object.__setattr__(self, "limits", configured(Limits(), given, "limits of an endpoint"))

@@ -20,14 +20,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rewards.api import Live, configured
-from rewards.endpoint.cache import AnswerCache, default_cache
-from rewards.endpoint.client import EndpointClient, RequestFailed
 from rewards.endpoint.config import ServerConfig
 from rewards.endpoint.likelihoods import AnswerLikelihoods, answer_likelihoods
 from rewards.endpoint.probe import Capabilities, probe
-from rewards.endpoint.replies import Position, Reply
 from rewards.prompts import before_stop, check_answers, leads_after
 from rlaif_env.api import BackendError
+from rlaif_env.endpoint.cache import AnswerCache, default_cache
+from rlaif_env.endpoint.client import EndpointClient
+from rlaif_env.endpoint.replies import Position, Reply
+from rlaif_env.endpoint.transport import RequestFailed
 
 
 def _end(client: EndpointClient) -> None:
@@ -58,7 +59,12 @@ class EndpointLM(Live, AbstractContextManager["EndpointLM"]):
         c = self.config
         path = default_cache() if c.cache is True else Path(c.cache) if c.cache else None
         self._client = EndpointClient(
-            url, model, api_key_env=c.api_key_env, limits=c.limits, cache=AnswerCache(path), revision=c.revision
+            (url, *c.replicas),
+            model,
+            api_key_env=c.api_key_env,
+            limits=c.limits,
+            cache=AnswerCache(path),
+            revision=c.revision,
         )
         self._end = weakref.finalize(self, _end, self._client)  # also where nobody closes it: in an environment
         self.url, self.usage = self._client.url, self._client.usage

@@ -29,6 +29,7 @@ from rewards.api import LanguageModel
 from rewards.labeling.job import OPERATIONAL, LabelConfig, LabelJob
 from rewards.labeling.pair_source import Pair, SampledPairs
 from rewards.labeling.report import Tally, as_markdown
+from rewards.labeling.served import ServedPolicy
 from rlaif_env.api import BackendError, Preference
 from rlaif_env.batches import HOPELESS
 from rlaif_env.data.journal import Journal
@@ -99,8 +100,11 @@ def _sampled(job: LabelJob, prompts: Sequence[str], journal: Journal, console: C
     sampling: dict[str, Any] = {"seed": config.seed, "temperature": config.policy_temperature}
     sampled = SampledPairs(str(config.policy), job.task, prompts, journal, **sampling)
     if todo := sampled.open():
-        policy = job.policy()
-        with _progress(console) as progress:
+        policy = job.policy(console.print)
+        with ExitStack() as stack:
+            if isinstance(policy, ServedPolicy):
+                stack.callback(policy.close)
+            progress = stack.enter_context(_progress(console))
             done = len(sampled.prompts) - len(todo)
             bar = progress.add_task("sampling", total=len(sampled.prompts), completed=done, figures="")
             for start in range(0, len(todo), config.batch):

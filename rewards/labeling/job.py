@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from rewards.api import LanguageModel
-from rewards.endpoint.limits import Usage
 from rewards.endpoint.model import EndpointLM
 from rewards.labeling.answers import Answer, Label
 from rewards.labeling.labeler import LabelingConfig, PreferenceLabeler
 from rewards.labeling.pair_source import Pair, builtin_pairs, holds_prompts, prompts_of_file, read_pairs
+from rewards.labeling.served import ServedPolicy
 from rewards.language_model.choice import language_model_from
 from rewards.language_model.config import LanguageModelConfig
 from rewards.language_model.local import LocalLM
@@ -21,11 +21,13 @@ from rlaif_env import options
 from rlaif_env.api import BackendError, DataError, RLAIFError
 from rlaif_env.data.journal import Journal
 from rlaif_env.data.tasks import DEFAULT_TASK, load_task
+from rlaif_env.endpoint.limits import Usage
+from rlaif_env.endpoint.vllm import VLLMConfig
 from rlaif_env.files import content_of
 from rlaif_env.models import TEMPERATURE, encode, load_tokenizer
 
 OPERATIONAL = (
-    *("out", "batch", "dry_run"),
+    *("out", "batch", "dry_run", "sampler"),
     *(f"labeler.{name}" for name in options.OPERATIONAL),
 )
 """The settings with others of which a run can go on."""
@@ -47,6 +49,7 @@ class LabelConfig(LabelingConfig):
         min_gap: Least difference of the two mean ratings in the movie corpus.
         policy: A model that responds twice to each prompt: built-in name, folder or Hugging Face id.
         policy_temperature: Temperature of those responses.
+        sampler: vLLM servers that sample them.
         labeler: The language model that labels; its prices (those of server.limits) count wherever it runs.
         template_file: A text file with the template.
         batch: Pairs asked at a time; so much is lost at most when the process is killed.
@@ -62,6 +65,7 @@ class LabelConfig(LabelingConfig):
     min_gap: float = 0.0
     policy: str | None = None
     policy_temperature: float = TEMPERATURE
+    sampler: VLLMConfig = field(default_factory=VLLMConfig)
     labeler: LanguageModelConfig = field(default_factory=LanguageModelConfig)
     template_file: Path | None = None
     batch: int = 16
@@ -73,6 +77,8 @@ class LabelConfig(LabelingConfig):
             raise RLAIFError(f"expected batch and pairs from 1, found {self.batch} and {self.pairs}")
         if self.mode == "pairwise" and self.scale is not None:
             raise RLAIFError(f"expected a scale with mode 'score' only, found {self.scale} with mode {self.mode!r}")
+        if self.sampler.url and self.policy is None:
+            raise RLAIFError("expected a policy (--policy) that the servers of sampler.url sample from, found none")
         if self.template is not None and self.template_file is not None:
             raise RLAIFError("expected a template or a file that holds one (template_file), found both")
 
@@ -134,9 +140,11 @@ class LabelJob:
             if config.pairs is None or i < config.pairs:
                 yield pair
 
-    def policy(self) -> LanguageModel:
-        """The policy, on the labeler's device; it reads prompts as the task's template has them."""
-        here = self.config.labeler
+    def policy(self, tell: Callable[[str], object]) -> LocalLM | ServedPolicy:
+        """The policy, on the labeler's device or servers; it reads prompts as the task's template has them."""
+        here, servers = self.config.labeler, self.config.sampler
+        if servers.url:
+            return ServedPolicy(str(self.config.policy), servers, self.task, tell)
         return LocalLM(str(self.config.policy), device=here.device, dtype=here.dtype, task=self.task)
 
     def content(self) -> dict[str, str]:

@@ -8,9 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from rewards.api import LanguageModel
 from rlaif_env.api import BackendError, DataError, Preference
 from rlaif_env.data.forms import PreferenceForms, holds_responses, judgement_of
 from rlaif_env.data.journal import Journal
@@ -78,7 +77,24 @@ def builtin_pairs(task: Task, split: str, *, n: int | None, seed: int, min_gap: 
     return (_pair(record, labelled=True) for record in records)
 
 
-def respond(policy: LanguageModel, task: Task, prompts: Sequence[str], *, temperature: float, seed: int) -> list[str]:
+class Responder(Protocol):
+    """What samples responses: a language model, or servers that have one."""
+
+    name: str
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        *,
+        max_new_tokens: int,
+        temperature: float,
+        seed: int = 0,
+        stop: Sequence[str] = (),
+    ) -> list[str]:
+        """As `rewards.api.LanguageModel.generate`."""
+
+
+def respond(policy: Responder, task: Task, prompts: Sequence[str], *, temperature: float, seed: int) -> list[str]:
     """A policy's response to each of n prompts, none longer than the task's; in a dialogue the person does not speak.
 
     Raises `BackendError` where the policy does not give one text a prompt.
@@ -106,7 +122,7 @@ class SampledPairs:
         """Keys of the prompts without responses."""
         return [key for key in self.prompts if key not in self.journal]
 
-    def draw(self, policy: LanguageModel, keys: Sequence[str]) -> None:
+    def draw(self, policy: Responder, keys: Sequence[str]) -> None:
         """Sample two responses to each of some prompts; unusable ones are drawn again, some times over.
 
         Unusable are equal ones, empty ones, and what no preference file may hold, such as control characters.

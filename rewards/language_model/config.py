@@ -7,8 +7,8 @@ from typing import Any
 
 from rewards.api import configured
 from rewards.endpoint.config import ServerConfig
-from rewards.endpoint.limits import checked_url
 from rlaif_env.api import RLAIFError
+from rlaif_env.endpoint.limits import checked_url
 from rlaif_env.files import content_of
 from rlaif_env.models import BUILTIN_MODEL
 

@@ -211,7 +211,7 @@ class LocalLM(Live):
         tokenizer = self.backbone.tokenizer
         rows = self._encode(prompts, beside=max_new_tokens)
         texts = [""] * len(rows)
-        uniform = np.array([_numbers_for(prompt, seed, max_new_tokens) for prompt in prompts])
+        uniform = np.array([numbers_for(prompt, seed, max_new_tokens) for prompt in prompts])
         with self.backbone.using(None) as model:
             for members in length_buckets([len(row) for row in rows], self.tokens_per_batch, extra=max_new_tokens):
                 drawn = sample(
@@ -229,7 +229,7 @@ class LocalLM(Live):
         return texts
 
 
-def _numbers_for(prompt: str, seed: int, count: int) -> NDArray[np.float64]:
+def numbers_for(prompt: str, seed: int, count: int) -> NDArray[np.float64]:
     """Uniform numbers that depend on the prompt and the seed alone, so that a batch gives what each row alone gives."""
     digest = hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).digest()
     return np.random.default_rng([seed, *np.frombuffer(digest, dtype=np.uint32)]).random(count)

@@ -14,7 +14,8 @@ from rewards.reward_model.report import curve_plot, reliability_plot
 from rewards.reward_model.training import Progress, RewardModelConfig, Trained, train_rm
 from rewards.reward_model.weights import check_classifier
 from rlaif_env.data.tasks import DEFAULT_TASK, Task, load_task
-from rlaif_env.models import BUILTIN_MODEL, backbone, load_tokenizer
+from rlaif_env.models import BUILTIN_MODEL, Backbone, backbone, load_tokenizer
+from rlaif_env.ranks import Ranks, facts_of
 from rlaif_env.runs import RunFolder, write_json
 from rlaif_env.statistics import interval_text
 
@@ -54,20 +55,33 @@ def read_labels(config: TrainRMConfig, task: Task) -> LabelledData:
     return load_labels(task, config.labels, **limits, hold_out=config, test=config.test)
 
 
-def train_and_save(config: TrainRMConfig, *, quiet: bool = False) -> tuple[Trained, Path]:
+def train_and_save(config: TrainRMConfig, *, quiet: bool = False, ranks: Ranks | None = None) -> tuple[Trained, Path]:
     """Train a reward model into a run folder (its model, report and plots), which is returned with it.
+
+    Of several processes the first has labels, folder and display.
 
     Raises:
         RLAIFError: If a setting makes no sense, or there are no preferences to train on or to hold out.
         DataError: If the preference file has bad rows.
     """
-    with RunFolder.create(config.out, asdict(config), command="train-rm") as run, _progress(quiet) as progress:
-        task = load_task(config.task)
-        data = read_labels(config, task)
+    ranks = ranks or Ranks()
+
+    def made() -> Backbone:
         base = backbone(config.model, device=config.device, dtype=config.dtype)
         if config.merged or config.trainable == "full":  # what is saved whole
             check_classifier(base)
-        trained = train_rm(config, base, task, data, log=run.log, progress=progress)
+        return base
+
+    def read() -> tuple[Task, LabelledData]:
+        task = load_task(config.task)
+        return task, read_labels(config, task)
+
+    if not ranks.leader:
+        task, data = ranks.given(read)
+        return train_rm(config, ranks.agree(made), task, data, ranks=ranks), Path()
+    with RunFolder.create(config.out, asdict(config), command="train-rm") as run, _progress(quiet) as progress:
+        task, data = ranks.given(read)
+        trained = train_rm(config, ranks.agree(made), task, data, ranks=ranks, log=run.log, progress=progress)
         summary = {
             name: {key: value for key, value in figures.items() if key != "reliability"}
             for name, figures in trained.report["figures"].items()
@@ -85,11 +99,20 @@ def main(argv: Sequence[str]) -> int:
     """``rlaif train-rm``: train, measure, save and say how good the model is."""
     import tyro
 
-    config = tyro.cli(TrainRMConfig, args=list(argv), prog="rlaif train-rm")
-    if config.dry_run:
+    with Ranks.started() as ranks:
+
+        def work() -> tuple[TrainRMConfig, tuple[Trained, Path] | None]:
+            ranks.check_same(facts_of(argv))
+            config = ranks.given(lambda: tyro.cli(TrainRMConfig, args=list(argv), prog="rlaif train-rm"))
+            return config, None if config.dry_run else train_and_save(config, ranks=ranks)
+
+        if not ranks.leader:
+            return ranks.follow(lambda: 0 if work() else 1)
+        config, made = work()
+    if made is None:
         print(plan(config))
         return 0
-    trained, folder = train_and_save(config)
+    trained, folder = made
     print(describe(trained))
     print(f"saved in {folder}")
     return 0

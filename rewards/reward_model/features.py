@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rlaif_env.api import RLAIFError
-from rlaif_env.batches import TOKENS_PER_BATCH, length_buckets
+from rlaif_env.batches import TOKENS_PER_BATCH, length_buckets, shares
 from rlaif_env.data.tasks import Task
 from rlaif_env.data.templates import conversation, template_for
 from rlaif_env.models import Backbone, encode, keep_end, linear_modules, pad_rows, trunk_of
+from rlaif_env.ranks import Ranks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -137,14 +138,26 @@ def extract(
     adapter: str | None = None,
     tokens_per_batch: int = TOKENS_PER_BATCH,
     advance: Callable[[int], object] = lambda done: None,
+    ranks: Ranks | None = None,
 ) -> torch.Tensor:
     """`last_states` of any number of rows, without gradient, in the caller's order: float32 (n, D, H) on the CPU.
 
     A forward pass has at most so many padded tokens; ``advance`` is called with the number of rows done after each.
+    Several processes, each called with the same, divide the rows.
     """
+    ranks = ranks or Ranks()
+    lengths = [len(row) for row in rows]
+    own = shares([0] * len(rows), lengths, 1, ranks.size)[ranks.rank]
     out = torch.zeros(len(rows), len(depths), backbone.model.config.get_text_config().hidden_size)
-    with backbone.using(adapter) as model, torch.inference_mode():
-        for members in length_buckets([len(row) for row in rows], tokens_per_batch):
-            out[members] = last_states(model, [rows[i] for i in members], depths).cpu()
-            advance(len(members))
+
+    def read() -> None:
+        with backbone.using(adapter) as model, torch.inference_mode():
+            for bucket in length_buckets([lengths[i] for i in own], tokens_per_batch):
+                members = [own[i] for i in bucket]
+                out[members] = last_states(model, [rows[i] for i in members], depths).cpu()
+                advance(len(members))
+
+    ranks.agree(read)
+    ranks.sum_([out])
+    advance(len(rows) - len(own))
     return out

@@ -30,6 +30,7 @@ from rewards.reward_model.tuning import Tuned, TuningConfig, tune
 from rlaif_env.api import Preference, RLAIFError
 from rlaif_env.data.tasks import Task
 from rlaif_env.models import Backbone
+from rlaif_env.ranks import Ranks
 
 _PROBE_TEXTS = 1500  # enough to tell the layers apart
 _CURVE_START = 128
@@ -91,8 +92,8 @@ class Trained:
 class _States:
     """The plain model's states by text and depth. With ``keep`` each is computed once: folds share nearly all."""
 
-    def __init__(self, base: Backbone, keep: bool) -> None:
-        self.base, self.keep = base, keep
+    def __init__(self, base: Backbone, keep: bool, ranks: Ranks) -> None:
+        self.base, self.keep, self.ranks = base, keep, ranks
         self._known: dict[tuple[bytes, int], Tensor] = {}
 
     def __call__(
@@ -103,11 +104,11 @@ class _States:
     ) -> Tensor:
         """As `extract`: float32 (n, D, H)."""
         if not self.keep:
-            return extract(self.base, rows, depths, advance=advance)
+            return extract(self.base, rows, depths, advance=advance, ranks=self.ranks)
         keys = [array("i", row).tobytes() for row in rows]
         new = [i for i, key in enumerate(keys) if any((key, depth) not in self._known for depth in depths)]
         advance(len(rows) - len(new))
-        found = extract(self.base, [rows[i] for i in new], depths, advance=advance)
+        found = extract(self.base, [rows[i] for i in new], depths, advance=advance, ranks=self.ranks)
         for i, states in zip(new, found, strict=True):
             self._known |= {(keys[i], depth): state for depth, state in zip(depths, states, strict=True)}
         if not rows:
@@ -147,6 +148,7 @@ def train_rm(
     task: Task,
     data: LabelledData,
     *,
+    ranks: Ranks | None = None,
     log: Callable[[int, Mapping[str, float]], None] = lambda step, metrics: None,
     progress: Progress = lambda what, total: lambda done: None,
 ) -> Trained:
@@ -154,10 +156,15 @@ def train_rm(
 
     ``log`` is called with the step and the metrics of "lora" and "full"; see `Progress` for the other.
 
+    Several processes (``ranks``), each called with the same, divide reading and gradients.
+
     Raises:
         RLAIFError: If a setting does not fit the model, or a loss is not finite.
     """
-    states = _States(base, keep=bool(data.folds))
+    ranks = ranks or Ranks()
+    if ranks.size > 1:
+        ranks.check_same({"model": base.fingerprint()})
+    states = _States(base, keep=bool(data.folds), ranks=ranks)
     fitted = _fit(config, states, task, data, log, progress)
     model, frozen, fit, tuned = fitted.model, fitted.frozen, fitted.fit, fitted.tuned
     figures, curve, truncated = _measure(fitted, states, data, config, progress)
@@ -196,18 +203,19 @@ def _fit(
     progress: Progress,
 ) -> _Fitted:
     """Fit the head and, where that is asked for, go on through the model."""
-    started, cpu, base = time.monotonic(), time.process_time(), states_of.base
+    started, cpu, base, ranks = time.monotonic(), time.process_time(), states_of.base, states_of.ranks
     train, validation = (
         Judged.encode(base.tokenizer, task, records, config.max_tokens) for records in (data.train, data.validation)
     )
     frozen = _read_states(states_of, train, validation, config.layers, progress)
-    fit, states = frozen.fit(), frozen.states
+    fit, states = ranks.given(frozen.fit), frozen.states
     tuned = Tuned(base, None, fit.weight, 0, 0, fit.validation_loss)
     if config.trainable != "head":
         advance = progress("tuning (pairs)", config.epochs * len(train.pairs))
-        tuned = tune(base, fit.weight, frozen.layers, train, validation, config, log=log, advance=advance)
+        tuned = tune(base, fit.weight, frozen.layers, train, validation, config, ranks=ranks, log=log, advance=advance)
         advance = progress("reading the texts again", len(train.rows))
-        states = extract(tuned.backbone, train.rows, [frozen.layers], adapter=tuned.adapter, advance=advance)[:, 0]
+        reading: dict[str, Any] = {"adapter": tuned.adapter, "advance": advance, "ranks": ranks}
+        states = extract(tuned.backbone, train.rows, [frozen.layers], **reading)[:, 0]
     weight = centred(tuned.weight, states) if config.center else tuned.weight
     normalization = Normalization()
     if config.normalize == "standardize":
@@ -246,7 +254,7 @@ def _read_states(states_of: _States, train: Judged, validation: Judged, layers: 
     if len(depths) > 1:
         pairs = train.pairs.take((train.pairs.first < probe) & (train.pairs.second < probe))
         fits = [fit_head(some[:, d], pairs, held_out[:, d], validation.pairs) for d in range(len(depths))]
-        best = min(range(len(depths)), key=lambda d: fits[d].validation_loss)
+        best = states_of.ranks.given(lambda: min(range(len(depths)), key=lambda d: fits[d].validation_loss))
     rest = states_of(train.rows[probe:], [depths[best]], advance)[:, 0]
     return _Frozen(depths[best], train, torch.cat([some[:, best], rest]), validation, held_out[:, best])
 
@@ -274,7 +282,7 @@ def _margins(
     test = Judged.encode(states_of.base.tokenizer, model.task, records, model.max_tokens)
     plain = states = states_of(test.rows, [model.layers], progress(what, len(test.rows)))[:, 0]
     if fitted.tuned.steps:
-        states = extract(model.backbone, test.rows, [model.layers], adapter=model.adapter)[:, 0]
+        states = extract(model.backbone, test.rows, [model.layers], adapter=model.adapter, ranks=states_of.ranks)[:, 0]
     return test, plain, test.pairs.margins(states.double() @ model.weight.double())
 
 

@@ -17,6 +17,7 @@ from rewards.reward_model.data import Judged
 from rewards.reward_model.features import extract, last_states, lora_targets
 from rewards.reward_model.head import preference_loss
 from rlaif_env.api import RLAIFError
+from rlaif_env.batches import shares
 from rlaif_env.models import (
     Backbone,
     LoraConfig,
@@ -27,6 +28,7 @@ from rlaif_env.models import (
     tokens_that_fit,
     within,
 )
+from rlaif_env.ranks import Ranks
 
 _PATIENCE = 3
 _CHECKS_PER_EPOCH = 2
@@ -80,6 +82,7 @@ def tune(
     validation: Judged,
     config: TuningConfig,
     *,
+    ranks: Ranks | None = None,
     log: Callable[[int, Mapping[str, float]], None] = lambda step, metrics: None,
     advance: Callable[[int], object] = lambda pairs: None,
 ) -> Tuned:
@@ -91,14 +94,16 @@ def tune(
     Raises:
         RLAIFError: If a loss is not finite.
     """
-    model, adapter, parameters = _trainable(base, layers, config)
+    ranks = ranks or Ranks()
+    model, adapter, parameters = ranks.agree(lambda: _trainable(base, layers, config))
     head = torch.nn.Parameter(weight.to(model.device).clone())
     parameters.append(head)
     optimizer = make_optimizer(config.optimizer, parameters, config.learning_rate)
 
     def validation_loss() -> float:
-        states = extract(model, validation.rows, [layers], adapter=adapter)[:, 0]
-        return float(validation.pairs.loss(states.double() @ head.detach().cpu().double()))
+        states = extract(model, validation.rows, [layers], adapter=adapter, ranks=ranks)[:, 0]
+        loss = float(validation.pairs.loss(states.double() @ head.detach().cpu().double()))
+        return ranks.given(lambda: loss)  # what it decides must be decided alike
 
     budget, texts = tokens_that_fit(model.model), torch.stack([train.pairs.first, train.pairs.second], 1).tolist()
     per_epoch = -(-len(train.pairs) // config.batch_pairs)
@@ -117,8 +122,16 @@ def tune(
             group["lr"] = config.learning_rate * linear_schedule(step, warmup=_WARMUP * total, total=total)
         optimizer.zero_grad(set_to_none=True)
         widths = {pair: 2 * max(len(train.rows[text]) for text in texts[pair]) for pair in batch.tolist()}
-        parts = [p for few in batch.split(config.micro_pairs) for p in within(few.tolist(), widths, budget)]
-        loss = sum(_backward(model, adapter, head, layers, train, torch.tensor(part), len(batch)) for part in parts)
+        own = batch[shares([0] * len(batch), [*widths.values()], 1, ranks.size)[ranks.rank]]
+
+        def passes(own: Tensor = own, widths: Mapping[int, int] = widths, n: int = len(batch)) -> float:
+            parts = [
+                p for few in own.split(config.micro_pairs) if len(few) for p in within(few.tolist(), widths, budget)
+            ]
+            return sum(_backward(model, adapter, head, layers, train, torch.tensor(part), n) for part in parts)
+
+        loss = sum(ranks.gather(passes))
+        ranks.sum_gradients(parameters)
         norm = torch.nn.utils.clip_grad_norm_(parameters, config.optimizer.max_grad_norm)
         if not torch.isfinite(norm) or loss != loss:
             raise RLAIFError(

@@ -11,13 +11,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 from gymnasium import error, spaces
 from numpy.typing import NDArray
 
-from rlaif_env.api import BackendError, RewardBackend, RLAIFError, Tokenizer, checked_scores
+from rlaif_env.api import BackendError, RewardBackend, RLAIFError, Tokenizer
+from rlaif_env.batches import scored_rows
 from rlaif_env.data.tasks import DEFAULT_TASK, TaskLike, load_task
 from rlaif_env.data.templates import encode_prompts
 from rlaif_env.keywords import RewardFunction, Shared, resolve_reward, unshare
@@ -30,9 +31,12 @@ from rlaif_env.models import (
 )
 
 RESERVED_INFO = frozenset(
-    "prompt prompt_index response response_length finish_reason action_mask active episode final_obs final_info".split()
+    "prompt prompt_index response response_length finish_reason judge_failed action_mask active episode final_obs "
+    "final_info".split()
 )
 """Info keys with a meaning of their own, which a backend may not use."""
+
+ON_FAILURE = ("raise", "mark")
 
 
 class PromptOrder:
@@ -100,6 +104,8 @@ class Core:
         max_response_tokens: T; None is the task's.
         truncate_prompts: Cut a longer prompt to P tokens at its front, a dialogue by turns, and do not refuse it; None
             is as the task says.
+        on_failure: What becomes of a step with a response that the backend cannot score: "raise" its error; or "mark":
+            pay NaN for that response, with the reason in its info "judge_failed", and the others what they earn.
 
     Raises:
         RLAIFError: If a keyword cannot be used, a prompt is longer than P or empty, or the tokenizer has no EOS or pad.
@@ -118,7 +124,11 @@ class Core:
         max_prompt_tokens: int | None = None,
         max_response_tokens: int | None = None,
         truncate_prompts: bool | None = None,
+        on_failure: Literal["raise", "mark"] = "raise",
     ) -> None:
+        if on_failure not in ON_FAILURE:
+            raise RLAIFError(f"expected on_failure to be one of {', '.join(ON_FAILURE)}, found {on_failure!r}")
+        self.on_failure = on_failure
         self.task = load_task(unshare(task))
         self.P = _positive("max_prompt_tokens", max_prompt_tokens, self.task.max_prompt_tokens)
         self.T = _positive("max_response_tokens", max_response_tokens, self.task.max_response_tokens)
@@ -266,11 +276,12 @@ class Core:
         return continuation_text(self.tokenizer, self.prompt_ids(prompt_index).tolist(), known)
 
     def score(self, responses: Sequence[Response]) -> tuple[NDArray[np.float32], list[dict[str, Any]]]:
-        """Score n finished responses in one call of the backend.
+        """Score n finished responses in one call of the backend; where it fails, as ``on_failure`` says.
 
         Returns:
             The rewards (n,) and each row's info: prompt_index, prompt, response, response_length (tokens, the end
-            included), finish_reason ("stop" or "length"), and whatever the backend tells beside the reward.
+            included), finish_reason ("stop" or "length"), and whatever the backend tells beside the reward. A row that
+            could not be scored and is marked has the reward NaN and the info "judge_failed", the reason.
 
         Raises:
             BackendError: If the backend fails; its message names rows and prompts, its ``rows`` are the environment's.
@@ -278,12 +289,11 @@ class Core:
         prompts = [self.prompts[r.prompt_index] for r in responses]
         texts = [self.decode(r.prompt_index, r.ids) for r in responses]
         try:
-            scores = checked_scores(self.backend, prompts, texts)
-            if taken := sorted(RESERVED_INFO & set(scores.info)):
+            rewards, parts, failed = scored_rows(self.backend, prompts, texts, apart=self.on_failure == "mark")
+            if taken := sorted(RESERVED_INFO & {key for row in parts for key in row}):
                 raise BackendError(f"expected backend info keys other than the environment's own, found {taken}")
         except BackendError as failure:
             raise self._located(failure, responses) from failure
-        parts = {key: np.asarray(array) for key, array in scores.info.items()}
         infos = [
             {
                 "prompt_index": r.prompt_index,
@@ -291,11 +301,12 @@ class Core:
                 "response": texts[i],
                 "response_length": len(r.ids) + int(r.stopped),
                 "finish_reason": "stop" if r.stopped else "length",
-                **{key: _plain(array[i]) for key, array in parts.items()},
+                **{key: _plain(value) for key, value in parts[i].items()},
+                **({"judge_failed": failed[i]} if i in failed else {}),
             }
             for i, r in enumerate(responses)
         ]
-        return scores.values, infos
+        return rewards, infos
 
     def _located(self, failure: BackendError, responses: Sequence[Response]) -> BackendError:
         """The failure with the environment's rows and prompts in place of positions in the batch."""

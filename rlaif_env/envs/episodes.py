@@ -105,7 +105,9 @@ class Episodes:
         from rlaif_env.envs.rendering import Scene
 
         info, reward = outcome or ({}, None)
-        parts = {key: value for key, value in info.items() if key not in RESERVED_INFO}
+        shown = ("judge_failed",) if "judge_failed" in info else {*info} - RESERVED_INFO
+        parts = {key: value for key, value in info.items() if key in shown}
+        reward = None if "judge_failed" in info else reward
         text = self.core.decode(prompt_index, self.core.split_response(ids)[0])
         return Scene(
             self.core.task.name, self.core.prompts[prompt_index], text, info.get("finish_reason"), reward, parts
@@ -119,7 +121,7 @@ class PromptEnv(Episodes, gym.Env[Observation, Any]):
         render_mode: "ansi", "human", "rgb_array" or None.
         action_mask: Put ``action_mask``, 1 for text tokens and the end tokens, into every info.
         **settings: task, reward, reward_kwargs, tokenizer, vocab_size, end_ids, split, max_prompt_tokens,
-            max_response_tokens, truncate_prompts: see `rlaif_env.envs.core.Core`.
+            max_response_tokens, truncate_prompts, on_failure: see `rlaif_env.envs.core.Core`.
 
     Raises:
         RLAIFError: If a keyword cannot be used; the message says what was expected.

@@ -34,7 +34,7 @@ class Scene:
     prompt: str
     response: str  # so far
     finish_reason: str | None = None  # "stop" or "length"; None while the episode goes on
-    reward: float | None = None  # None while the episode goes on
+    reward: float | None = None  # None while the episode goes on, and where there is none
     parts: Mapping[str, Any] = field(default_factory=dict)  # what the backend gave beside the reward
 
 

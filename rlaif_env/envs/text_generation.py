@@ -51,7 +51,7 @@ class TextGeneration(_WholeResponses, PromptEnv):
             gymnasium.error.InvalidAction: If the action has the wrong shape or dtype or an id outside 0…V-1.
             gymnasium.error.ResetNeeded: Before reset and after the end of the episode.
             gymnasium.error.ClosedEnvironmentError: After `close`.
-            BackendError: If the reward fails; the step can be tried again.
+            BackendError: If the reward fails (and ``on_failure`` is "raise"); the step can be tried again.
         """
         self._check_running()
         ids = self.core.checked_action(action, (self.core.T,))

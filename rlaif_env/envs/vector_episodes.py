@@ -158,7 +158,8 @@ class PromptVectorEnv(Episodes, VectorEnv[Observation, Any, NDArray[Any]]):
                 outside 0…V-1.
             gymnasium.error.ResetNeeded: Before the first reset, or when every row has ended in mode DISABLED.
             gymnasium.error.ClosedEnvironmentError: After `close`.
-            BackendError: If the reward fails; nothing has changed then, and the step can be tried again.
+            BackendError: If the reward fails (and ``on_failure`` is "raise"); nothing has changed then, and the step
+                can be tried again.
         """
         acting = self._acting()
         ids = self.core.checked_action(actions, self.action_space.shape or (), acting)

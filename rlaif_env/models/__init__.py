@@ -12,7 +12,7 @@ from rlaif_env.models.architecture import (
     trunk_of,
 )
 from rlaif_env.models.assets import BUILTIN_MODEL, MODELS
-from rlaif_env.models.copies import private_copy
+from rlaif_env.models.copies import private_copy, refresh_copy
 from rlaif_env.models.encoding import (
     continuation_ids,
     continuation_text,
@@ -67,6 +67,7 @@ __all__ = [
     "pad_rows",
     "plain_head",
     "private_copy",
+    "refresh_copy",
     "refuse_pickled",
     "resolve",
     "rows_that_fit",

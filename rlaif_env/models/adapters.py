@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -68,6 +69,8 @@ class Backbone:
         self.logit_width = width
         self.adapters: list[str] = []
         self._active: str | None = None
+        self._discarded: list[str] = []  # adapters to be removed when no other is being put on
+        self._adding = False
         self._fingerprint: str | None = None
 
     def __deepcopy__(self, memo: object) -> Backbone:
@@ -115,6 +118,7 @@ class Backbone:
         from peft import LoraConfig
         from transformers.pytorch_utils import Conv1D
 
+        self._sweep()
         if adapter in self.adapters:
             raise RLAIFError(f"expected a new adapter name, found {adapter!r} already on {self.name}")
         wanted = list(targets) or linear_modules(self.model)
@@ -126,6 +130,7 @@ class Backbone:
             task_type="CAUSAL_LM",
         )
         self.fingerprint()  # of the weights before anything is attached to them
+        self._adding = True
         try:
             with torch.random.fork_rng():  # peft draws initial values, which are drawn again below
                 self.model.add_adapter(config, adapter_name=adapter)
@@ -135,6 +140,8 @@ class Backbone:
             elif not self.adapters:
                 self.model._hf_peft_config_loaded = False
             raise RLAIFError(f"expected modules of {self.name} that take a LoRA adapter, found: {error}") from error
+        finally:
+            self._adding = False
         self.adapters.append(adapter)
         generator = torch.Generator().manual_seed(seed)
         parameters = self.lora_parameters(adapter)
@@ -157,6 +164,16 @@ class Backbone:
             self.adapters.remove(adapter)
             self.model.delete_adapter(adapter)
             self._switch(None if self._active == adapter else self._active)
+
+    def discard_lora(self, adapter: str) -> None:
+        """As `remove_lora`, for a finaliser, which any thread may run amid anything: later where it cannot be now."""
+        self._discarded.append(adapter)
+        if not self._adding and threading.current_thread() is threading.main_thread():
+            self._sweep()
+
+    def _sweep(self) -> None:
+        while self._discarded:
+            self.remove_lora(self._discarded.pop())
 
     def lora_parameters(self, adapter: str) -> dict[str, torch.nn.Parameter]:
         """An adapter's parameters by name."""
@@ -201,26 +218,31 @@ class Backbone:
             with self.using(None) as model:
                 yield model
             return
-        import torch
-        from peft.tuners.lora import LoraLayer
-
         put_aside: list[tuple[Any, torch.Tensor]] = []
         with self.using(None):
             try:
-                with torch.no_grad():
-                    for module in self.model.modules():
-                        if isinstance(module, LoraLayer) and adapter in module.lora_A:
-                            weight: Any = module.get_base_layer().weight
-                            put_aside.append((weight, weight.data))
-                            a, b = (cast(Any, part[adapter]).weight for part in (module.lora_A, module.lora_B))
-                            if cast(Any, module).fan_in_fan_out:  # Conv1D holds its weights transposed
-                                a, b = b.t(), a.t()
-                            whole = torch.addmm(weight.data.to(b.dtype), b, a, alpha=module.scaling[adapter])
-                            weight.data = whole.to(weight.dtype)
+                for _, weight, whole in self.folded(adapter):
+                    put_aside.append((weight, weight.data))
+                    weight.data = whole.to(weight.dtype)
                 yield self.model
             finally:
                 for weight, original in put_aside:
                     weight.data = original
+
+    def folded(self, adapter: str) -> Iterator[tuple[str, torch.nn.Parameter, torch.Tensor]]:
+        """Every adapted matrix: its module's name, its weights, and these with an adapter folded in, float32."""
+        import torch
+        from peft.tuners.lora import LoraLayer
+
+        for name, module in self.model.named_modules():
+            if isinstance(module, LoraLayer) and adapter in module.lora_A:
+                weight: Any = module.get_base_layer().weight
+                with torch.no_grad():
+                    a, b = (cast(Any, part[adapter]).weight for part in (module.lora_A, module.lora_B))
+                    if cast(Any, module).fan_in_fan_out:  # Conv1D holds its weights transposed
+                        a, b = b.t(), a.t()
+                    whole = torch.addmm(weight.data.to(b.dtype), b, a, alpha=module.scaling[adapter])
+                yield name, weight, whole
 
     def adapter_state(self, adapter: str) -> dict[str, torch.Tensor]:
         """An adapter's values by parameter name (without the adapter's own), copied to the CPU."""

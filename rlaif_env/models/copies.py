@@ -1,4 +1,4 @@
-"""A copy of a model's weights to train, where the model itself is shared with others."""
+"""A copy of a model's weights, where the model itself is shared with others: to train, or to run in another dtype."""
 
 from __future__ import annotations
 
@@ -8,19 +8,37 @@ from typing import Any
 from rlaif_env.models.adapters import Backbone
 
 
-def private_copy(base: Backbone) -> Backbone:
-    """The weights as they are in memory, float32 and on the same device, without the adapters: nobody else's.
+def private_copy(base: Backbone, dtype: str = "float32") -> Backbone:
+    """The weights as they are in memory, in a dtype and on the same device, without the adapters: nobody else's.
 
-    Not read again by name: a live model has none to be read by, or one whose files hold other weights.
+    Not read again by name: a live model has none to be read by, or one whose files hold other weights. Buffers, the
+    rotary frequencies among them, keep their dtype.
     """
+    import torch
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     with base.using(None):
-        model: Any = copy.deepcopy(base.model)
+        # what is in the memo is taken for copied: there is never a copy in the dtype that the weights have
+        cast = (p.detach().to(getattr(torch, dtype), copy=True) for p in base.model.parameters())
+        memo = {id(p): torch.nn.Parameter(c) for p, c in zip(base.model.parameters(), cast, strict=True)}
+        model: Any = copy.deepcopy(base.model, memo)
     for name, module in list(model.named_modules()):
         if isinstance(module, BaseTunerLayer):
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, module.get_base_layer())
     vars(model).pop("peft_config", None)
     model._hf_peft_config_loaded = False
-    return Backbone(model.float(), base.tokenizer, name=base.name)
+    return Backbone(model, base.tokenizer, name=base.name)
+
+
+def refresh_copy(copied: Backbone, base: Backbone, adapter: str | None) -> None:
+    """Bring a private copy to the weights of now: those of an adapter folded in, or of all parameters without one."""
+    import torch
+
+    with torch.no_grad():
+        if adapter is not None:
+            for name, _, whole in base.folded(adapter):
+                copied.model.get_submodule(name).weight.copy_(whole)
+            return
+        for mine, theirs in zip(copied.model.parameters(), base.model.parameters(), strict=True):
+            mine.copy_(theirs)

@@ -160,3 +160,109 @@ def test_the_gradient_is_the_gradient_of_the_expected_return() -> None:
         down[i] -= step
         slope = (objective(up) - objective(down)) / (2 * step)
         assert -x.grad[i].item() == pytest.approx(slope, abs=1e-8)  # type: ignore[index]
+
+
+# --- responses drawn from another distribution, summed over all there are: token 0 ends, three tokens at most ---------
+
+PREFIXES = [(), (1,), (2,), (1, 1), (1, 2), (2, 1), (2, 2)]
+RESPONSES = [(*p, 0) for p in PREFIXES] + [(*p, a) for p in PREFIXES[3:] for a in (1, 2)]
+TREE_MASK = torch.tensor([[float(t < len(y)) for t in range(3)] for y in RESPONSES], dtype=torch.float64)
+BETA = 0.3
+
+
+def tree(seed: int) -> torch.Tensor:
+    """The logits of a policy after each prefix, (7, 3)."""
+    return torch.randn(7, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def tree_logprobs(logits: torch.Tensor) -> torch.Tensor:
+    """Of each response's tokens, (15, 3)."""
+    nodes = torch.tensor([[PREFIXES.index(y[:t]) if t < len(y) else 0 for t in range(3)] for y in RESPONSES])
+    tokens = torch.tensor([[y[t] if t < len(y) else 0 for t in range(3)] for y in RESPONSES])
+    return logits.log_softmax(-1)[nodes, tokens] * TREE_MASK
+
+
+POLICY, SAMPLER, REFERENCE = tree(1), tree(2), tree_logprobs(tree(3))
+REWARDS = torch.randn(15, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+
+
+def expected_gradient(cap: float, level: str, sampler: torch.Tensor = SAMPLER) -> torch.Tensor:
+    """Of one response drawn from a sampler, over all there are: (7, 3)."""
+    x = POLICY.clone().requires_grad_()
+    ours, theirs = tree_logprobs(x), tree_logprobs(sampler)
+    returns = F.returns_to_go(REWARDS, F.kl_per_token(ours, REFERENCE, TREE_MASK), TREE_MASK, BETA)
+    advantage = F.advantages(returns, TREE_MASK, "moving-average", average=0.4)  # any number changes nothing
+    weights = F.importance_weights(ours - theirs, TREE_MASK, cap, level)
+    chance = theirs.sum(1, keepdim=True).exp() * len(RESPONSES)
+    F.policy_gradient_loss(ours, advantage * weights * chance, TREE_MASK).backward()
+    assert x.grad is not None
+    return -x.grad
+
+
+def objective_gradient() -> torch.Tensor:
+    """Of E_pi[(1 - beta) r - beta KL], exactly."""
+    x = POLICY.clone().requires_grad_()
+    logprobs = tree_logprobs(x).sum(1)
+    (logprobs.exp() * ((1 - BETA) * REWARDS - BETA * (logprobs - REFERENCE.sum(1)))).sum().backward()
+    assert x.grad is not None
+    return x.grad
+
+
+def test_the_weights_of_whole_responses_make_another_sampler_s_gradient_the_policy_s() -> None:
+    assert torch.allclose(expected_gradient(float("inf"), "sequence"), objective_gradient(), atol=1e-12)
+    capped = expected_gradient(1.5, "sequence") - objective_gradient()
+    assert capped.abs().max() > 1e-3  # the cap's bias
+
+
+def test_the_weights_of_tokens_give_the_gradient_of_the_surrogate() -> None:
+    """sum_x d_q(x) sum_a grad pi(a | x) Q(x, a), what follows being drawn from q too, by recursion over the tree."""
+    x = POLICY.clone().requires_grad_()
+    pi, q = x.softmax(-1), SAMPLER.softmax(-1)
+    reference = tree(3).log_softmax(-1)
+
+    def total(prefix: tuple[int, ...], reached: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """The sum from a prefix on, and the expected return from it on under q."""
+        node = PREFIXES.index(prefix)
+        summed, value = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+        for a in range(3):
+            gain = -BETA * (pi[node, a].log() - reference[node, a]).detach()
+            y = (*prefix, a)
+            if y in RESPONSES:
+                gain = gain + (1 - BETA) * REWARDS[RESPONSES.index(y)]
+            else:
+                more, onwards = total(y, reached * float(q[node, a]))
+                summed, gain = summed + more, gain + onwards
+            summed, value = summed + reached * pi[node, a] * gain, value + q[node, a] * gain
+        return summed, value
+
+    total((), 1.0)[0].backward()
+    assert x.grad is not None
+    found = expected_gradient(float("inf"), "token")
+    assert torch.allclose(found, x.grad, atol=1e-12)
+    assert (found - objective_gradient()).abs().max() > 1e-2  # it is not the policy's
+
+
+@pytest.mark.parametrize("level", ["token", "sequence"])
+def test_the_gradient_comes_to_the_policy_s_as_the_sampler_does(level: str) -> None:
+    assert torch.allclose(expected_gradient(1.0, level, POLICY), objective_gradient(), atol=1e-12)
+    near = []
+    for share in (0.1, 0.01):
+        sampler = POLICY + share * (SAMPLER - POLICY)
+        near.append((expected_gradient(2.0, level, sampler) - objective_gradient()).abs().max())
+    assert near[1] < (0.15 * near[0] if level == "token" else 1e-9), near
+
+
+def test_importance_weights_by_hand() -> None:
+    log_ratio = torch.tensor([[2.0, 0.5, 4.0], [0.25, 100.0, 100.0]]).log().requires_grad_()
+    mask = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, 0.0]])
+    cases: dict[tuple[str, float], list[list[float]]] = {
+        ("token", float("inf")): [[2, 0.5, 4], [0.25, 0, 0]],
+        ("token", 3.0): [[2, 0.5, 3], [0.25, 0, 0]],
+        ("sequence", float("inf")): [[4, 4, 4], [0.25, 0, 0]],
+        ("sequence", 3.0): [[3, 3, 3], [0.25, 0, 0]],
+    }
+    for (level, cap), expected in cases.items():
+        found = F.importance_weights(log_ratio, mask, cap, level)
+        assert torch.allclose(found, torch.tensor(expected)) and not found.requires_grad, (level, cap)
+    far = F.importance_weights(torch.tensor([[1e4, -1e4]]), torch.ones(1, 2), 2.0)
+    assert far.tolist() == [[2.0, 0.0]]

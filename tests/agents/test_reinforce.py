@@ -272,6 +272,8 @@ def test_bad_rewards_leave_everything_as_it_was() -> None:
         ({"beta": 1.0}, r"expected beta in \[0, 1\), found 1.0"),
         ({"temperature": 0.0}, "expected temperature above 0"),
         ({"micro_batch": 0}, "expected micro_batch at least 1"),
+        ({"importance_cap": 0.5}, "expected importance_cap 0, or at least 1 and finite, found 0.5"),
+        ({"importance_level": "row"}, "expected importance_level 'token' or 'sequence', found row"),
     ],
 )
 def test_bad_settings(settings: dict[str, Any], message: str) -> None:

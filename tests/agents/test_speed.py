@@ -13,8 +13,8 @@ from torch import Tensor
 
 from agents import functional as F
 from agents.logprobs import chunked_logprobs
-from agents.passes import Rollout
 from agents.policy import Policy
+from agents.rollout import Rollout
 from benchmarks.speed.model_speed import PlainLM
 from rewards.direct_score import DirectLLMScore
 from rewards.language_model.local import LocalLM
@@ -293,7 +293,34 @@ def test_costs_worked_by_hand() -> None:
     assert (drawn.flops, drawn.steps) == (2 * 100 * 6 + 2 * 50 * 2, ((2 * 150 * 4, 600.0),))
     assert drawn.total == 1400 + 1200
     assert drawn.seconds(Machine(flops=100, bytes=1e9)) == pytest.approx(26)
-    assert drawn.seconds(Machine(flops=1e9, bytes=100)) == pytest.approx(12, rel=1e-3)  # the weights, read once a step
+    assert drawn.seconds(Machine(flops=1e9, bytes=100)) == pytest.approx(6, rel=1e-3)  # the weights, read once a step
     scored = costs.scoring(costs.Sizes(100, 50, 10), prefix=2, suffixes=[3], nodes=1)
     # pairs: prefix 1 + 2, suffix 3 + 4 + 5, node 6
     assert scored.total == 2 * 100 * 6 + 4 * 10 * (3 + 12 + 6) + 2 * 50 * 2
+
+
+def test_an_update_on_several_devices_worked_by_hand() -> None:
+    from benchmarks.speed import costs
+    from benchmarks.speed.one_update import Setting
+    from benchmarks.speed.scaling import Cluster, update_seconds
+    from benchmarks.speed.timing import Machine
+
+    sizes = costs.Sizes(body=100, head=50, attention=0, adapter=10)
+    setting = Setting(0.05, 3, 2, rows=6, group=2)
+    alone = Cluster(Machine(flops=1000, bytes=1e12))
+    one = update_seconds(sizes, setting, alone)
+    # 3 prompts of 3 tokens, 6 rows of one token read: 15 tokens; the head on 12 response tokens
+    assert one["reference"] == pytest.approx((2 * 100 * 15 + 2 * 50 * 12) / 1000)
+    assert one["gradient"] == pytest.approx(((4 * 100 + 6 * 10) * 15 + 4 * 50 * 12) / 1000)
+    assert (one["exchange"], one["adapter"]) == (0, 0)
+    assert one["update"] == pytest.approx(sum(v for name, v in one.items() if name != "update"))
+
+    two = update_seconds(sizes, setting, Cluster(alone.machine, trainers=2, link=100.0, exchange_overhead=0.5))
+    assert two["gradient"] == pytest.approx(one["gradient"] * 2 / 3), "one of the two has two of the three groups"
+    assert two["exchange"] == pytest.approx(0.5 + 4 * 10 / 100)
+
+    served = Cluster(alone.machine, trainers=1, samplers=3, adapter_overhead=0.25)
+    apart, together = (update_seconds(sizes, setting, served, overlap=overlap) for overlap in (False, True))
+    assert apart["sample"] == pytest.approx(one["sample"] / 3)
+    assert apart["update"] == pytest.approx(one["update"] - one["sample"] * 2 / 3 + 0.25)
+    assert together["update"] == pytest.approx(one["reference"] + one["gradient"] + one["optimizer"])

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from agents.reinforce import ReinforceConfig
+from agents.settings import ReinforceConfig
 from agents.training.command import train
 from agents.training.config import TrainConfig
 from rewards.reward_model.command import main as train_rm

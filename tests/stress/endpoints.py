@@ -32,16 +32,16 @@ import numpy as np
 from rich.console import Console
 
 from rewards.direct_score import DirectLLMScore
-from rewards.endpoint.cache import AnswerCache
-from rewards.endpoint.client import RequestFailed
 from rewards.endpoint.config import ServerConfig
 from rewards.endpoint.likelihoods import AnswerLikelihoods
-from rewards.endpoint.limits import Limits
 from rewards.endpoint.model import EndpointLM
 from rewards.labeling.command import LabelConfig, label
 from rewards.language_model.config import LanguageModelConfig
 from rewards.language_model.local import LocalLM
 from rlaif_env.data.tasks import load_task
+from rlaif_env.endpoint.cache import AnswerCache
+from rlaif_env.endpoint.limits import Limits
+from rlaif_env.endpoint.transport import RequestFailed
 from rlaif_env.statistics import spearman
 from tests import ROOT
 from tests.stress.endpoint_server import FAULTS, FaultServer, scores_of

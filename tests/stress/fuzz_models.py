@@ -125,7 +125,7 @@ def _copied_and_changed(
 
 def _checkpoint(folder: Path) -> Read:
     """A checkpoint of a training: a file changed; in half of them the manifest made to fit, as an attacker would."""
-    from agents.reinforce import ReinforceAgent, ReinforceConfig
+    from agents import ReinforceAgent, ReinforceConfig
     from agents.training import checkpoints
     from rlaif_env.models import LoraConfig
     from tests.tiny import shape_of

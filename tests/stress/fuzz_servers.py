@@ -14,12 +14,13 @@ from typing import Any, cast
 
 import httpx
 
-from rewards.endpoint.cache import AnswerCache, cache_key
-from rewards.endpoint.client import EndpointClient, RequestFailed
-from rewards.endpoint.limits import Limits, retry_after
 from rewards.endpoint.probe import probe
-from rewards.endpoint.replies import MalformedReply, Reply, error_message, parse_reply
 from rlaif_env.api import RLAIFError
+from rlaif_env.endpoint.cache import AnswerCache, cache_key
+from rlaif_env.endpoint.client import EndpointClient
+from rlaif_env.endpoint.limits import Limits, retry_after
+from rlaif_env.endpoint.replies import MalformedReply, Reply, error_message, parse_reply
+from rlaif_env.endpoint.transport import RequestFailed
 from tests.stress.fuzz_inputs import damaged, json_input
 from tests.stress.fuzz_readers import Read, Reader, at_once, same
 
@@ -107,7 +108,7 @@ def _transport(folder: Path) -> Read:
     cache = AnswerCache(None)
     limits = Limits(retries=0, timeout=5.0)
     client = EndpointClient("http://127.0.0.1:9/v1", "m", api_key_env="RLAIF_NO_KEY", limits=limits, cache=cache)
-    client._started().http = httpx.AsyncClient(transport=httpx.MockTransport(answer))
+    client._started().transport.http = httpx.AsyncClient(transport=httpx.MockTransport(answer))
 
     def read(data: bytes) -> None:
         nonlocal now

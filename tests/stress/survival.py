@@ -61,7 +61,7 @@ def prepared(folder: Path) -> Path:
 
 def settings(folder: Path, out: Path, updates: int, checkpoint_every: int) -> Any:
     """The training of the prepared model in a run folder."""
-    from agents.reinforce import ReinforceConfig
+    from agents.settings import ReinforceConfig
     from agents.training.config import TrainConfig
     from rlaif_env.models import LoraConfig
 

@@ -13,14 +13,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rewards.endpoint.limits import retry_after
-from rewards.endpoint.replies import MalformedReply, Reply, parse_reply
 from rewards.labeling.answers import Answer
 from rlaif_env.api import DataError, Preference, RLAIFError
 from rlaif_env.data.journal import Journal
 from rlaif_env.data.jsonl import json_object
 from rlaif_env.data.preferences import read_preferences, read_prompts, write_preferences
 from rlaif_env.data.tasks import Task, load_task
+from rlaif_env.endpoint.limits import retry_after
+from rlaif_env.endpoint.replies import MalformedReply, Reply, parse_reply
 from rlaif_env.runs import read_metrics
 from tests.stress import fuzz as fuzzing
 from tests.stress.fuzz import READERS

@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from agents import ReinforceAgent, ReinforceConfig
-from agents.passes import NonFiniteError, is_out_of_memory, nonfinite_rows, plain
+from agents.passes import is_out_of_memory
+from agents.rollout import NonFiniteError, nonfinite_rows, plain
 from agents.training.watch import Block, Watch, clearly_above
 from rlaif_env.api import RLAIFError
 from rlaif_env.models import LoraConfig

@@ -21,6 +21,7 @@ import torch
 
 import rlaif_env  # noqa: F401
 from agents import ReinforceAgent, ReinforceConfig
+from agents.sampler import SamplerConfig
 from agents.training import checkpoints
 from agents.training.checkpoints import CheckpointError
 from agents.training.command import main, train
@@ -335,6 +336,23 @@ def test_ctrl_c_and_on_and_a_finished_run_gives_its_result(
     assert again.after is not None and result.after is not None and again.before is not None
     assert np.array_equal(again.after.measures["reward"], result.after.measures["reward"])
     assert {p: p.stat().st_mtime_ns for p in (result.folder / "policy").iterdir()} == before
+
+
+def test_sampling_in_bfloat16_goes_on_to_the_same_figures(
+    job: Callable[..., TrainConfig], plugin: Any, tmp_path: Path
+) -> None:
+    once, twice = (
+        job(tmp_path / name, sampler=SamplerConfig(dtype="bfloat16"), updates=4) for name in ("once", "twice")
+    )
+    train(once)
+    plugin.hook = at(3, lambda: signal.raise_signal(signal.SIGINT))
+    assert train(twice).interrupted
+    plugin.hook = None
+    with pytest.raises(RunError, match=r"sampler.dtype: 'bfloat16' there, '' here"):
+        train(job(tmp_path / "twice", updates=4))
+    assert main(["--resume", str(tmp_path / "twice")]) == 0
+    assert differences(tmp_path / "once", tmp_path / "twice") == []
+    assert all(row["importance_weight"] > 0 for row in read_metrics(tmp_path / "twice"))
 
 
 def test_a_failing_reward_loses_nothing_and_its_batch_is_told(

@@ -15,8 +15,8 @@ import pytest
 from benchmarks.annotate import server
 from benchmarks.annotate.items import Item
 from benchmarks.annotate.store import Store
-from rewards.endpoint.limits import is_loopback
 from rlaif_env.api import RLAIFError
+from rlaif_env.endpoint.limits import is_loopback
 from tests.benchmarks.annotate.annotating import better, pairs, project
 
 HOST = "127.0.0.1:8765"

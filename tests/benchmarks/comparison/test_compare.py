@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from agents.reinforce import ReinforceConfig
+from agents.settings import ReinforceConfig
 from agents.training.config import TrainingConfig
 from benchmarks.comparison import tables
 from benchmarks.comparison.command import compare
@@ -28,12 +28,12 @@ from benchmarks.comparison.stages import Stage, Stages
 from benchmarks.evaluation.systems import System
 from rewards.direct_score import ScoreConfig
 from rewards.endpoint.config import ServerConfig
-from rewards.endpoint.limits import Limits
 from rewards.labeling.labeler import LabelingConfig
 from rewards.language_model.config import LanguageModelConfig
 from rewards.reward_model.training import RewardModelConfig
 from rlaif_env.api import RLAIFError
 from rlaif_env.data.preferences import write_preferences
+from rlaif_env.endpoint.limits import Limits
 from rlaif_env.runs import write_json
 from tests import ROOT
 from tests.rewards.test_backends import preferences

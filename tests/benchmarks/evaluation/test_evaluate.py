@@ -27,12 +27,12 @@ from benchmarks.evaluation.judges import judged, pairwise_wins, score_rows, win_
 from benchmarks.evaluation.systems import System, answer, find_source, read_responses, read_system, write_system
 from benchmarks.evaluation.tables import evaluation, write_evaluation
 from rewards.endpoint.config import ServerConfig
-from rewards.endpoint.limits import Limits
 from rewards.labeling.labeler import LabelingConfig, PreferenceLabeler
 from rewards.language_model.config import LanguageModelConfig
 from rlaif_env.api import BackendError, DataError, RLAIFError, Scores
 from rlaif_env.data.journal import Journal
 from rlaif_env.data.tasks import PromptSource, Task, load_task
+from rlaif_env.endpoint.limits import Limits
 from rlaif_env.models import backbone
 from tests.rewards.labeling.labelling import Judge, write_rows
 from tests.stress.endpoint_server import FaultServer

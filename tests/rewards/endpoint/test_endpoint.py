@@ -16,16 +16,16 @@ import tyro
 
 from rewards.api import LanguageModel
 from rewards.direct_score import from_kwargs
-from rewards.endpoint.client import RequestFailed
 from rewards.endpoint.config import ServerConfig
 from rewards.endpoint.likelihoods import AnswerLikelihoods, answer_likelihoods
-from rewards.endpoint.limits import Limits, retry_after
 from rewards.endpoint.model import EndpointLM
-from rewards.endpoint.replies import MalformedReply, Position, Reply, parse_reply
 from rewards.labeling.labeler import PreferenceLabeler
 from rewards.language_model.choice import language_model_from
 from rewards.language_model.config import LanguageModelConfig
 from rlaif_env.api import BackendError, RLAIFError
+from rlaif_env.endpoint.limits import Limits, retry_after
+from rlaif_env.endpoint.replies import MalformedReply, Position, Reply, parse_reply
+from rlaif_env.endpoint.transport import RequestFailed
 from tests.stress.endpoint_server import FAULTS, FaultServer, scores_of
 from tests.stress.endpoints import fault_run
 
@@ -37,7 +37,7 @@ FAST = {"retries": 8, "timeout": 5.0, "concurrency": 16}
 
 @pytest.fixture(autouse=True)
 def quick_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rewards.endpoint.client._FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("rlaif_env.endpoint.client._FIRST_PAUSE", 0.01)
     monkeypatch.delenv("RLAIF_LLM_API_KEY", raising=False)
 
 
@@ -369,6 +369,23 @@ def test_the_labeler_labels_what_can_be_labelled(server: FaultServer) -> None:
     assert one.status == "ok"
     assert math.isnan(two.p_first)
     assert "HTTP 400: bad" in two.reason
+
+
+def test_rows_are_divided_over_replicas_and_one_that_is_lost_is_left_out() -> None:
+    prompts = [f"Rate {i}: " for i in range(24)]
+    with FaultServer() as one, FaultServer() as two, connect(one, replicas=[two.url], limits={"retries": 0}) as lm:
+        lm.probe()
+        np.testing.assert_allclose(lm.label_logprobs(prompts, TEN), expected(prompts), atol=1e-9)
+        shares = [server.counted["requests"] for server in (one, two)]
+        assert min(shares) > 0.3 * sum(shares)
+        two.faults, two.kinds = 1.0, ("500", "reset")
+        others = [f"Judge {i}: " for i in range(24)]
+        np.testing.assert_allclose(lm.label_logprobs(others, TEN), expected(others), atol=1e-9)
+        assert sum(two.failed.values()) <= lm.config.limits.concurrency  # those on the wire when it was lost
+    with pytest.raises(RLAIFError, match="each once"):
+        connect(one, replicas=[two.url, two.url])
+    with pytest.raises(RLAIFError, match="expected a server's URL with the settings replicas"):
+        LanguageModelConfig(server={"replicas": ["http://localhost:1"]})  # type: ignore[arg-type]
 
 
 def test_given_up_after_the_retries() -> None:

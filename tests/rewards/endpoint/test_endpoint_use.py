@@ -22,7 +22,6 @@ from benchmarks.evaluation.judge_panel import JudgePanel
 from rewards import make_reward
 from rewards.direct_score import DirectLLMScore
 from rewards.endpoint.config import ServerConfig
-from rewards.endpoint.limits import Limits
 from rewards.endpoint.model import EndpointLM
 from rewards.labeling.command import LabelConfig, label
 from rewards.labeling.command import main as label_main
@@ -32,6 +31,7 @@ from rewards.prompts import score_prompt
 from rlaif_env.api import BackendError, RLAIFError
 from rlaif_env.data.preferences import read_preferences
 from rlaif_env.data.tasks import load_task
+from rlaif_env.endpoint.limits import Limits
 from tests import ROOT
 from tests.rewards.labeling.labelling import pair_rows, quiet, write_rows
 from tests.stress.endpoint_server import FaultServer, scores_of
@@ -52,7 +52,7 @@ prompts = { train = ["ab", "film", "xyz.", "Q"], test = ["ab", "film"] }
 
 @pytest.fixture(autouse=True)
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rewards.endpoint.client._FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("rlaif_env.endpoint.client._FIRST_PAUSE", 0.01)
     monkeypatch.delenv("RLAIF_LLM_API_KEY", raising=False)
     monkeypatch.setenv("RLAIF_DEVICE", "cpu")
 

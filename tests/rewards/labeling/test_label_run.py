@@ -16,7 +16,6 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from rewards.endpoint.config import ServerConfig
-from rewards.endpoint.limits import Limits
 from rewards.labeling.answers import Label
 from rewards.labeling.command import LabelConfig, label, main
 from rewards.labeling.labeler import PreferenceLabeler
@@ -27,6 +26,7 @@ from rlaif_env.api import BackendError, DataError, RLAIFError
 from rlaif_env.data.journal import Journal
 from rlaif_env.data.preferences import read_preferences
 from rlaif_env.data.tasks import load_task
+from rlaif_env.endpoint.limits import Limits
 from rlaif_env.runs import RunError
 from tests.rewards.labeling.labelling import Judge, pair_rows, quiet, run, write_rows
 from tests.tiny import save_tiny

@@ -312,6 +312,52 @@ def test_a_step_whose_reward_failed_can_be_tried_again(id: str, toy: dict[str, A
         assert np.all(paid == 1.0) and np.all(terminated)
 
 
+class Particular:
+    """Scores a response by its length and cannot score "bad"; says so by row, or not at all."""
+
+    name = "particular"
+
+    def __init__(self, says: bool) -> None:
+        self.says = says
+
+    def score(self, prompts: Sequence[str], responses: Sequence[str]) -> Scores:
+        if rows := [i for i, response in enumerate(responses) if response.strip() == "bad"]:
+            raise BackendError("no bad words", rows if self.says else ())
+        lengths = np.array([len(response) for response in responses], dtype=np.float32)
+        return Scores(lengths, {"length": lengths, "even": lengths % 2 == 0})
+
+
+@pytest.mark.parametrize("says", [True, False])
+@both
+def test_a_response_that_cannot_be_scored_is_marked_and_the_others_are_paid(
+    id: str, says: bool, toy: dict[str, Any]
+) -> None:
+    keywords = {**toy, "reward": Particular(says), "on_failure": "mark"}
+    envs = gym.make_vec(id, num_envs=4, **keywords, render_mode="ansi", autoreset_mode="Disabled")
+    envs.reset(options={"prompt_index": [0, 1, 2, 3]}, seed=0)
+    actions = np.stack([spell(text, toy["tokenizer"]) for text in ("film", "bad", "a good", "bad")])
+    for column in [actions] if id == TEXT else list(actions.T):
+        _, rewards, terminated, _, infos = envs.step(column)
+        if terminated.all():
+            break
+    assert np.isnan(rewards).tolist() == [False, True, False, True] and rewards[0] == len(infos["response"][0])
+    assert infos["judge_failed"].tolist() == [None, "no bad words", None, "no bad words"]
+    assert infos["_judge_failed"].tolist() == [False, True, False, True]
+    assert np.isnan(infos["length"]).tolist() == [False, True, False, True]
+    assert infos["_even"].tolist() == [True, False, True, False]
+    assert "judge_failed no bad words" in envs.render()[1] and "reward" not in envs.render()[1]
+
+
+def test_a_marked_failure_in_a_single_environment_and_in_its_picture(toy: dict[str, Any]) -> None:
+    env = gym.make(TEXT, **{**toy, "reward": Particular(True), "on_failure": "mark"}, render_mode="rgb_array")
+    env.reset(seed=0)
+    _, reward, terminated, _, info = env.unwrapped.step(spell("bad", toy["tokenizer"]))
+    assert np.isnan(reward) and terminated and info["judge_failed"] == "no bad words"
+    assert env.render().shape[2] == 3
+    with pytest.raises(RLAIFError, match="expected on_failure to be one of raise, mark, found 'skip'"):
+        gym.make(TEXT, **toy, on_failure="skip")
+
+
 # --- bad keywords, bad actions ---
 
 

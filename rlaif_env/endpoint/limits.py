@@ -6,6 +6,7 @@ import email.utils
 import ipaddress
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from urllib.parse import urlsplit
 
@@ -88,6 +89,14 @@ def checked_url(url: str) -> str:
             "environment variable that api_key_env names"
         )
     return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/') or '/v1'}"
+
+
+def checked_urls(urls: str | Sequence[str]) -> tuple[str, ...]:
+    """The base URLs of one server or of several; raises `RLAIFError` if one is none, or given twice, or none is."""
+    checked = tuple(checked_url(url) for url in ([urls] if isinstance(urls, str) else urls))
+    if not checked or len(set(checked)) < len(checked):
+        raise RLAIFError(f"expected the addresses of servers, each once, found {', '.join(checked) or 'none'}")
+    return checked
 
 
 def is_loopback(host: str) -> bool:

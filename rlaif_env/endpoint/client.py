@@ -1,16 +1,13 @@
 """Asking a language model server many things at once, and getting every answer exactly once.
 
-One thread of its own runs the event loop, so that a caller may be synchronous, inside a running loop, or one of several
-threads. A request holds one of ``concurrency`` slots only while it is on the wire; what waits to be asked again holds
-none. What can pass (429, 5xx, a broken connection, a timeout, an answer that cannot be read) is asked again after a
-jittered, exponentially growing pause or what Retry-After says; what cannot pass fails at once. An answer is stored
-before it is handed out; the same question in flight twice is asked once.
+A request holds one of ``concurrency`` slots only while it is on the wire; what waits to be asked again holds none. What
+can pass is asked again after a jittered, exponentially growing pause or what Retry-After says; what cannot pass fails
+at once. An answer is stored before it is handed out; the same question in flight twice is asked once.
 """
 
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import json
 import math
 import os
@@ -20,58 +17,37 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
-import httpx
-
-from rewards.endpoint.cache import AnswerCache, cache_key
-from rewards.endpoint.limits import Limits, Usage, checked_url, is_loopback, retry_after
-from rewards.endpoint.replies import MalformedReply, Reply, WithheldReply, error_message, parse_reply, used_tokens
 from rlaif_env.api import RLAIFError
+from rlaif_env.endpoint.cache import AnswerCache, cache_key
+from rlaif_env.endpoint.limits import Limits, Usage, checked_urls
+from rlaif_env.endpoint.replicas import Replicas
+from rlaif_env.endpoint.replies import MalformedReply, Reply, WithheldReply, parse_reply, used_tokens
+from rlaif_env.endpoint.transport import PassingFailure, RequestFailed, Transport, refusal
 
 T = TypeVar("T")
 R = TypeVar("R")
 
-_PASSING = {408, 409, 425, 429}  # and all from 500
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 30.0
 _LONGEST_WAIT = 3600.0  # seconds of Retry-After that are waited
 _WORKERS_A_SLOT = 4  # so that slots stay busy while some questions wait to be asked again
-
-
-class RequestFailed(RLAIFError):
-    """A request that was given up. ``fatal``: every other request would fail for the same reason."""
-
-    def __init__(self, message: str, *, fatal: bool = False, status: int = 0) -> None:
-        super().__init__(message)
-        self.fatal = fatal
-        self.status = status
-
-
-class _Passing(Exception):
-    """A failure that may pass; ``wait`` is what Retry-After says, in seconds."""
-
-    def __init__(self, reason: str, wait: float | None = None) -> None:
-        super().__init__(reason)
-        self.wait = wait
 
 
 @dataclass
 class _Live:
     """What lives on the loop's thread."""
 
-    loop: asyncio.AbstractEventLoop
-    thread: threading.Thread
-    http: httpx.AsyncClient
-    slots: asyncio.Semaphore
+    transport: Transport
     running: dict[bytes, asyncio.Task[Reply]] = field(default_factory=dict)
     unstored: list[tuple[bytes, Reply, asyncio.Future[None]]] = field(default_factory=list)
 
 
 class EndpointClient:
-    """Requests to one model on one server.
+    """Requests to one model, on one server or on several that answer alike.
 
     Args:
-        url: The server's address, up to and with "/v1" (added where there is no path).
+        url: The server's address, up to and with "/v1" (added where there is no path), or several. The first stands
+            for all of them where answers are kept.
         model: What the server calls the model.
         api_key_env: Environment variable with the key; sent as a bearer token if it is set.
         limits: What may be used.
@@ -83,9 +59,17 @@ class EndpointClient:
     """
 
     def __init__(
-        self, url: str, model: str, *, api_key_env: str, limits: Limits, cache: AnswerCache, revision: str = ""
+        self,
+        url: str | Sequence[str],
+        model: str,
+        *,
+        api_key_env: str,
+        limits: Limits,
+        cache: AnswerCache,
+        revision: str = "",
     ) -> None:
-        self.url = checked_url(url)
+        self.replicas = Replicas(checked_urls(url))
+        self.url = self.replicas.urls[0]
         self.model, self.revision, self.limits, self.cache = model, revision, limits, cache
         self.api_key_env = api_key_env
         self.served: str | None = None  # what the server calls the model; set once it is known
@@ -102,56 +86,33 @@ class EndpointClient:
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine on the client's own loop and wait for it; from any thread, in or out of another loop."""
         try:
-            future = asyncio.run_coroutine_threadsafe(work, self._started().loop)
+            live = self._started()
         except BaseException:
             work.close()
             raise
-        try:
-            return future.result()
-        except BaseException:
-            future.cancel()
-            raise
+        return live.transport.run(work)
 
     def _started(self) -> _Live:
         if os.getpid() != self._pid:
             raise RLAIFError("expected an endpoint to be used in the process that made it, found a fork; make it there")
         with self._lock:
             if self._live is None:
-                n, loop = self.limits.concurrency, asyncio.new_event_loop()
-                bearer = {"authorization": f"Bearer {self._key}"} if self._key else {}
-                http = httpx.AsyncClient(
-                    headers={"content-type": "application/json", **bearer},
+                transport = Transport(
+                    f"endpoint {self.url}",
+                    key=self._key,
                     timeout=self.limits.timeout,
-                    limits=httpx.Limits(max_connections=None, max_keepalive_connections=n),  # the slots are the bound
-                    http2=importlib.util.find_spec("h2") is not None,
-                    trust_env=not is_loopback(urlsplit(self.url).hostname or ""),  # no proxy is asked there
+                    connections=self.limits.concurrency,
+                    urls=self.replicas.urls,
                 )
-                thread = threading.Thread(target=loop.run_forever, name=f"endpoint {self.url}", daemon=True)
-                thread.start()
-                self._live = _Live(loop, thread, http, asyncio.Semaphore(n))
+                self._live = _Live(transport)
             return self._live
 
     def close(self) -> None:
         """End the connections and the thread; a later request starts them again."""
         with self._lock:
             live, self._live = self._live, None
-        if live is None or os.getpid() != self._pid:
-            return
-        if live.thread is threading.current_thread():  # collected as garbage there, where it cannot wait for itself
-            live.loop.call_soon(live.loop.stop)
-            return
-
-        async def shut() -> None:
-            others = asyncio.all_tasks() - {asyncio.current_task()}
-            for task in others:
-                task.cancel()
-            await asyncio.gather(*others, return_exceptions=True)
-            await live.http.aclose()
-
-        asyncio.run_coroutine_threadsafe(shut(), live.loop).result()
-        live.loop.call_soon_threadsafe(live.loop.stop)
-        live.thread.join()
-        live.loop.close()
+        if live is not None and os.getpid() == self._pid:
+            live.transport.close()
 
     def until(self) -> float:
         """The moment (`time.monotonic`) at which a call that begins now must have ended."""
@@ -223,15 +184,19 @@ class EndpointClient:
         self, live: _Live, route: str, body: Mapping[str, Any], logprobs: bool, until: float, key: bytes | None
     ) -> Reply:
         content = json.dumps(body).encode()
+
+        def once(url: str) -> Coroutine[Any, Any, Reply]:
+            return self._once(live, url, route, content, logprobs, until)
+
         estimate = self.limits.cost(len(content) // 3, int(body.get("max_tokens", 1)))
         for attempt in range(self.limits.retries + 1):
-            async with live.slots:
+            async with live.transport.slots:
                 self._reserve(estimate)
                 started = time.monotonic()
                 try:
-                    reply = await self._once(live, route, content, logprobs, until - started)
+                    reply = await self.replicas.ask(once, len(content))
                     break
-                except _Passing as error:
+                except PassingFailure as error:
                     failure = error
                 finally:
                     self._reserved -= estimate
@@ -240,12 +205,12 @@ class EndpointClient:
         self.usage.answers += 1
         if key is not None:
             if not live.unstored:
-                live.loop.call_soon(self._store, live)
-            live.unstored.append((key, reply, waiting := live.loop.create_future()))
+                live.transport.loop.call_soon(self._store, live)
+            live.unstored.append((key, reply, waiting := live.transport.loop.create_future()))
             await waiting
         return reply
 
-    async def _pause(self, attempt: int, failure: _Passing, until: float) -> None:
+    async def _pause(self, attempt: int, failure: PassingFailure, until: float) -> None:
         """Wait before a question is asked again, or give it up."""
         if attempt == self.limits.retries:
             raise RequestFailed(f"gave up after {attempt + 1} attempts, the last: {failure}")
@@ -264,30 +229,24 @@ class EndpointClient:
         self.usage.retries += 1
         await asyncio.sleep(pause)
 
-    async def _once(self, live: _Live, route: str, content: bytes, logprobs: bool, left: float) -> Reply:
-        if left <= 0:
+    async def _once(self, live: _Live, url: str, route: str, content: bytes, logprobs: bool, until: float) -> Reply:
+        if (left := until - time.monotonic()) <= 0:
             raise RequestFailed(f"gave up at the deadline of {self.limits.deadline} s; allow a longer one", fatal=True)
         self.usage.requests += 1
-        seconds = min(self.limits.timeout, left)
-        try:
-            response = await asyncio.wait_for(live.http.post(f"{self.url}/{route}", content=content), seconds)
-        except (asyncio.TimeoutError, httpx.TimeoutException):
-            raise _Passing(f"no answer within {seconds:.3g} s") from None
-        except (httpx.TransportError, httpx.DecodingError) as error:
-            raise _Passing(self.redact(f"{type(error).__name__}: {error} ({self.url})")) from None
-        text = self.redact(response.content.decode("utf-8", "replace"))  # JSON is UTF-8 whatever the headers say
-        if response.status_code != 200:
-            raise self._refused(response.status_code, text, response.headers.get("retry-after"))
+        status, text, headers = await live.transport.ask(url, route, content, min(self.limits.timeout, left))
+        if status != 200:
+            facts: dict[str, Any] = {"url": url, "model": self.model, "key_env": self.api_key_env}
+            raise refusal(status, text, headers.get("retry-after"), **facts, keyed=bool(self._key))
         try:
             reply = parse_reply(text, logprobs=logprobs)
         except MalformedReply as error:
             self._spend(content, used_tokens(text), 1)  # the server answered, though not so that it can be used
             if isinstance(error, WithheldReply):
-                raise RequestFailed(str(error), status=response.status_code) from None
-            raise _Passing(str(error)) from None
+                raise RequestFailed(str(error), status=status) from None
+            raise PassingFailure(str(error)) from None
         self._spend(content, reply.tokens, max(1, len(reply.positions)))
         if self.served is not None and reply.model != self.served:
-            raise _Passing(f"expected an answer of model {self.served!r}, found one of {reply.model!r}")
+            raise PassingFailure(f"expected an answer of model {self.served!r}, found one of {reply.model!r}")
         return reply
 
     def _spend(self, content: bytes, said: tuple[int, int] | None, written: int) -> None:
@@ -297,30 +256,6 @@ class EndpointClient:
         self.usage.tokens_in += tokens[0]
         self.usage.tokens_out += tokens[1]
         self.usage.cost += self.limits.cost(*tokens)
-
-    def _refused(self, status: int, text: str, wait: str | None) -> RequestFailed | _Passing:
-        """What an answer of another status than 200 means."""
-        refusal = f"HTTP {status}: {error_message(text)}"
-        if status == 429 and "insufficient_quota" in text:
-            return RequestFailed(f"{refusal}; the account has no credit left", fatal=True, status=status)
-        if status in _PASSING or status >= 500:
-            return _Passing(refusal, retry_after(wait))
-        if status in (401, 403):
-            known = "its key" if self._key else "no key"
-            message = f"expected {self.url} to accept {known} ({self.api_key_env}), found {refusal}"
-            return RequestFailed(message, fatal=True, status=status)
-        if status == 404 or 300 <= status < 400:
-            return RequestFailed(
-                f"expected an OpenAI-compatible server with the model {self.model!r} at {self.url}, found {refusal}; "
-                "check the address and the model's name",
-                fatal=True,
-                status=status,
-            )
-        return RequestFailed(f"the server refused the request: {refusal}", status=status)
-
-    def redact(self, text: str) -> str:
-        """The text without the key."""
-        return text.replace(self._key, "[key]") if self._key else text
 
     def _reserve(self, estimate: float) -> None:
         cap = self.limits.spend_cap
@@ -348,9 +283,9 @@ class EndpointClient:
 
     async def models(self) -> list[str]:
         """The models that the server lists; empty where it has no list."""
-        assert self._live is not None
+        live, seconds = self._started(), self.limits.timeout
         try:
-            response = await asyncio.wait_for(self._live.http.get(f"{self.url}/models"), self.limits.timeout)
-            return [str(row["id"]) for row in response.json()["data"]]
-        except (httpx.HTTPError, asyncio.TimeoutError, ValueError, LookupError, TypeError, RecursionError):
+            _, text, _ = await self.replicas.ask(lambda url: live.transport.ask(url, "models", None, seconds))
+            return [str(row["id"]) for row in json.loads(text)["data"]]
+        except (PassingFailure, ValueError, LookupError, TypeError, RecursionError):
             return []

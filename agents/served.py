@@ -1,0 +1,151 @@
+"""Responses sampled by vLLM servers: the policy's adapter is written, loaded there and shown to be the right one.
+
+Notation: n left-padded prompts, ids and mask (n, P); responses of at most T tokens.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from agents.policy import Policy
+from rlaif_env.api import RLAIFError
+from rlaif_env.endpoint.vllm import VLLMServers
+from rlaif_env.endpoint.vllm_server import Adapter
+from rlaif_env.models import Samples, encode
+from rlaif_env.runs import RunError
+
+_PROBE = (
+    "The film is a delight from beginning to end, and I would gladly see it again with friends. The food at the inn "
+    "was cold, though; 12 of the 30 guests asked for their money."
+)
+_PROBE_TOKENS = 64
+_SAME_MODEL = 0.2  # nats a token between servers and trainer: bfloat16 differs by about 0.07, another model by more
+_EXACT = 1e-3  # nats a token: more is a lower precision
+
+
+class ServedSampler:
+    """Samples from vLLM servers that have the policy's base model; begins with `open`.
+
+    The log-probabilities are the server's: near the trainer's in one precision, not the same.
+
+    Args:
+        policy: With an adapter, or without any training: the base model then.
+        servers: Which servers.
+
+    Raises:
+        RLAIFError: If all of the policy's weights are trained.
+    """
+
+    exact = False
+
+    def __init__(self, policy: Policy, servers: VLLMServers) -> None:
+        if policy.backbone is not policy.reference:
+            raise RLAIFError(
+                "expected an adapter to be trained where a server samples, found full fine-tuning: the server would "
+                "need all weights anew before each batch; set --agent.trainable lora, or leave --sampler.url away"
+            )
+        self._policy, self._servers = policy, servers
+        self._name, self._folder, self._version = "", Path(), 0
+        self._tolerance, self._probe, self._loaded = 0.0, tuple[int, ...](), ""
+
+    def open(self, folder: Path, *, name: str, tokens: int, tell: Callable[[str], object]) -> None:
+        """Look at the servers, load the policy as it is now, and see that they score and draw as the trainer does.
+
+        Args:
+            folder: For the adapter that is in use; the servers see it under the same path.
+            name: The run's, which adapters are called after.
+            tokens: The longest prompt and response.
+            tell: Called with a sentence to show.
+
+        Raises:
+            RLAIFError: What has to be changed: a server's flags, its address, or its base model.
+        """
+        tokenizer = self._policy.tokenizer
+        self._probe = tuple(encode(tokenizer, [_PROBE])[0][: min(_PROBE_TOKENS, tokens)])
+        self._name = (
+            f"{re.sub('[^A-Za-z0-9_.-]', '-', name)}-{uuid.uuid4().hex[:8]}"  # no other run's, nor a killed one's
+        )
+        self._folder = folder.resolve() / self._name
+        self._servers.tell = tell
+        self._servers.start(tokens)
+        gaps = {
+            url: float(np.abs(served - self._logprobs(None)).mean())
+            for url, served in self._servers.base_logprobs(self._probe).items()
+        }
+        url, gap = max(gaps.items(), key=lambda item: item[1])
+        if not gap <= _SAME_MODEL:
+            raise RLAIFError(
+                f"expected the base model {self._policy.reference.name} at {url}, found one that scores a text "
+                f"differently, by {gap:.2g} nats a token; start the server with the model that is trained"
+            )
+        if gap > _EXACT:
+            tell(
+                f"{url} differs from the trainer by {gap:.2g} nats a token: a lower precision; the gradient corrects it"
+            )
+        self._tolerance = 4 * gap + 2e-4
+        self._refresh()
+
+    def sample(
+        self, ids: NDArray[np.int64], mask: NDArray[Any], *, uniform: NDArray[np.float64], group_size: int = 1
+    ) -> Samples:
+        """As `agents.sampler.Sampler.sample`; a row's seed is the 53 bits of its first number."""
+        self._refresh()
+        rows = [row[seen.astype(bool)].tolist() for row, seen in zip(ids, mask, strict=True)]
+        responses = self._servers.sample(
+            rows,
+            [int(number * 2**53) for number in uniform[:, 0]],
+            temperature=self._policy.temperature,
+            max_new_tokens=uniform.shape[1],
+            stop_ids=self._policy.backbone.end_ids,
+        )
+        drawn = np.full(uniform.shape, self._policy.tokenizer.pad_token_id, dtype=np.int64)
+        logprobs = np.zeros(uniform.shape, dtype=np.float32)
+        for i, response in enumerate(responses):
+            drawn[i, : len(response.ids)], logprobs[i, : len(response.ids)] = response.ids, response.logprobs
+        return Samples(drawn, np.array([len(response.ids) for response in responses], dtype=np.int64), logprobs)
+
+    def close(self) -> None:
+        """Unload the adapter and remove its folder."""
+        try:
+            self._servers.release()
+        finally:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            with suppress(OSError):
+                self._folder.parent.rmdir()  # if it is empty
+            self._servers.close()
+
+    def _refresh(self) -> None:
+        """Have the servers sample from the policy as it is now; nothing is done where it is as it was."""
+        policy = self._policy
+        if (fingerprint := policy.fingerprint()) == self._loaded:
+            return
+        self._version += 1
+        name, old = f"{self._name}-{self._version}", self._folder / f"{self._name}-{self._version - 1}"
+        folder = None if policy.adapter is None else self._folder / name
+        if folder is not None:
+            try:
+                policy.backbone.save_adapter(str(policy.adapter), folder)
+            except OSError as error:
+                raise RunError(f"cannot write the adapter to {folder}: {error}; make room there") from error
+        known = self._logprobs(policy.adapter)
+        self._servers.use(Adapter(name, folder, fingerprint, self._probe, known, self._tolerance))
+        self._loaded = fingerprint
+        shutil.rmtree(old, ignore_errors=True)
+
+    def _logprobs(self, adapter: str | None) -> NDArray[np.float64]:
+        """The trainer's natural-log probabilities of the m probe tokens but the first, at temperature 1: (m - 1,)."""
+        with self._policy.backbone.using(adapter) as model, torch.no_grad():
+            ids = torch.tensor([self._probe], device=self._policy.backbone.device)
+            logits = model(ids).logits[0, :-1].float()
+        picked = torch.log_softmax(logits, -1).gather(1, ids[0, 1:, None])[:, 0]
+        return np.asarray(picked.double().cpu().numpy())
