@@ -61,12 +61,12 @@ def train_and_save(config: TrainRMConfig, *, quiet: bool = False) -> tuple[Train
         RLAIFError: If a setting makes no sense, or there are no preferences to train on or to hold out.
         DataError: If the preference file has bad rows.
     """
+    task = load_task(config.task)
+    data = read_labels(config, task)
+    base = backbone(config.model, device=config.device, dtype=config.dtype)
+    if config.merged or config.trainable == "full":  # what is saved whole
+        check_classifier(base)
     with RunFolder.create(config.out, asdict(config), command="train-rm") as run, _progress(quiet) as progress:
-        task = load_task(config.task)
-        data = read_labels(config, task)
-        base = backbone(config.model, device=config.device, dtype=config.dtype)
-        if config.merged or config.trainable == "full":  # what is saved whole
-            check_classifier(base)
         trained = train_rm(config, base, task, data, log=run.log, progress=progress)
         summary = {
             name: {key: value for key, value in figures.items() if key != "reliability"}
@@ -134,7 +134,8 @@ def _held_out(division: Mapping[str, Any], left_out: Mapping[str, int]) -> list[
         lines.append(f"in the test and in the training too: {known}")
     if folds := division.get("folds"):
         lines.append(
-            f"folds by {division['unit']}: {folds['pairs']} pairs, each tested once; {folds['dropped']} dropped"
+            f"folds by {division['unit']}: {folds['pairs']} of {folds['of']} pairs, each tested once; "
+            f"{folds['dropped']} dropped"
         )
     lines.append(f"pairs left out: {', '.join(f'{count} {why}' for why, count in left_out.items()) or 'none'}")
     return lines + [f"warning: {warning}" for warning in division["warnings"]]
