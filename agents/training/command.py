@@ -84,7 +84,9 @@ def train(config: TrainConfig, console: Console | None = None, ranks: Ranks | No
             f"[bold]{config.reward}[/], run folder {run.path}"
         )
         if (template := template_for(task, agent.policy.tokenizer)) != "plain":
-            console.print(f"prompts are put in the template [bold]{template}[/] (the task's key template says another)")
+            plain = ' (template = "plain" in the task would have it read them as they are)'
+            named = "the model's chat template" if template == "chat" else f"the template {template}"
+            console.print(f"prompts are put in {named}{plain if template == 'chat' else ''}", highlight=False)
         interrupts = Interrupts(console, ranks)
         stack.enter_context(interrupts.handled())
         check_room(agent, parts.envs)
