@@ -95,7 +95,7 @@ class Table:
         return f"## {self.title}\n\n" + "\n".join(lines) + (f"\n\n{self.caption}" if self.caption else "")
 
     def rich(self, **options: Any) -> RichTable:
-        """The table for a terminal: the first column to the left, others to the right; nothing is read as markup or cut.
+        """The table for a terminal: the first column left, the others right; nothing is read as markup or cut.
 
         Args:
             options: Of `rich.table.Table`.

@@ -171,8 +171,8 @@ def _against(baseline: str, wins: Sequence[Row], n: int) -> Table:
             failed += f" ([{row['raw']['lowest']:.3f}, {row['raw']['highest']:.3f}] had they been losses or wins)"
         figures = [_figure(row["raw"]), _figure(row["length_controlled"]) + _marks(row)]
         p_values = ["" if row[key] is None else f"{row[key]:.2g}" for key in ("p_value", "p_holm")]
-        counts = [tried, *([failed] if any(row["failed"] for row in wins) else [])]
-        rows.append([_label(row["judge"]), row["a"], *figures, *counts, *p_values, _verdict(row, baseline)])
+        counted = [tried, failed] if any(row["failed"] for row in wins) else [tried]
+        rows.append([_label(row["judge"]), row["a"], *figures, *counted, *p_values, _verdict(row, baseline)])
     columns = ["judge", "system", "win rate", "at equal length", "wins / ties / losses"]
     columns += ["failed"] if any(row["failed"] for row in wins) else []
     caption = (

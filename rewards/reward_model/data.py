@@ -164,8 +164,8 @@ def load_labels(
         if hold_out.folds:
             parts = divide(records, {str(i): 1 / hold_out.folds for i in range(hold_out.folds)}, split_by)
             folds = list(_folds(records, parts, pairs=pairs, texts=texts, test_pairs=test_pairs))
-            tested = sum(len(f.tests["labels"]) for f in folds)
-            division["folds"] = {"pairs": tested, "of": len(records), "dropped": parts.dropped}
+            once = sum(len(f.tests["labels"]) for f in folds)
+            division["folds"] = {"pairs": once, "of": len(records), "dropped": parts.dropped}
             split_by, warning = parts.unit, parts.warning
         shares = hold_out.shares(test=test is None and not hold_out.folds)
         divided = divide(records, shares, split_by, hashed=corpus and split_by == "auto")
@@ -201,11 +201,11 @@ def load_labels(
     tested = {f"labels, {len(folds)} folds": [r for fold in folds for r in fold.tests["labels"]]} if folds else {}
     division["warnings"] += [few_units(name, side, len(folds)) for name, side in {**tests, **tested}.items()]
     if len(chosen["validation"]) < _FEW or independent_units(chosen["validation"]) < LEAST_UNITS:
-        side = division["sides"]["validation"]
-        of = f"{side['prompts']} prompts and {side['texts']} texts" if side["prompts"] else f"{side['texts']} texts"
+        have = division["sides"]["validation"]
+        of = f"{have['prompts']} prompts and {have['texts']} texts" if have["prompts"] else f"{have['texts']} texts"
         cure = ", a larger --validation-share" + (" or --split-by text" if corpus and not human else "")
         division["warnings"].append(
-            f"the layer and the penalty are chosen on {side['pairs']} validation pairs of {of} only: more labels"
+            f"the layer and the penalty are chosen on {have['pairs']} validation pairs of {of} only: more labels"
             f"{'' if human else cure} would help"
         )
     division["warnings"] = [warning for warning in division["warnings"] if warning]
