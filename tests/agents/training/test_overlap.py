@@ -199,5 +199,5 @@ def test_what_a_batch_that_is_one_update_old_costs_the_gradient_exactly() -> Non
             "sequence": F.importance_weights(ratio, mask, float("inf"), "sequence"),
         }.items()
     }
-    print(error)
-    assert error["sequence"] < 1e-3 and error["token"] < 0.5 * error["none"], error
+    # tokens are weighed by their own ratio alone: how often their prefixes come is not corrected
+    assert error["sequence"] < 1e-5 and error["token"] < 0.8 * error["none"] < 0.2, error
