@@ -56,7 +56,8 @@ class ServedSampler:
                 "need all weights anew before each batch; set --agent.trainable lora, or leave --sampler.url away"
             )
         self._policy, self._servers = policy, servers
-        self._name, self._folder, self._version = "", Path(), 0
+        self._name, self._version = "", 0
+        self._folder: Path | None = None  # of this run's adapters alone
         self._tolerance, self._probe, self._loaded = 0.0, tuple[int, ...](), ""
 
     def open(self, folder: Path, *, name: str, tokens: int, tell: Callable[[str], object]) -> None:
@@ -122,16 +123,34 @@ class ServedSampler:
         logprobs = np.zeros(uniform.shape, dtype=np.float32)
         for i, response in enumerate(responses):
             drawn[i, : len(response.ids)], logprobs[i, : len(response.ids)] = response.ids, response.logprobs
-        return Samples(drawn, np.array([len(response.ids) for response in responses], dtype=np.int64), logprobs)
+        lengths = np.array([len(response.ids) for response in responses], dtype=np.int64)
+        self._check(int(lengths.argmax()), ids, mask, samples := Samples(drawn, lengths, logprobs))
+        return samples
+
+    def _check(self, row: int, ids: NDArray[np.int64], mask: NDArray[Any], samples: Samples) -> None:
+        """Have the trainer look at one response; RLAIFError if it was drawn from other weights or told otherwise."""
+        policy, n = self._policy, int(samples.lengths[row])
+        prompt = ids[row : row + 1, mask[row].astype(bool)]
+        arrays = (prompt, np.ones_like(prompt), samples.ids[row : row + 1, :n], np.ones((1, n), dtype=np.int64))
+        tensors = (torch.from_numpy(array).to(policy.backbone.device) for array in arrays)
+        known = policy.evaluate(*tensors).logprobs[0].double().cpu().numpy()
+        gap = float(np.abs(known - samples.logprobs[row, :n]).mean())
+        bound = 2 * self._tolerance / min(1.0, policy.temperature)
+        if not gap <= bound:
+            raise RLAIFError(
+                f"expected responses drawn from the policy of now, with log-probabilities within {bound:.2g} nats a "
+                f"token, found one {gap:.2g} off (row {row}, {self._servers.names}); start the servers again"
+            )
 
     def close(self) -> None:
         """Unload the adapter and remove its folder."""
         try:
             self._servers.release()
         finally:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            with suppress(OSError):
-                self._folder.parent.rmdir()  # if it is empty
+            if self._folder is not None:
+                shutil.rmtree(self._folder, ignore_errors=True)
+                with suppress(OSError):
+                    self._folder.parent.rmdir()  # if it is empty
             self._servers.close()
 
     def _refresh(self) -> None:
@@ -139,6 +158,8 @@ class ServedSampler:
         policy = self._policy
         if (fingerprint := policy.fingerprint()) == self._loaded:
             return
+        if self._folder is None:
+            raise RLAIFError("expected open() before samples are asked for, found that it was not called")
         self._version += 1
         name, old = f"{self._name}-{self._version}", self._folder / f"{self._name}-{self._version - 1}"
         folder = None if policy.adapter is None else self._folder / name

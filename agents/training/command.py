@@ -85,7 +85,9 @@ def train(config: TrainConfig, console: Console | None = None, ranks: Ranks | No
             f"[bold]{config.reward}[/], run folder {run.path}"
         )
         if (template := template_for(task, agent.policy.tokenizer)) != "plain":
-            console.print(f"prompts are put in the template [bold]{template}[/] (the task's key template says another)")
+            plain = ' (template = "plain" in the task would have it read them as they are)'
+            named = "the model's chat template" if template == "chat" else f"the template {template}"
+            console.print(f"prompts are put in {named}{plain if template == 'chat' else ''}", highlight=False)
         interrupts = Interrupts(console, ranks)
         stack.enter_context(interrupts.handled())
         check_room(agent, parts.envs)
@@ -93,8 +95,8 @@ def train(config: TrainConfig, console: Console | None = None, ranks: Ranks | No
         if config.overlap:
             check_overlap(agent, parts.envs)
         if isinstance(agent.sampler, ServedSampler):
-            _open_sampler(agent.sampler, config, parts, run, console)
             stack.callback(agent.sampler.close)
+            _open_sampler(agent.sampler, config, parts, run, console)
         before = _evaluation("before", config, parts, run, console)
         with display(config.updates, console) as show:
             log = Log(run, console, task, config.group_size, show, config.max_dropped if config.drops else None)

@@ -171,22 +171,24 @@ def _against(baseline: str, wins: Sequence[Row], n: int) -> Table:
             failed += f" ([{row['raw']['lowest']:.3f}, {row['raw']['highest']:.3f}] had they been losses or wins)"
         figures = [_figure(row["raw"]), _figure(row["length_controlled"]) + _marks(row)]
         p_values = ["" if row[key] is None else f"{row[key]:.2g}" for key in ("p_value", "p_holm")]
-        rows.append([_label(row["judge"]), row["a"], *figures, tried, failed, *p_values, _verdict(row, baseline)])
-    columns = ["judge", "system", "win rate", "at equal length", "wins / ties / losses", "failed"]
+        counted = [tried, failed] if any(row["failed"] for row in wins) else [tried]
+        rows.append([_label(row["judge"]), row["a"], *figures, *counted, *p_values, _verdict(row, baseline)])
+    columns = ["judge", "system", "win rate", "at equal length", "wins / ties / losses"]
+    columns += ["failed"] if any(row["failed"] for row in wins) else []
     caption = (
         f"Against {baseline}, prompt by prompt, {n} prompts, ties ½, 95 % intervals. At equal length: the logistic "
         "regression on the length ratio, read at 1. p: of a win rate of ½; Holm: over all pairs of systems under that "
-        "judge. The finding goes by the Holm p at 0.05. A policy may have been trained on any of the judges"
+        "judge. The difference goes by the Holm p at 0.05. A policy may have been trained on any of the judges"
         f"{' but the gold measure' if any(row['judge'] == 'gold' for row in wins) else ''}.{_mark_notes(wins)}"
     )
-    return Table(f"Against {baseline}", [*columns, "p", "p (Holm)", "finding"], rows, caption)
+    return Table(f"Against {baseline}", [*columns, "p", "p (Holm)", "difference"], rows, caption)
 
 
 def _verdict(row: Row, baseline: str) -> str:
     if row["raw"] is None or row["p_holm"] is None:
         return "not judged"
     if row["p_holm"] >= 0.05 or row["raw"]["estimate"] == 0.5:
-        return f"no difference from {baseline} shown"
+        return "none shown"
     return f"{'beats' if row['raw']['estimate'] > 0.5 else 'loses to'} {baseline}"
 
 

@@ -89,6 +89,11 @@ class VLLMServers:
         self._servers = {url: VLLMServer(self._transport, url, config.timeout) for url in config.url}
         self.close = weakref.finalize(self, self._transport.close)
 
+    @property
+    def names(self) -> str:
+        """Their addresses."""
+        return ", ".join(self._servers)
+
     def start(self, tokens: int) -> None:
         """Look at each server: RLAIFError if one is not there or no vLLM, or its context shorter than ``tokens``."""
         self._transport.run(self._each(lambda server: server.look(tokens)))
@@ -198,14 +203,13 @@ class VLLMServers:
             await self._each(self._make_ready)
             if len(self.replicas.lost) < len(self._servers):
                 return
-            names = ", ".join(self._servers)
             if time.monotonic() + pause > end:
                 raise RLAIFError(
-                    f"expected a vLLM server at {names} within {self.patience:.0f} s, found none ({why}); start it "
-                    f"({START}), then the same command again: it goes on from the last whole update"
+                    f"expected a vLLM server at {self.names} within {self.patience:.0f} s, found none ({why}); start "
+                    f"it ({START}), then go on with what is saved: the last whole update (--resume, or the same --out)"
                 )
             if not told:
-                self.tell(f"waiting up to {self.patience:.0f} s for a server at {names}: {why}")
+                self.tell(f"waiting up to {self.patience:.0f} s for a server at {self.names}: {why}")
                 told = True
             await asyncio.sleep(pause)
             pause = min(_LONGEST_PAUSE, 2 * pause)

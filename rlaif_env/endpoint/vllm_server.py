@@ -110,8 +110,9 @@ class VLLMServer:
             )
 
     async def unload(self, name: str) -> None:
-        """Unload an adapter."""
-        await self._post("unload_lora_adapter", {"lora_name": name})
+        """Unload an adapter, if it is there."""
+        if name in await self._models():
+            await self._post("unload_lora_adapter", {"lora_name": name})
 
     async def _check_mode(self, name: str, probe: Sequence[int]) -> None:
         """Have it draw from one token alone: that token's probability is 1 in the distribution that is drawn from."""

@@ -42,6 +42,7 @@ UNIFORM = np.random.default_rng(0).random((6, 5))
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rlaif_env.endpoint.vllm._FIRST_PAUSE", 0.02)
+    monkeypatch.setattr("rlaif_env.endpoint.vllm._LONGEST_PAUSE", 0.2)
 
 
 def policy_of(rank: int = 4, trainable: str = "lora") -> Policy:
@@ -194,6 +195,21 @@ def test_an_adapter_that_is_not_the_one_of_now_is_refused(tmp_path: Path) -> Non
             opened.sample()
 
 
+@pytest.mark.parametrize("what", ["raw", "weights"])
+def test_what_goes_wrong_after_the_adapter_was_shown_to_be_right_is_refused(what: str, tmp_path: Path) -> None:
+    with FakeVLLM(base()) as server:
+        policy = policy_of()
+        move(policy, 1)
+        opened = Opened(policy, server, folder=tmp_path)
+        opened.check()
+        if what == "raw":
+            server.raw = True
+        else:
+            server.adapters = {name: (root, server.model) for name, (root, _) in server.adapters.items()}
+        with pytest.raises(RLAIFError, match=r"drawn from the policy of now, .* found one .* off \(row \d"):
+            opened.sample()
+
+
 def test_an_answer_of_another_model_is_refused(tmp_path: Path) -> None:
     with FakeVLLM(base()) as server:
         opened = Opened(policy_of(), server, folder=tmp_path)
@@ -214,8 +230,25 @@ def test_an_answer_of_another_model_is_refused(tmp_path: Path) -> None:
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_what_a_server_lacks_is_said_at_the_start(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
-    with FakeVLLM(base(), **settings) as server, pytest.raises(RLAIFError, match=message):
-        Opened(policy_of(), server, folder=tmp_path)
+    told: list[str] = []
+    with FakeVLLM(base(), **settings) as server:
+        sampler = make_sampler(SamplerConfig(url=(server.url,)), policy_of())
+        assert isinstance(sampler, ServedSampler)
+        with pytest.raises(RLAIFError, match=message):
+            sampler.open(tmp_path / "adapters", name="my run", tokens=16, tell=told.append)
+        sampler.close()
+        assert told == [] and not server.adapters and not list(tmp_path.iterdir())
+
+
+def test_one_that_was_never_opened_touches_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").write_text("kept")
+    sampler = make_sampler(SamplerConfig(url=("http://127.0.0.1:1",)), policy_of())
+    assert isinstance(sampler, ServedSampler)
+    with pytest.raises(RLAIFError, match=r"expected open\(\) before"):
+        sampler.sample(IDS, MASK, uniform=UNIFORM)
+    sampler.close()
+    assert (tmp_path / "mine").read_text() == "kept"
 
 
 def test_another_base_model_is_refused(tmp_path: Path) -> None:

@@ -462,7 +462,7 @@ def test_files_hold_every_row_and_text_stays_text(tmp_path: Path) -> None:
     ]  # fmt: skip
     measures = {row[0]: row[1:] for row in found["tables"][1]["rows"]}
     assert "(1 of 3 without)" in measures["j"][0] and measures["empty responses"] == [0, 1]
-    assert found["tables"][0]["rows"][0][-1] == "no difference from sft shown"
+    assert found["tables"][0]["rows"][0][-1] == "none shown"
 
 
 def test_a_system_is_read_as_it_was_written_and_nothing_else_is(tmp_path: Path) -> None:
