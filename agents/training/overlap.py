@@ -18,12 +18,12 @@ from typing import Any
 import torch
 from gymnasium.vector import VectorEnv
 
+from agents.paid import Paid
 from agents.policy import Policy
 from agents.reinforce import ReinforceAgent
 from agents.rollout import Rollout
 from agents.served import ServedSampler
 from agents.training.log import Log
-from agents.training.paid import Paid
 from agents.training.safety import Observations, Safety
 from rlaif_env.api import RLAIFError
 
