@@ -10,6 +10,7 @@ import shutil
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,16 @@ class ServedSampler:
         self, ids: NDArray[np.int64], mask: NDArray[Any], *, uniform: NDArray[np.float64], group_size: int = 1
     ) -> Samples:
         """As `agents.sampler.Sampler.sample`; a row's seed is the 53 bits of its first number."""
+        return self.begin(ids, mask, uniform=uniform, group_size=group_size)()
+
+    def begin(
+        self, ids: NDArray[np.int64], mask: NDArray[Any], *, uniform: NDArray[np.float64], group_size: int = 1
+    ) -> Callable[[], Samples]:
+        """Put the policy as it is now on the servers; what is returned does the rest of `sample`, in any thread."""
         self._refresh()
+        return partial(self._sample, ids, mask, uniform)
+
+    def _sample(self, ids: NDArray[np.int64], mask: NDArray[Any], uniform: NDArray[np.float64]) -> Samples:
         rows = [row[seen.astype(bool)].tolist() for row, seen in zip(ids, mask, strict=True)]
         responses = self._servers.sample(
             rows,

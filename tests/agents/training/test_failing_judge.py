@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from agents.paid import Dropped, Paid
 from agents.settings import ReinforceConfig
 from agents.training.command import main, train
 from agents.training.config import TrainConfig
 from agents.training.heldout import HeldOut, changes
-from agents.training.paid import Dropped, Paid
 from agents.training.rescore import main as rescore_main
 from rlaif_env.api import BackendError, RLAIFError
 from rlaif_env.data.tasks import load_task
