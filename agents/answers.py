@@ -60,10 +60,10 @@ def response_kl(
         rows = slice(start, start + _ROWS)
         x, m, y = (torch.from_numpy(array[rows]).to(device) for array in (ids, mask, samples.ids))
         seen = response_mask(torch.from_numpy(samples.lengths[rows]), y.shape[1]).to(device)
-        theirs = (reference or policy).evaluate(x, m, y, seen, reference=True).logprobs
+        theirs = (reference or policy).evaluate_alone(x, m, y, seen, reference=True).logprobs
         if reference is None:
             kl[rows] = samples.logprobs[rows].sum(1) - theirs.sum(1).cpu().numpy()
         else:
-            ours = policy.evaluate(x, m, y, seen).logprobs
+            ours = policy.evaluate_alone(x, m, y, seen).logprobs
             kl[rows] = (ours.double() - theirs.double()).sum(1).cpu().numpy()
     return kl

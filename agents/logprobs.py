@@ -16,13 +16,15 @@ from agents.functional import token_logprobs
 from rlaif_env.models import keeps_keys_only, trunk_of
 
 
-def response_states(model: Any, ids: Tensor, mask: Tensor, responses: Tensor, response_mask: Tensor) -> Tensor:
+def response_states(
+    model: Any, ids: Tensor, mask: Tensor, responses: Tensor, response_mask: Tensor, *, split: bool = True
+) -> Tensor:
     """Last hidden states at the positions that predict each response token: (n, T, H).
 
     Neighbouring rows with the same prompt share its keys and values: the prompt is read once, with its gradient, and
-    the responses after it (not where there is a recurrent state: it would have no gradient). The last response token is
-    predicted, never read, so it does not go in. Prompts and their mask are (n, P), left-padded; responses and theirs
-    (n, T) int64, right-padded.
+    the responses after it (not where there is a recurrent state: it would have no gradient; nor without ``split``). The
+    last response token is predicted, never read, so it does not go in. Prompts and their mask are (n, P), left-padded;
+    responses and theirs (n, T) int64, right-padded.
     """
     trunk = trunk_of(model)
     read, read_mask, steps = responses[:, :-1], response_mask[:, :-1], responses.shape[1]
@@ -30,7 +32,7 @@ def response_states(model: Any, ids: Tensor, mask: Tensor, responses: Tensor, re
     new[1:] = ((ids[1:] != ids[:-1]) | (mask[1:] != mask[:-1])).any(1)
     first, owner = new.nonzero()[:, 0], new.cumsum(0) - 1
     seen = torch.cat([mask, read_mask], dim=1)
-    if len(first) == len(ids) or steps == 1 or not keeps_keys_only(model):
+    if not split or len(first) == len(ids) or steps == 1 or not keeps_keys_only(model):
         whole, positions = torch.cat([ids, read], dim=1), (seen.cumsum(-1) - 1).clamp(min=0)
         alone = trunk(input_ids=whole, attention_mask=seen, position_ids=positions, use_cache=False)
         return cast(Tensor, alone.last_hidden_state[:, -steps:])

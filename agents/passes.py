@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -86,7 +86,7 @@ class Passes:
         logprobs = torch.zeros_like(rollout.logprobs)
         values = None if self.value_head is None else torch.zeros_like(rollout.response_mask)
         features: list[tuple[Tensor, Tensor]] = []
-        for rows in self._passes(rollout):
+        for rows in self._in_step(self._passes(rollout)):
             inputs = rollout.cut(rows)
             steps = inputs[2].shape[1]
             give_back(inputs[0].numel())
@@ -131,6 +131,8 @@ class Passes:
         """
         # values are fitted to returns, which other processes have of some of the rows that this one has features of
         one_pass = by_group and not exact and (self.ranks.size == 1 or self.value_head is None)
+        if one_pass and self.policy.backbone.sharded:  # the same in all processes
+            one_pass = all(self.ranks.gather(lambda: self._holds_groups(self._passes(rollout, whole=True))))
         found = self._fitting(lambda: self._gradient(rollout, learn, reference, None)) if one_pass else None
         if one_pass and all(self.ranks.gather(lambda: found is not None)):
             assert found is not None
@@ -164,12 +166,12 @@ class Passes:
         n, loss_sum, entropy_sum, value_sum, drift = len(rollout.ids), 0.0, 0.0, 0.0, 0.0
         self._drop_gradients()
         batches = self._passes(rollout, whole=logprobs is None)
-        if logprobs is None and any(len(rows) % self.group_size for rows in batches):
+        if logprobs is None and not self._holds_groups(batches):
             return None
         everything = torch.arange(n, device=rollout.ids.device)
         targets = learn(everything, rollout.logprobs if logprobs is None else logprobs)
         with self.policy.training():
-            for rows in batches:
+            for rows in self._in_step(batches):
                 inputs = rollout.cut(rows)
                 steps = inputs[2].shape[1]
                 give_back(inputs[0].numel())
@@ -197,7 +199,7 @@ class Passes:
     def _logprobs(self, rollout: Rollout) -> Tensor:
         """The trainer's log-probabilities of the sampled tokens, (n, T), without gradient."""
         logprobs = torch.zeros_like(rollout.logprobs)
-        for rows in self._passes(rollout):
+        for rows in self._in_step(self._passes(rollout)):
             inputs = rollout.cut(rows)
             give_back(inputs[0].numel())
             with self.policy.training(), torch.no_grad():
@@ -208,7 +210,7 @@ class Passes:
         """The rows whose loss or gradient alone is not finite; leaves no gradient behind."""
         bad = []
         with self.policy.training():
-            for row in sorted(row for rows in self._passes(rollout) for row in rows.tolist()):
+            for row in self._in_step(sorted(row for rows in self._passes(rollout) for row in rows.tolist())):
                 self._drop_gradients()
                 inputs = rollout.cut([row])
                 part = factor[[row], : inputs[2].shape[1]]
@@ -235,20 +237,38 @@ class Passes:
             rows = shares(read, written, k, ranks.size, whole=whole)[ranks.rank]
         return rollout.micro_batches(k, self.micro_batch, self.tokens, whole=whole, rows=rows)
 
+    def _holds_groups(self, batches: Sequence[Tensor]) -> bool:
+        """Whether no group is too much for a pass."""
+        return not any(len(rows) % self.group_size for rows in batches)
+
+    def _in_step(self, batches: Sequence[_Result]) -> Iterator[_Result]:
+        """The batches; then, where layers are sharded, idle passes until there were as many as in any process."""
+        most = max(self.ranks.gather(lambda: len(batches))) if self.policy.backbone.sharded else 0
+        yield from batches
+        for _ in range(most - len(batches)):
+            self.policy.idle()
+
     def _fitting(self, passes: Callable[[], _Result]) -> _Result:
         """Run passes over the micro-batches, with smaller ones where memory does not suffice; the result is the same.
 
-        Memory that one process lacks makes the passes smaller in all of them.
+        Memory that one process lacks makes the passes smaller in all of them; where layers are sharded it ends the run,
+        because the others wait amid a layer.
 
         Raises:
-            RLAIFError: If not even one row fits.
+            RLAIFError: If not even one row fits, or layers are sharded.
         """
+        sharded = self.policy.backbone.sharded
         while True:
             try:
-                return self.ranks.agree(passes)
+                return self.ranks.bound(passes) if sharded else self.ranks.agree(passes)
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
+                if sharded:
+                    raise RLAIFError(
+                        f"expected memory for passes of up to {self.micro_batch} rows and {self.tokens} tokens, found "
+                        f"too little ({error}); set agent.micro_batch or agent.pass_tokens lower"
+                    ) from error
                 if self.micro_batch == 1:
                     raise RLAIFError(
                         f"expected memory for an update of one row at a time, found too little ({error}); use a "

@@ -12,11 +12,12 @@ from __future__ import annotations
 import hashlib
 import json
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -38,7 +39,10 @@ from rlaif_env.models import (
     private_copy,
     rows_that_fit,
     sample,
+    trunk_of,
 )
+
+_Result = TypeVar("_Result")
 
 _LOGITS_HELD = 1 << 23
 """Logits in memory at one time."""
@@ -87,6 +91,8 @@ class Policy:
             raise RLAIFError(f"expected a sampling temperature above 0, found {temperature}")
         self.reference = model if isinstance(model, Backbone) else backbone(model, device=device, dtype=dtype)
         self._training = False  # whether this is inside `training`
+        # what one process does of several that hold the layers together: it has them do their part, by name
+        self.together: Callable[[str, Callable[[], Any]], Any] = lambda name, work: work()
         self.temperature = temperature
         self.adapter: str | None = None
         self.backbone, self.parameters = self.reference, list[torch.nn.Parameter]()
@@ -190,7 +196,9 @@ class Policy:
         learns = self._training and not reference and torch.is_grad_enabled()
         source, adapter = (self.reference, None) if reference else (self.backbone, self.adapter)
         with source.using(adapter) as model, torch.set_grad_enabled(learns):
-            hidden = response_states(model, ids, mask, responses, response_mask.long())
+            # where layers are sharded, a pass is one run of them in every process
+            split = not source.sharded
+            hidden = response_states(model, ids, mask, responses, response_mask.long(), split=split)
             real = response_mask.bool()
             values = chunked_logprobs(
                 hidden[real],
@@ -203,12 +211,27 @@ class Policy:
             logprobs, entropy = (x.new_zeros(responses.shape).masked_scatter(real, x) for x in values)
         return Evaluation(logprobs, entropy, hidden.detach().float() if features else None)
 
+    def evaluate_alone(self, *inputs: Tensor, reference: bool = False) -> Evaluation:
+        """`evaluate` in the process that leads and no other."""
+        told: Evaluation = self.together("forward", partial(self.evaluate, *inputs, reference=reference))
+        return told
+
+    def idle(self) -> None:
+        """Run sharded layers for the sake of other processes, on one token; in `training`, with a gradient of 0."""
+        with self.backbone.using(self.adapter if self._training else None) as model:
+            token = torch.zeros(1, 1, dtype=torch.long, device=self.backbone.device)
+            learns = self._training and torch.is_grad_enabled()
+            with torch.set_grad_enabled(learns):
+                hidden = trunk_of(model)(input_ids=token, use_cache=False).last_hidden_state
+            if learns:
+                (0 * hidden).sum().backward()
+
     def save(self, folder: Path) -> None:
         """Write the policy in plain Hugging Face format, which `from_pretrained` opens.
 
         An adapter is folded in, and stands in the folder "adapter" by itself, as peft writes it.
         """
-        self.backbone.save_merged(self.adapter, folder)
+        self.together("give", partial(self.backbone.save_merged, self.adapter, folder))
         if self.adapter is not None:
             self.backbone.save_adapter(self.adapter, folder / "adapter")
 

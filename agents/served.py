@@ -133,7 +133,7 @@ class ServedSampler:
         prompt = ids[row : row + 1, mask[row].astype(bool)]
         arrays = (prompt, np.ones_like(prompt), samples.ids[row : row + 1, :n], np.ones((1, n), dtype=np.int64))
         tensors = (torch.from_numpy(array).to(policy.backbone.device) for array in arrays)
-        known = policy.evaluate(*tensors).logprobs[0].double().cpu().numpy()
+        known = policy.evaluate_alone(*tensors).logprobs[0].double().cpu().numpy()
         gap = float(np.abs(known - samples.logprobs[row, :n]).mean())
         bound = 2 * self._tolerance / min(1.0, policy.temperature)
         if not gap <= bound:
@@ -177,6 +177,6 @@ class ServedSampler:
         """The trainer's natural-log probabilities of the m probe tokens but the first, at temperature 1: (m - 1,)."""
         with self._policy.backbone.using(adapter) as model, torch.no_grad():
             ids = torch.tensor([self._probe], device=self._policy.backbone.device)
-            logits = model(ids).logits[0, :-1].float()
+            logits = self._policy.together("forward", partial(model, ids)).logits[0, :-1].float()
         picked = torch.log_softmax(logits, -1).gather(1, ids[0, 1:, None])[:, 0]
         return np.asarray(picked.double().cpu().numpy())

@@ -14,13 +14,14 @@ import os
 import shlex
 import signal
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from rlaif_env.api import RLAIFError
 
@@ -54,6 +55,7 @@ class Ranks:
         self.rank, self.size, self.asked = rank, size, 0
         self._store = store
         self._thread = ThreadPoolExecutor(1) if size > 1 else None
+        self._needed = False  # others wait for this process in a way that only its end ends
 
     @classmethod
     @contextmanager
@@ -138,6 +140,24 @@ class Ranks:
         results: list[_Result] = []
         self.gather(lambda: results.append(work()))
         return results[0]
+
+    def bound(self, work: Callable[[], _Result]) -> _Result:
+        """Do work that waits for all processes at places of its own: an error in one of them ends all.
+
+        Raises:
+            Exception: The own error; `LostRankError` or `Ended` if a process is gone.
+        """
+        from torch import distributed as dist
+
+        try:
+            return work()
+        except (LostRankError, Ended):
+            raise
+        except Exception as error:
+            if isinstance(error, dist.DistError) or "/gloo/" in str(error):
+                self._gone(error)
+            self._needed = True
+            raise
 
     def given(self, work: Callable[[], _Result]) -> _Result:
         """What work gives that only the leader does, on every process; if it fails, it fails everywhere."""
@@ -249,8 +269,15 @@ class Ranks:
 
         def noted(number: int, frame: object) -> None:
             self.asked = number
-            self.here()
 
+        def answered() -> None:
+            while os.read(reader, 1):
+                self.here()
+
+        reader, writer = os.pipe()
+        os.set_blocking(writer, False)
+        signal.set_wakeup_fd(writer)  # a handler waits for the main thread, which may wait amid a layer
+        threading.Thread(target=answered, daemon=True).start()
         before = {number: signal.signal(number, noted) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             with warnings.catch_warnings():
@@ -262,16 +289,18 @@ class Ranks:
             print(error, file=sys.stderr)
             return 1
         except Exception as error:
-            return 0 if self._left(f"{type(error).__name__}: {error}") else 1
+            self.here(f"{type(error).__name__}: {error}")
+            return 0 if not self._needed and self._left() else 1
         finally:
+            signal.set_wakeup_fd(-1)
+            os.close(writer)  # which ends the thread
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _left(self, reason: str) -> bool:
-        """As a follower that cannot go on, say why and wait for the leader's end; whether that came."""
+    def _left(self) -> bool:
+        """As a follower that cannot go on and has said why, wait for the leader's end; whether that came."""
         from torch import distributed as dist
 
-        self.here(reason)
         with suppress(Exception):
             dist.destroy_process_group()  # a leader that waits for this process waits no longer
             self._store.wait(["ended"], timedelta(minutes=10))
@@ -307,12 +336,16 @@ class Ranks:
         try:
             self._thread.submit(call, *arguments).result()
         except RuntimeError as error:
-            self.here()
-            if not self.leader:
-                if self.led():
-                    raise Ended from error
-                raise LostRankError(f"rank {self.rank}: lost the leader") from error
-            raise LostRankError(f"expected {self.size} processes to the end, {self.lost() or error}") from error
+            self._gone(error)
+
+    def _gone(self, error: Exception) -> NoReturn:
+        """Say what an error of a collective operation means."""
+        self.here()
+        if not self.leader:
+            if self.led():
+                raise Ended from error
+            raise LostRankError(f"rank {self.rank}: lost the leader") from error
+        raise LostRankError(f"expected {self.size} processes to the end, {self.lost() or error}") from error
 
     def lost(self) -> str:
         """Which processes are gone, in words; "" where none is."""

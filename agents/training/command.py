@@ -32,7 +32,7 @@ from agents.training.log import Log
 from agents.training.loop import learn
 from agents.training.overlap import check_overlap, learn_overlapped
 from agents.training.safety import Parts, Safety, check_room, check_start
-from rlaif_env.api import BackendError
+from rlaif_env.api import BackendError, RLAIFError
 from rlaif_env.data.tasks import EVAL_PROMPTS, Task, held_out_prompts, load_task
 from rlaif_env.data.templates import template_for
 from rlaif_env.ranks import LostRankError, Ranks, facts_of
@@ -66,6 +66,12 @@ def train(config: TrainConfig, console: Console | None = None, ranks: Ranks | No
 
     console = console or Console(quiet=True)
     config, chosen = resumed(config)
+    ranks = ranks or Ranks()
+    if config.shard and ranks.size == 1:
+        raise RLAIFError(
+            "expected several processes to divide the layers over, found one; start it with torchrun (docs/scale.md), "
+            "or leave --shard away (--no-shard)"
+        )
     task = load_task(config.task)
     config = _counted(config, task, console)
     with ExitStack() as stack:
@@ -74,15 +80,16 @@ def train(config: TrainConfig, console: Console | None = None, ranks: Ranks | No
             run = stack.enter_context(_folder(config, chosen))
             if chosen is None and (run.path / "finished.json").exists():
                 return _finished(run, console, task)
-        parts = _parts(config, task, ranks or Ranks())
+        parts = _parts(config, task, ranks)
         agent = parts.agent
         run = run or stack.enter_context(_folder(config, chosen))
         agent.passes.ranks.tell("run", run.path.absolute(), run.config, config.keep_checkpoints)
         stack.enter_context(_mendable(_again(config, run.path), config.drops))
         dtype = str(agent.policy.reference.model.dtype).removeprefix("torch.")
+        several = f", {ranks.size} processes" if ranks.size > 1 else ""
         console.print(
-            f"[bold]{config.model}[/] on {agent.policy.backbone.device} ({dtype}), task [bold]{task.name}[/], reward "
-            f"[bold]{config.reward}[/], run folder {run.path}"
+            f"[bold]{config.model}[/] on {agent.policy.backbone.device} ({dtype}){several}, task [bold]{task.name}[/], "
+            f"reward [bold]{config.reward}[/], run folder {run.path}"
         )
         if (template := template_for(task, agent.policy.tokenizer)) != "plain":
             plain = ' (template = "plain" in the task would have it read them as they are)'

@@ -29,6 +29,7 @@ FREE = (
         "max_dropped",
         "agent.micro_batch",
         "agent.pass_tokens",
+        "shard",
         *(f"sampler.{entry.name}" for entry in fields(VLLMConfig)),
     ),
     *(f"reward_options.{name}" for name in OPERATIONAL),
@@ -88,6 +89,8 @@ class TrainConfig(TrainingConfig):
         sampler: What writes the responses, of training and of evaluations.
         overlap: Ask a judge elsewhere, and servers that sample, for the next batch while the gradient of the last is
             computed. Responses are then one update old, and weighed for it (agent.importance_cap).
+        shard: Divide the frozen weights of the policy's layers over the processes that torchrun started: for a policy
+            larger than one device. It takes an adapter to train and servers that sample.
         seed: Of prompts, sampling and initial adapter.
         checkpoint_every: Updates between checkpoints; 0 is none but the last.
         keep_checkpoints: How many of the last stay, the best by validation beside them.
@@ -109,6 +112,7 @@ class TrainConfig(TrainingConfig):
     max_dropped: float = 0.5
     overlap: bool = False
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    shard: bool = False
     seed: int = 0
     checkpoint_every: int = 10
     keep_checkpoints: int = 2
@@ -124,11 +128,24 @@ class TrainConfig(TrainingConfig):
             raise RLAIFError(f"expected keep_checkpoints of at least 1, found {self.keep_checkpoints}")
         if not 0 <= self.max_dropped <= 1:
             raise RLAIFError(f"expected max_dropped from 0 to 1, found {self.max_dropped}")
+        if self.shard:
+            _check_shard(self)
 
     @property
     def drops(self) -> bool:
         """Whether groups are dropped where the judge fails."""
         return self.on_judge_failure == "drop-group"
+
+
+def _check_shard(config: TrainConfig) -> None:
+    """Raise RLAIFError where a policy that no process has the whole of would be needed whole."""
+    problems = {
+        "an adapter to be trained (--agent.trainable lora)": config.agent.trainable == "lora",
+        "servers that sample (--sampler.url)": config.sampler.url and not config.sampler.dtype,
+        "no --overlap": not config.overlap,
+    }
+    if missing := [wanted for wanted, met in problems.items() if not met]:
+        raise RLAIFError(f"expected with --shard {' and '.join(missing)}, found otherwise; or leave --shard away")
 
 
 def resolved_config(config: TrainConfig) -> dict[str, Any]:

@@ -8,7 +8,9 @@ checkpoint says beside them, and one of them writes it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from agents.training import checkpoints
 from agents.training.config import FREE, REWARD, TrainConfig
 from rlaif_env.api import RLAIFError
 from rlaif_env.batches import shares
-from rlaif_env.models import Samples
+from rlaif_env.models import Backbone, Samples, backbone, default_device, default_dtype, shard
 from rlaif_env.ranks import LostRankError, Ranks, facts_of
 from rlaif_env.runs import RunFolder
 
@@ -65,14 +67,26 @@ def make_agent(config: TrainConfig, envs: Any, ranks: Ranks) -> ReinforceAgent:
         RLAIFError: If it cannot be made, or not the same, on some process.
     """
     decay = config.updates if config.decay else 0
+    device = default_device()
+    model: str | Backbone = config.model
+    if config.shard:  # read where there is room, and nobody else's: a judge runs it in one process
+        load = partial(backbone, config.model, device="cpu", dtype=default_dtype(device), shared=False)
+        model = ranks.agree(load)
+
+    def together(name: str, work: Callable[[], Any]) -> Any:
+        ranks.tell(name)
+        return ranks.bound(work)
 
     def sampler(policy: Policy) -> Sampler:
+        if config.shard:  # before anything is made for where the policy's weights are
+            shard(policy.backbone, device)
+            policy.together = together
         made = make_sampler(config.sampler, policy)
         return made if ranks.size == 1 or config.sampler.url else DividedSampler(made, ranks)  # servers: the leader
 
     agent = ranks.agree(
         lambda: ReinforceAgent(
-            config.model,
+            model,
             config.agent,
             envs=envs,
             total_updates=decay,
@@ -83,8 +97,8 @@ def make_agent(config: TrainConfig, envs: Any, ranks: Ranks) -> ReinforceAgent:
     )
     agent.exact = agent.exact and not config.overlap
     if ranks.size > 1:
-        model = agent.policy.reference.model
-        facts = {"dtype": model.dtype, "device": model.device.type, "policy": agent.policy.fingerprint()}
+        held = agent.policy.reference.model
+        facts = {"dtype": held.dtype, "device": held.device.type, "policy": agent.policy.fingerprint()}
         ranks.check_same(facts)
     return agent
 
@@ -126,6 +140,15 @@ class Follower:
     def load(self, values: dict[str, Any]) -> None:
         """Go on where a checkpoint was taken."""
         checkpoints.load_agent(self._agent, self._ranks.share({}), values)
+
+    def forward(self) -> None:
+        """Run the sharded layers because the leader does."""
+        self._ranks.bound(self._agent.policy.idle)
+
+    def give(self) -> None:
+        """Have the leader gather the sharded weights."""
+        policy = self._agent.policy
+        self._ranks.bound(lambda: deque(policy.backbone.plain_state(policy.adapter), maxlen=0))
 
     def sample(self, ids: Any, mask: Any, uniform: Any, group_size: int) -> None:
         """Sample a share of the rows."""

@@ -35,6 +35,7 @@ from rlaif_env.models.loading import (
 from rlaif_env.models.memory import check_longest, give_back, rows_that_fit, tokens_that_fit, within
 from rlaif_env.models.optimisation import LoraConfig, OptimizerConfig, linear_schedule, make_optimizer
 from rlaif_env.models.sampling import TEMPERATURE, Samples, sample
+from rlaif_env.models.sharding import shard
 
 __all__ = [
     "BUILTIN_MODEL",
@@ -73,6 +74,7 @@ __all__ = [
     "resolve",
     "rows_that_fit",
     "sample",
+    "shard",
     "takes_any_mask",
     "tokenizer_fingerprint",
     "tokens_that_fit",

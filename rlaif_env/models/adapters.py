@@ -47,6 +47,8 @@ class Backbone:
         tokenizer: Its tokenizer, with pad and EOS.
         name: What it was asked for as.
         end_ids: The tokens that end a response: the EOS, and those of the model's generation config.
+        sharded: Whether its layers are divided over processes (`rlaif_env.models.sharding`), which then all run it as
+            often.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str = "live") -> None:
@@ -68,6 +70,7 @@ class Backbone:
         self.end_ids = end_ids(tokenizer, getattr(model, "generation_config", None))
         self.logit_width = width
         self.adapters: list[str] = []
+        self.sharded = False
         self._active: str | None = None
         self._discarded: list[str] = []  # adapters to be removed when no other is being put on
         self._adding = False
@@ -241,7 +244,7 @@ class Backbone:
                     a, b = (cast(Any, part[adapter]).weight for part in (module.lora_A, module.lora_B))
                     if cast(Any, module).fan_in_fan_out:  # Conv1D holds its weights transposed
                         a, b = b.t(), a.t()
-                    whole = torch.addmm(weight.data.to(b.dtype), b, a, alpha=module.scaling[adapter])
+                    whole = torch.addmm(_whole(weight.data).to(b.dtype), b, a, alpha=module.scaling[adapter])
                 yield name, weight, whole
 
     def adapter_state(self, adapter: str) -> dict[str, torch.Tensor]:
@@ -276,13 +279,30 @@ class Backbone:
         import torch
         from transformers import AutoModelForCausalLM
 
+        state = dict(self.plain_state(adapter))
         with torch.device("meta"):
             plain = AutoModelForCausalLM.from_config(self.model.config)
-        with self.merged(adapter), quiet():
-            tensors = {name: tensor for name, tensor in self.model.state_dict().items() if "lora_" not in name}
-            state = {name.replace(".base_layer", ""): tensor for name, tensor in tensors.items()}
+        with quiet():
             if self.model.config.tie_word_embeddings:
                 state.pop("lm_head.weight", None)
             plain.generation_config = self.model.generation_config
             plain.save_pretrained(folder, state_dict=state)
         self.tokenizer.save_pretrained(folder)
+
+    def plain_state(self, adapter: str | None) -> Iterator[tuple[str, torch.Tensor]]:
+        """All weights under the names they have without adapters; then again those that an adapter is folded into.
+
+        Of a sharded model on the CPU, one after the other: every process takes part.
+        """
+        for name, tensor in self.model.state_dict().items():
+            if "lora_" not in name:
+                yield name.replace(".base_layer", ""), _whole(tensor).cpu() if self.sharded else tensor
+        for name, weight, whole in self.folded(adapter) if adapter is not None else ():
+            folded = whole.to(weight.dtype)
+            yield f"{name}.weight", folded.cpu() if self.sharded else folded
+
+
+def _whole(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor, gathered from all processes where it is divided over them."""
+    gather = getattr(tensor, "full_tensor", None)
+    return tensor if gather is None else cast("torch.Tensor", gather())

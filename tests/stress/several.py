@@ -10,8 +10,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -91,6 +91,8 @@ def owner(name: str) -> Any:
 
     return {
         "sample": Policy,
+        "evaluate": Policy,
+        "idle": Policy,
         "score": Core,
         "_gradient": Passes,
         "step": torch.optim.AdamW,
@@ -105,6 +107,19 @@ def signalled(rank: int, name: str, count: int, number: int) -> Prepare:
     def prepare(mine: int) -> None:
         if mine == rank:
             at(owner(name), name, count, lambda: os.kill(os.getpid(), number))
+
+    return prepare
+
+
+def raising(rank: int, name: str, count: int, error: Exception) -> Prepare:
+    """Have one rank fail when it calls a method for the n-th time."""
+
+    def prepare(mine: int) -> None:
+        def fail() -> None:
+            raise error
+
+        if mine == rank:
+            at(owner(name), name, count, fail)
 
     return prepare
 
@@ -174,6 +189,177 @@ def resumed(folder: Path) -> dict[str, Any]:
     return {"codes": codes, "between": between, "said": said, **gap(folder / "whole", folder / "resumed")}
 
 
+@contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """The address of a server of the prepared model, in a process of its own."""
+    reader, writer = os.pipe()
+    if not (child := os.fork()):
+        from transformers import AutoModelForCausalLM
+
+        from tests.fake_vllm import FakeVLLM
+
+        with FakeVLLM(AutoModelForCausalLM.from_pretrained(folder / "model").eval()) as server:
+            os.write(writer, server.url.encode())
+            signal.pause()
+    try:
+        yield os.read(reader, 100).decode()
+    finally:
+        os.kill(child, KILL)
+        os.waitpid(child, 0)
+        os.close(reader)
+        os.close(writer)
+
+
+def sharded_job(folder: Path, url: str, name: str, baseline: Any, shard: bool = True) -> Any:
+    """A training whose responses a server samples."""
+    from agents.sampler import SamplerConfig
+
+    config = job(folder, name)
+    agent = replace(config.agent, baseline=baseline)
+    return replace(config, agent=agent, sampler=SamplerConfig(url=(url,)), shard=shard)
+
+
+def counting(rank: int) -> None:
+    """Have each process tell, when the policy is saved, its idle passes and its part of the layers' weights."""
+    from torch.distributed.tensor import DTensor
+
+    from agents.policy import Policy
+    from agents.training.follow import Follower
+    from rlaif_env.models.sharding import layers_of
+
+    idle, forward, told = Policy.idle, Follower.forward, {"idle": 0, "asked": 0}
+
+    def counted(policy: Policy) -> None:
+        told["idle"] += 1
+        idle(policy)
+
+    def asked(follower: Follower) -> None:
+        told["asked"] += 1
+        forward(follower)
+
+    def tell(policy: Policy) -> None:
+        weights = [p for n, p in layers_of(policy.backbone.model).named_parameters() if "lora_" not in n]
+        divided = [w for w in weights if isinstance(w, DTensor)]
+        held = sum(w.to_local().numel() for w in divided) / sum(w.numel() for w in weights)
+        whole = any(isinstance(p, DTensor) for p in (*policy.parameters, policy.backbone.model.lm_head.weight))
+        print("COUNTED" + json.dumps({**told, "share": held, "others": whole}))
+
+    save, give = Policy.save, Follower.give
+    Policy.idle, Follower.forward = counted, asked  # type: ignore[method-assign]
+    Policy.save = lambda policy, folder: tell(policy) or save(policy, folder)  # type: ignore
+    Follower.give = lambda follower: tell(follower._agent.policy) or give(follower)  # type: ignore
+
+
+def sharded(folder: Path) -> dict[str, Any]:
+    """Six updates by one process, and by two that hold the layers together."""
+    found = {}
+    with served(folder) as url:
+        for baseline in ("value", "leave-one-out"):
+            one, two = f"{baseline}-whole", f"{baseline}-sharded"
+            assert ended(trained(sharded_job(folder, url, one, baseline, shard=False), 1)) == [0], outcome(folder, one)
+            began = time.monotonic()
+            codes = ended(trained(sharded_job(folder, url, two, baseline), 2, counting))
+            said = outcome(folder, two)["said"]
+            assert codes == [0, 0], (codes, said)
+            counts = [json.loads(text.partition("COUNTED")[2].splitlines()[0]) for text in said]
+            seconds = time.monotonic() - began
+            found[baseline] = {**gap(folder / one, folder / two), "counts": counts, "said": said, "seconds": seconds}
+    return found
+
+
+def sharded_families(folder: Path) -> dict[str, Any]:
+    """How far gradients, log-probabilities and saved weights of each family's sharded layers are from whole ones'."""
+
+    def work(rank: int) -> None:
+        import torch
+
+        from agents.policy import Policy
+        from rlaif_env.models import Backbone, LoraConfig, shard
+        from rlaif_env.ranks import Ranks
+        from tests.families import FAMILIES, family, tokenizer_of
+
+        generator, tokenizer = torch.Generator().manual_seed(rank), tokenizer_of("byte-level")
+        rows, gaps = [torch.randint(5, 50, (4 + rank, width), generator=generator) for width in (9 + rank, 6)], {}
+        x, y = rows
+        with Ranks.started() as ranks:
+            for name in FAMILIES:
+                found = []
+                for divided in (False, True):
+                    policy = Policy(Backbone(family(name, tokenizer), tokenizer), lora=LoraConfig(4))
+                    with torch.no_grad():
+                        for parameter in policy.parameters:
+                            parameter.add_(torch.linspace(-0.1, 0.1, parameter.numel()).view_as(parameter))
+                    if divided:
+                        shard(policy.backbone, "cpu")
+                    with policy.training():
+                        logprobs = policy.evaluate(x, torch.ones_like(x), y, torch.ones_like(y)).logprobs
+                        logprobs.sum().backward()
+                    state = dict(policy.backbone.plain_state(policy.adapter))
+                    found.append([logprobs.detach(), *(p.grad for p in policy.parameters), *state.values()])
+                gap = [float((a - b).abs().max() / a.abs().max().clamp(1e-3)) for a, b in zip(*found, strict=True)]
+                gaps[name] = {"gap": float(np.max(gap)), "size": float(found[0][1].abs().max())}
+                ranks.agree(lambda: None)
+            if ranks.leader:
+                (folder / "families.json").write_text(json.dumps(gaps))
+
+    children, store = started(2, work)
+    STORES.append(store)
+    assert ended(children) == [0, 0]
+    found: dict[str, Any] = json.loads((folder / "families.json").read_text())
+    return found
+
+
+def sharded_ends(folder: Path) -> dict[str, Any]:
+    """Processes killed, short of memory or with a loss that is not finite amid passes that others wait in."""
+    if not (folder / "value-whole").exists():
+        sharded(folder)
+
+    def broken(rank: int) -> None:
+        from agents import functional
+
+        loss, left = functional.policy_gradient_loss, [6]
+
+        def call(*arguments: Any) -> Any:
+            left[0] -= 1
+            return loss(*arguments) * (float("nan") if rank == 1 and left[0] < 0 else 1.0)
+
+        functional.policy_gradient_loss = call  # type: ignore[assignment]
+
+    def terminated(rank: int) -> None:
+        (folder / f"process-{rank}").write_text(str(os.getpid()))
+
+        def both() -> None:
+            os.kill(int((folder / "process-1").read_text()), TERM)
+            time.sleep(0.2)
+            os.kill(os.getpid(), TERM)
+
+        if rank == 0:
+            at(owner("_gradient"), "_gradient", 4, both)
+
+    memory = MemoryError("out of memory")
+    cases = {
+        "follower": signalled(1, "_gradient", 4, KILL),
+        "leader": signalled(0, "_gradient", 4, KILL),
+        "follower-amid": signalled(1, "idle", 20, KILL),
+        "leader-amid": signalled(0, "evaluate", 50, KILL),
+        "term": terminated,
+        "memory-0": raising(0, "evaluate", 50, memory),
+        "memory-1": raising(1, "evaluate", 20, memory),
+        "finite": broken,
+    }
+    found: dict[str, Any] = {}
+    with served(folder) as url:
+        for name, prepare in cases.items():
+            config = sharded_job(folder, url, f"sharded-{name}", "value")
+            began = time.monotonic()
+            codes = ended(trained(config, 2, prepare))
+            found[name] = {"codes": codes, "seconds": time.monotonic() - began, **outcome(folder, config.out.name)}
+        config = sharded_job(folder, url, "sharded-follower", "value", shard=False)
+        assert ended(trained(config, 1)) == [0], outcome(folder, "sharded-follower")
+        found["follower"] |= gap(folder / "value-whole", config.out)
+    return found
+
+
 def ends(folder: Path) -> dict[str, Any]:
     """Each way to end, with the update that is then the last checkpoint's, and the run gone on with to its end."""
     if not (folder / "whole").exists():
@@ -224,16 +410,6 @@ def disagreeing(folder: Path) -> dict[str, Any]:
 
 def failing(folder: Path) -> dict[str, Any]:
     """A follower short of memory, one with an error of its own, and a judge that fails."""
-
-    def raising(rank: int, name: str, count: int, error: Exception) -> Prepare:
-        def prepare(mine: int) -> None:
-            def fail() -> None:
-                raise error
-
-            if mine == rank:
-                at(owner(name), name, count, fail)
-
-        return prepare
 
     from rlaif_env.api import BackendError
 
@@ -301,7 +477,10 @@ def command(words: list[str], size: int) -> list[int]:
     return children
 
 
-CASES = {case.__name__: case for case in (updates_equal, resumed, ends, disagreeing, failing, commands)}
+CASES = {
+    case.__name__: case
+    for case in (updates_equal, sharded, sharded_ends, sharded_families, resumed, ends, disagreeing, failing, commands)
+}
 
 
 def main(argv: list[str]) -> None:

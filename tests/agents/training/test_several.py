@@ -8,15 +8,24 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from agents.sampler import SamplerConfig
+from agents.settings import ReinforceConfig
+from agents.training.command import train
+from agents.training.config import TrainConfig
+from rlaif_env.api import RLAIFError
 from rlaif_env.batches import shares
+from rlaif_env.models.sharding import layers_of
 from tests import ROOT
+from tests.families import FAMILIES
 from tests.stress.survival import prepared
+from tests.tiny import tiny_backbone
 
 # --- rows over processes ----------------------------------------------------------------------------------------------
 
@@ -88,6 +97,73 @@ def test_fine_tuning_and_a_reward_model_s_training_are_those_of_one_process(foun
         assert cases[name]["codes"] == [[0], [0, 0]] and cases[name]["apart"] < 1e-5 and cases[name]["said"][1] == ""
     assert cases["broken"]["codes"] == [[2], [2, 0]]
     assert cases["broken"]["said"][0].count("expected a field 'response'") == 1 and cases["broken"]["said"][1] == ""
+
+
+# --- sharded layers ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return told(tmp_path_factory.mktemp("sharded"), "sharded")["sharded"]
+
+
+@pytest.mark.parametrize("baseline", ["value", "leave-one-out"])
+def test_two_processes_that_hold_half_of_the_layers_each_learn_as_one(sharded: dict[str, Any], baseline: str) -> None:
+    case = sharded[baseline]
+    assert case["same"] and case["apart"] < 1e-5 and case["moved"] > 50 * case["apart"]
+    assert [count["share"] for count in case["counts"]] == [0.5, 0.5]
+    assert not any(count["others"] for count in case["counts"])  # adapter and head are whole
+    leader, follower = case["counts"]
+    assert leader["idle"] > 0 and follower["idle"] > follower["asked"] > 0  # their rows are uneven
+    assert "on cpu (float32), 2 processes, task letters" in case["said"][0]
+
+
+@pytest.mark.slow
+def test_a_sharded_training_ends_with_the_last_whole_update_whatever_becomes_of_a_process(tmp_path: Path) -> None:
+    found = told(tmp_path, "sharded_ends")["sharded_ends"]
+    assert found["follower"]["same"] and found["follower"]["apart"] < 1e-5  # gone on with by one process
+    expected = {
+        "follower": ([2, -9], 3, "lost rank 1 (no answer"),
+        "leader": ([-9, 1], 3, "last whole update, 3, is saved"),
+        "follower-amid": ([2, -9], 5, "lost rank 1 (no answer"),
+        "leader-amid": ([-9, 1], 5, "last whole update, 5, is saved"),
+        "term": ([143, 0], 3, "terminated: a checkpoint"),
+        "memory-0": ([2, 0], 5, "set agent.micro_batch"),
+        "memory-1": ([2, 1], 2, "lost rank 1 (RLAIFError: expected memory for passes"),
+        "finite": ([2, 0], 2, "found loss nan and gradient norm nan in rows"),
+    }
+    for name, (codes, saved, message) in expected.items():
+        case = found[name]
+        assert (case["codes"], case["saved"]) == (codes, saved) and message in "".join(case["said"]), case
+        assert case["seconds"] < 30
+
+
+@pytest.mark.slow
+def test_the_layers_of_every_family_can_be_sharded(tmp_path: Path) -> None:
+    found = told(tmp_path, "sharded_families")["sharded_families"]
+    found.pop("time")
+    assert len(found) == len(FAMILIES)
+    assert all(case["gap"] < 1e-5 and case["size"] > 1e-6 for case in found.values()), found
+
+
+def test_what_cannot_be_sharded_is_refused(tmp_path: Path) -> None:
+    config = TrainConfig(sampler=SamplerConfig(url=("http://127.0.0.1:1",)), shard=True, out=tmp_path / "run")
+    with pytest.raises(RLAIFError, match="expected several processes to divide the layers over, found one"):
+        train(config)
+    with pytest.raises(RLAIFError, match="expected with --shard an adapter to be trained"):
+        replace(config, agent=ReinforceConfig(trainable="full"))
+    for sampler in (SamplerConfig(), SamplerConfig(dtype="bfloat16")):
+        with pytest.raises(RLAIFError, match=r"expected with --shard servers that sample \(--sampler.url\)"):
+            replace(config, sampler=sampler)
+    with pytest.raises(RLAIFError, match="expected with --shard no --overlap"):
+        replace(config, overlap=True)
+    model = tiny_backbone().model
+    with pytest.raises(RLAIFError, match="expected a model whose 7 decoder layers can be told"):
+        model.config.num_hidden_layers, before = 7, model.config.num_hidden_layers
+        try:
+            layers_of(model)
+        finally:
+            model.config.num_hidden_layers = before
 
 
 @pytest.mark.slow
