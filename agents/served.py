@@ -101,12 +101,15 @@ class ServedSampler:
         self, ids: NDArray[np.int64], mask: NDArray[Any], *, uniform: NDArray[np.float64], group_size: int = 1
     ) -> Samples:
         """As `agents.sampler.Sampler.sample`; a row's seed is the 53 bits of its first number."""
-        return self.begin(ids, mask, uniform=uniform, group_size=group_size)()
+        samples = self.begin(ids, mask, uniform)()
+        self._check(int(samples.lengths.argmax()), ids, mask, samples)
+        return samples
 
-    def begin(
-        self, ids: NDArray[np.int64], mask: NDArray[Any], *, uniform: NDArray[np.float64], group_size: int = 1
-    ) -> Callable[[], Samples]:
-        """Put the policy as it is now on the servers; what is returned does the rest of `sample`, in any thread."""
+    def begin(self, ids: NDArray[np.int64], mask: NDArray[Any], uniform: NDArray[np.float64]) -> Callable[[], Samples]:
+        """Put the policy as it is now on the servers; what is returned has them sample, in any thread.
+
+        The trainer looks at no response then: its weights may be others by the time it is there.
+        """
         self._refresh()
         return partial(self._sample, ids, mask, uniform)
 
@@ -124,8 +127,7 @@ class ServedSampler:
         for i, response in enumerate(responses):
             drawn[i, : len(response.ids)], logprobs[i, : len(response.ids)] = response.ids, response.logprobs
         lengths = np.array([len(response.ids) for response in responses], dtype=np.int64)
-        self._check(int(lengths.argmax()), ids, mask, samples := Samples(drawn, lengths, logprobs))
-        return samples
+        return Samples(drawn, lengths, logprobs)
 
     def _check(self, row: int, ids: NDArray[np.int64], mask: NDArray[Any], samples: Samples) -> None:
         """Have the trainer look at one response; RLAIFError if it was drawn from other weights or told otherwise."""
