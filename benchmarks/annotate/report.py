@@ -192,7 +192,7 @@ def _win_rates(people: People) -> Iterator[dict[str, Any]]:
     for (a, b), numbers in by_pair.items():
         p = [0.5 if people.items[n].kind == "identical" else labels.get(n, np.nan) for n in numbers]
         failed = np.isnan(p)
-        row: dict[str, Any] = {"systems": [a, b], "prompts": len({people.items[n].prompt for n in numbers})}
+        row: dict[str, Any] = {"systems": [a, b]}
         if failed.all():
             yield row | {"win_rate": None, "unjudged": len(numbers), "length_controlled": None, "reason": "none judged"}
             continue
@@ -251,7 +251,8 @@ def show(result: Mapping[str, Any], console: Console) -> None:
         counts += f", {result[name]} {words}" if result[name] else ""
     say(counts)
     columns = ["name", "judged", "skipped", "consistent on repeats", "checks passed", "seconds an item"]
-    tables = [Table("annotators", columns, [_annotator_row(*one) for one in result["annotators"].items()])]
+    rows = [_annotator_row(*one) for one in result["annotators"].items()]
+    tables = [Table("annotators", columns, rows, "95 % intervals, then how many prompts or texts are independent")]
     if judges := result.get("judges"):
         columns = ["judge", "pairs", "agrees with people", "kappa", "prefers the first", "same position, swapped"]
         tables.append(Table("judges", [*columns, "seconds"], [_judge_row(*judge) for judge in judges.items()]))
@@ -300,5 +301,5 @@ def _agreement_line(agreement: Mapping[str, Any]) -> str:
     return f"agreement between annotators on {agreement['items_with_several']} items: {'; '.join(words)}"
 
 
-_share = partial(interval_text, form=".0%")
-_figure = partial(interval_text, form=".2f")
+_share = partial(interval_text, form=".0%", units=True)
+_figure = partial(interval_text, form=".2f", units=True)

@@ -309,6 +309,8 @@ def test_repeated_prompts_are_one_cluster_each() -> None:
     narrow, wide = (win_rates(systems, "gold", resamples=300)[0] for systems in (once, twice))
     assert wide["raw"]["estimate"] == narrow["raw"]["estimate"] == 5 / 7
     assert wide["raw"]["units"] == narrow["raw"]["units"] == 7
+    shown = evaluation(twice, win_rates(twice, "gold", resamples=300), {"task": "toy"})["tables"]
+    assert all("14 prompts (7 different)" in table["caption"] for table in shown if "Change" not in table["title"])
     assert wide["raw"]["low"] < 0.4 and wide["p_value"] > 0.1  # as fourteen prompts it would be 10 to 4, from 0.45
 
 

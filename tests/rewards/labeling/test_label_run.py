@@ -20,7 +20,7 @@ from rewards.labeling.answers import Label
 from rewards.labeling.command import LabelConfig, label, main
 from rewards.labeling.labeler import PreferenceLabeler
 from rewards.labeling.pair_source import Pair, SampledPairs, builtin_pairs, read_pairs
-from rewards.labeling.report import Tally, alignment
+from rewards.labeling.report import Tally, alignment, as_markdown
 from rewards.language_model.config import LanguageModelConfig
 from rlaif_env.api import BackendError, DataError, RLAIFError
 from rlaif_env.data.journal import Journal
@@ -429,6 +429,8 @@ def test_pairs_that_share_texts_are_no_independent_pairs() -> None:
         widths[texts] = np.array([interval["high"] - interval["low"] for interval in found])
         assert [interval["n"] for interval in found] == [300] * 4
         assert {interval["units"] for interval in found} == {texts // 2}
+        page = as_markdown({"model": "m", "task": "t", "mode": "pairwise", **report})
+        assert page.count(" of 300 pairs, 15 independent.") == page.count(" pairs, 15 independent |") == (texts == 30)
     assert (widths[30] > 1.5 * widths[600]).all()
 
 
