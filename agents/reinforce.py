@@ -16,6 +16,7 @@ How this differs from the paper:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,10 +31,11 @@ from agents.passes import Passes, Reference
 from agents.policy import Policy
 from agents.rollout import Rollout
 from agents.sampler import Sampler
+from agents.served import ServedSampler
 from agents.settings import ReinforceConfig
 from agents.targets import Learn, Targets
 from rlaif_env.api import RLAIFError
-from rlaif_env.models import BUILTIN_MODEL, Backbone, linear_schedule, make_optimizer
+from rlaif_env.models import BUILTIN_MODEL, Backbone, Samples, linear_schedule, make_optimizer
 from rlaif_env.ranks import Ranks
 
 
@@ -92,6 +94,7 @@ class ReinforceAgent:
         settings: dict[str, Any] = {"trainable": c.trainable, "lora": c.lora, "temperature": c.temperature}
         self.policy = Policy(model, **settings, seed=seed, device=device, dtype=dtype)
         self.sampler = sampler(self.policy) if sampler else self.policy
+        self.exact = self.sampler.exact  # what is learned from is drawn from the policy as it is then
         if width != (expected := self.policy.backbone.logit_width):
             raise RLAIFError(
                 f"expected an environment of {expected} token ids, the policy's logit width, found {width}; make it "
@@ -124,12 +127,35 @@ class ReinforceAgent:
         Returns:
             Actions (n, T), padded after EOS; NonFiniteError if the policy's probabilities are not finite.
         """
+        actions, rollout = self.drawing(observations)()
+        self.learn_from(rollout)
+        return actions
+
+    def drawing(
+        self, observations: Mapping[str, NDArray[Any]], *, beside: bool = False
+    ) -> Callable[[], tuple[NDArray[np.int64], Rollout]]:
+        """What samples when it is called, by random numbers drawn now: `act`'s actions, and what to learn from them.
+
+        With ``beside`` servers sample, from the policy as it is now: it can be called while that is trained.
+        """
         ids, mask = np.asarray(observations["input_ids"]), np.asarray(observations["attention_mask"])
         uniform = self.rng.random((len(ids), self.max_new_tokens))
-        samples = self.sampler.sample(ids, mask, uniform=uniform, group_size=self.group_size)
-        self._rollout = Rollout.of(ids, mask, samples, self.policy)
-        self._rollout.check()
-        return samples.ids
+        sampling: Callable[[], Samples] = partial(
+            self.sampler.sample, ids, mask, uniform=uniform, group_size=self.group_size
+        )
+        if beside and isinstance(self.sampler, ServedSampler):
+            sampling = self.sampler.begin(ids, mask, uniform)
+
+        def draw() -> tuple[NDArray[np.int64], Rollout]:
+            samples = sampling()
+            return samples.ids, Rollout.of(ids, mask, samples, self.policy)
+
+        return draw
+
+    def learn_from(self, rollout: Rollout) -> None:
+        """Have `update` learn from these responses; NonFiniteError if the policy's probabilities are not finite."""
+        self._rollout = rollout
+        rollout.check()
 
     def keep(self, rows: NDArray[np.bool_]) -> None:
         """Learn from some rows (n,) of the last `act` alone, whole groups: `update` then takes their rewards only."""
@@ -164,7 +190,7 @@ class ReinforceAgent:
             advantage = F.advantages(
                 returns, seen, self.baseline, group_size=self.group_size, average=self.average, values=values
             )
-            if self.sampler.exact:
+            if self.exact:
                 return Targets(kl, returns, advantage)
             log_ratio = (logprobs - rollout.logprobs[cut]) * seen
             weights = F.importance_weights(log_ratio, seen, c.importance_cap, c.importance_level)
@@ -199,7 +225,7 @@ class ReinforceAgent:
             rollout,
             learn,
             reference,
-            exact=self.sampler.exact,
+            exact=self.exact,
             by_group=self.baseline != "batch-mean" and (self.baseline, self.average) != ("moving-average", None),
             max_norm=self.config.optimizer.max_grad_norm,
             update=self.updates + 1,

@@ -17,7 +17,7 @@ from agents.policy import Policy
 from agents.served import ServedSampler
 from rlaif_env.api import RLAIFError
 from rlaif_env.endpoint.vllm import VLLMConfig, VLLMServers
-from rlaif_env.models import Samples, private_copy, refresh_copy
+from rlaif_env.models import Samples, decode_fast_on_cpu, private_copy, refresh_copy
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,8 @@ class CastSampler:
     def __init__(self, policy: Policy, dtype: str) -> None:
         self._policy = policy
         cast = private_copy(policy.backbone, dtype)
-        # a product with states that are a view would, on a CPU, copy the head's matrix for every row of the prefill
-        cast.model.get_output_embeddings().register_forward_pre_hook(lambda _, states: (states[0].contiguous(),))
+        if cast.device.type == "cpu":
+            decode_fast_on_cpu(cast.model)
         self._cast = Policy(cast, trainable="none", temperature=policy.temperature)
 
     def sample(

@@ -10,6 +10,7 @@ import shutil
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,19 @@ class ServedSampler:
         self, ids: NDArray[np.int64], mask: NDArray[Any], *, uniform: NDArray[np.float64], group_size: int = 1
     ) -> Samples:
         """As `agents.sampler.Sampler.sample`; a row's seed is the 53 bits of its first number."""
+        samples = self.begin(ids, mask, uniform)()
+        self._check(int(samples.lengths.argmax()), ids, mask, samples)
+        return samples
+
+    def begin(self, ids: NDArray[np.int64], mask: NDArray[Any], uniform: NDArray[np.float64]) -> Callable[[], Samples]:
+        """Put the policy as it is now on the servers; what is returned has them sample, in any thread.
+
+        The trainer looks at no response then: its weights may be others by the time it is there.
+        """
         self._refresh()
+        return partial(self._sample, ids, mask, uniform)
+
+    def _sample(self, ids: NDArray[np.int64], mask: NDArray[Any], uniform: NDArray[np.float64]) -> Samples:
         rows = [row[seen.astype(bool)].tolist() for row, seen in zip(ids, mask, strict=True)]
         responses = self._servers.sample(
             rows,
@@ -112,8 +125,7 @@ class ServedSampler:
         for i, response in enumerate(responses):
             drawn[i, : len(response.ids)], logprobs[i, : len(response.ids)] = response.ids, response.logprobs
         lengths = np.array([len(response.ids) for response in responses], dtype=np.int64)
-        self._check(int(lengths.argmax()), ids, mask, samples := Samples(drawn, lengths, logprobs))
-        return samples
+        return Samples(drawn, lengths, logprobs)
 
     def _check(self, row: int, ids: NDArray[np.int64], mask: NDArray[Any], samples: Samples) -> None:
         """Have the trainer look at one response; RLAIFError if it was drawn from other weights or told otherwise."""

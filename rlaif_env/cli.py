@@ -26,6 +26,10 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "label": ("rewards.labeling.command:main", "have a language model label which of two responses is better"),
     "train-rm": ("rewards.reward_model.command:main", "train a reward model on preferences"),
     "train": ("agents.training.command:main", "train a policy with REINFORCE on any reward"),
+    "rescore": (
+        "agents.training.rescore:main",
+        "ask a training's reward again for the responses that it failed on",
+    ),
     "evaluate": ("benchmarks.evaluation.command:main", "compare policies on held-out prompts"),
     "compare": ("benchmarks.comparison.command:main", "compare the reward backends, end to end"),
     "report": ("benchmarks.report:main", "write one HTML page from a run's files"),

@@ -78,6 +78,9 @@ class Ranks:
                 raise RLAIFError(f"expected at most {gpus} processes, one a GPU, found more; lower --nproc-per-node")
             torch.cuda.set_device(local)
         store, rank, size = next(iter(rendezvous("env://")))
+        # torchrun starts processes again beside the same store, where the addresses of those before still stand
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        store = dist.distributed_c10d.PrefixStore(f"attempt-{attempt}", store)
         backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
         dist.init_process_group(backend, timeout=_WAIT, store=store, rank=rank, world_size=size)
         ranks, orderly = cls(rank, size, dist.distributed_c10d.PrefixStore("ranks", store)), False

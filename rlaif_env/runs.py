@@ -62,6 +62,7 @@ class RunFolder:
         self.path, self.config = path, config  # as JSON holds it, and as the caller gave it
         self._lock = lock
         self._writer: Any = None
+        self._rows: dict[str, int] = {}
 
     @classmethod
     def create(
@@ -167,6 +168,15 @@ class RunFolder:
         lines = "".join(_json_text(row, f"each line of {file}") + "\n" for row in rows)
         with writing(file), file.open("a", encoding="utf-8") as stream:
             stream.write(lines)
+        if name in self._rows:
+            self._rows[name] += len(rows)
+
+    def rows(self, name: str) -> int:
+        """How many lines a file that `record` appends to has."""
+        if name not in self._rows:
+            file = self.path / name
+            self._rows[name] = file.read_bytes().count(b"\n") if file.exists() else 0
+        return self._rows[name]
 
     def log_text(self, step: int, name: str, text: str) -> None:
         """Show a text in TensorBoard exactly as it is: model output is never read as Markdown or HTML."""

@@ -95,7 +95,7 @@ class Table:
         return f"## {self.title}\n\n" + "\n".join(lines) + (f"\n\n{self.caption}" if self.caption else "")
 
     def rich(self, **options: Any) -> RichTable:
-        """The table for a terminal: the first column to the left, the others to the right; nothing is read as markup.
+        """The table for a terminal: the first column left, the others right; nothing is read as markup or cut.
 
         Args:
             options: Of `rich.table.Table`.
@@ -107,7 +107,7 @@ class Table:
         caption = Text(self.caption) if self.caption else None
         shown = RichTable(title=Text(self.title), caption=caption, **{**heading, **options})
         for i, column in enumerate(self.columns):
-            shown.add_column(Text(column), justify="left" if i == 0 else "right")
+            shown.add_column(Text(column), justify="left" if i == 0 else "right", overflow="fold")
         for row in self.rows:
             shown.add_row(*(Text(printable(_text(cell))) for cell in row))
         return shown

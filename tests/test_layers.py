@@ -36,7 +36,7 @@ FLOORS: dict[str, list[set[str]]] = {
         {"task"},
     ],
     "agents": [
-        {"functional", "settings", "targets"},
+        {"functional", "paid", "settings", "targets"},
         {"logprobs"},
         {"policy"},
         {"served"},

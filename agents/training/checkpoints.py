@@ -17,6 +17,7 @@ import platform
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ from rlaif_env.runs import RunError, RunFolder
 
 _TENSORS, _STATE, _MANIFEST = "agent.safetensors", "state.json", "manifest.json"
 _LOGS = ("metrics.jsonl", "samples.jsonl", "validation.jsonl", "warnings.jsonl")
+_ROWS = "samples.jsonl"
+"""The file whose place is counted in rows: one that is scored later (`rlaif rescore`) changes its length."""
 
 
 class CheckpointError(RLAIFError):
@@ -241,14 +244,15 @@ def _appended(run: Path) -> list[Path]:
 
 
 def position(run: RunFolder, synced: bool = True) -> dict[str, int]:
-    """The sizes of the files that a run appends to, synced to the disk unless that can wait."""
+    """The sizes of the files that a run appends to, bytes, of samples.jsonl rows; on the disk unless that can wait."""
     run.flush()
     sizes = {}
     for file in filter(Path.exists, _appended(run.path)):
         with file.open("rb") as stream:
             if synced:
                 os.fsync(stream.fileno())
-            sizes[str(file.relative_to(run.path))] = os.fstat(stream.fileno()).st_size
+            size = run.rows(_ROWS) if file.name == _ROWS else os.fstat(stream.fileno()).st_size
+            sizes[str(file.relative_to(run.path))] = size
     return sizes
 
 
@@ -259,15 +263,20 @@ def cut_back(run: Path, to: Mapping[str, int]) -> None:
         CheckpointError: If a file is shorter than it was then: nothing is changed.
         RunError: If a file cannot be written.
     """
+    sizes = dict(to)
     for name, size in to.items():
-        there = (run / name).stat().st_size if (run / name).is_file() else 0
+        file, unit = run / name, "rows" if name == _ROWS else "bytes"
+        there = file.stat().st_size if file.is_file() else 0
+        if unit == "rows" and there:
+            ends = list(accumulate(map(len, file.read_bytes().splitlines(keepends=True))))
+            there, sizes[name] = len(ends), ends[size - 1] if 0 < size <= len(ends) else 0
         if there < size:
             raise CheckpointError(
-                f"expected {run / name} to hold at least the {size} bytes it had at the checkpoint, found {there}: it "
+                f"expected {file} to hold at least the {size} {unit} it had at the checkpoint, found {there}: it "
                 "was changed since; put it back, or name another folder for the run"
             )
     for file in _appended(run):
-        size = to.get(str(file.relative_to(run)), 0)
+        size = sizes.get(str(file.relative_to(run)), 0)
         try:
             if size == 0:
                 file.unlink(missing_ok=True)

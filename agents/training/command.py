@@ -30,6 +30,7 @@ from agents.training.heldout import HeldOut, evaluate_policy, read_json
 from agents.training.interrupts import Interrupts
 from agents.training.log import Log
 from agents.training.loop import learn
+from agents.training.overlap import check_overlap, learn_overlapped
 from agents.training.safety import Parts, Safety, check_room, check_start
 from rlaif_env.api import BackendError
 from rlaif_env.data.tasks import EVAL_PROMPTS, Task, held_out_prompts, load_task
@@ -84,11 +85,15 @@ def train(config: TrainConfig, console: Console | None = None, ranks: Ranks | No
             f"[bold]{config.reward}[/], run folder {run.path}"
         )
         if (template := template_for(task, agent.policy.tokenizer)) != "plain":
-            console.print(f"prompts are put in the template [bold]{template}[/] (the task's key template says another)")
+            plain = ' (template = "plain" in the task would have it read them as they are)'
+            named = "the model's chat template" if template == "chat" else f"the template {template}"
+            console.print(f"prompts are put in {named}{plain if template == 'chat' else ''}", highlight=False)
         interrupts = Interrupts(console, ranks)
         stack.enter_context(interrupts.handled())
         check_room(agent, parts.envs)
         check_start(run, agent, task)
+        if config.overlap:
+            check_overlap(agent, parts.envs)
         if isinstance(agent.sampler, ServedSampler):
             stack.callback(agent.sampler.close)
             _open_sampler(agent.sampler, config, parts, run, console)
@@ -98,7 +103,7 @@ def train(config: TrainConfig, console: Console | None = None, ranks: Ranks | No
             safety = Safety(config, parts, run, log, interrupts)
             prompts = safety.begin(chosen)
             with safety.kept():
-                learn(agent, parts.envs, prompts, safety, log)
+                (learn_overlapped if config.overlap else learn)(agent, parts.envs, prompts, safety, log)
         run.curves()
         if interrupts.stop:
             return TrainResult(run.path, before, None, interrupted=True, dropped=log.dropped.total)

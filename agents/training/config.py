@@ -86,6 +86,8 @@ class TrainConfig(TrainingConfig):
             gone on with; "drop-group" leaves its prompt's responses out of the update.
         max_dropped: End the run where more than this share of the groups of ten batches in a row was dropped.
         sampler: What writes the responses, of training and of evaluations.
+        overlap: Ask a judge elsewhere, and servers that sample, for the next batch while the gradient of the last is
+            computed. Responses are then one update old, and weighed for it (agent.importance_cap).
         seed: Of prompts, sampling and initial adapter.
         checkpoint_every: Updates between checkpoints; 0 is none but the last.
         keep_checkpoints: How many of the last stay, the best by validation beside them.
@@ -105,6 +107,7 @@ class TrainConfig(TrainingConfig):
     model: str = BUILTIN_MODEL
     on_judge_failure: Literal["raise", "drop-group"] = "raise"
     max_dropped: float = 0.5
+    overlap: bool = False
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     seed: int = 0
     checkpoint_every: int = 10

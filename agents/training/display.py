@@ -78,6 +78,7 @@ def report(run: RunFolder, console: Console, task: Task, before: HeldOut, after:
         old, new, change = compared[name]
         label = f"{_HEADLINES[name]} ({task.gold})" if name == "gold" else _HEADLINES[name]
         label += f", {change.n} scored both times" if change.n < len(before.prompts) else ""
+        label += f", {change.units} different prompts" if change.units < change.n else ""
         rows.append([label, f"{old.estimate:.3f}", f"{new.estimate:.3f}", interval_text(change, "+.3f")])
     table = Table(
         f"before / after on {len(before.prompts)} held-out prompts",

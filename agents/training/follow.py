@@ -81,6 +81,7 @@ def make_agent(config: TrainConfig, envs: Any, ranks: Ranks) -> ReinforceAgent:
             ranks=ranks,
         )
     )
+    agent.exact = agent.exact and not config.overlap
     if ranks.size > 1:
         model = agent.policy.reference.model
         facts = {"dtype": model.dtype, "device": model.device.type, "policy": agent.policy.fingerprint()}

@@ -9,8 +9,8 @@ import numpy as np
 from rich.console import Console
 from rich.markup import escape
 
+from agents.paid import Dropped, Paid
 from agents.training.display import Show
-from agents.training.paid import Dropped, Paid
 from agents.training.watch import Alarm, Watch
 from rlaif_env.data.tasks import Task, gold_scores
 from rlaif_env.runs import RunFolder

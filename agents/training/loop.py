@@ -9,9 +9,9 @@ from typing import Any
 
 from gymnasium.vector import VectorEnv
 
+from agents.paid import Paid
 from agents.reinforce import ReinforceAgent
 from agents.training.log import Log
-from agents.training.paid import Paid
 from agents.training.safety import Observations, Safety
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,6 +102,10 @@ class Safety:
         self._whole: dict[str, Any] = {}  # all values as of the last whole update
         self._saved: dict[str, Any] | None = None  # those of the last checkpoint
         self._reward = reward_facts(run.config)
+        self.before: Callable[[], dict[str, Any]] = dict
+        """Environment and generator before a batch that is in the making (`agents.training.overlap`)."""
+        self.wait: Callable[[], None] = lambda: None
+        """Waits until nothing is at work beside this."""
 
     def begin(self, chosen: Path | None) -> Observations:
         """Bring agent, environments and files to the chosen checkpoint, else the newest whole one, else the start."""
@@ -142,7 +146,10 @@ class Safety:
         self._tidy()
         self.log.tell(f"going on after update {checkpoint.update} of {self.config.updates}")
         self._record_reward(checkpoint.update, changed)
-        if differing := checkpoints.differing_in(values["numerics"], checkpoints.numerics(self.agent)):
+        differing = checkpoints.differing_in(values["numerics"], checkpoints.numerics(self.agent))
+        if self.config.overlap:
+            differing = "; ".join(filter(None, [differing, "the batch in the making is drawn anew (overlap)"]))
+        if differing:
             text = (
                 f"from update {checkpoint.update + 1} on, figures and weights are no longer bit-identical to those of "
                 f"a run that was not cut short: {differing}"
@@ -176,9 +183,10 @@ class Safety:
         }
 
     def _values(self) -> dict[str, Any]:
+        before, agent = self.before(), checkpoints.agent_values(self.agent)
         return {
-            "agent": checkpoints.agent_values(self.agent),
-            "environment": self.envs.unwrapped.state(),  # type: ignore[attr-defined]
+            "agent": agent | ({"generator": before["generator"]} if before else {}),
+            "environment": before.get("environment") or self.envs.unwrapped.state(),  # type: ignore[attr-defined]
             "watch": self.log.watch.state(),
             "dropped": self.log.dropped.state(),
             "best": self._best,
@@ -199,8 +207,13 @@ class Safety:
             self.interrupts.save = None
         return not ends
 
+    def another(self) -> bool:
+        """Whether, for all that is known, an update comes after the one in hand."""
+        return self.agent.updates + 1 < self.config.updates and not self.interrupts.stop
+
     def _validate(self, update: int) -> bool:
         """Evaluate on the validation split; whether this is the best policy so far, by its mean reward."""
+        self.wait()
         parts, agent, seed = self.parts, self.agent, self.config.seed
         assert parts.validation is not None
         held = evaluate_policy(agent.policy, parts.validation, parts.task, seed=seed, sampler=agent.sampler)

@@ -140,11 +140,15 @@ def _against(people: People, own: Mapping[int, float], verdicts: Mapping[int, fl
 
 
 def _clusters(people: People, numbers: Sequence[int]) -> Groups:
-    """What makes items, by their numbers, depend on each other; one that is judged twice is twice in the same."""
-    items = [people.items[number] for number in numbers]
-    if not items:
-        return []
-    return clusters_of_pairs(*zip(*((i.prompt, i.responses[0], i.responses[-1]) for i in items), strict=True))
+    """What makes items, by their numbers, depend on each other; one that is judged twice is twice in the same.
+
+    Whether that is prompts or texts, all items say together, so that every figure is over the same.
+    """
+    asked = {number: item for number, item in people.items.items() if item.kind != "check"}
+    texts = ((i.prompt, i.responses[0], i.responses[-1]) for i in asked.values())
+    places = {number: place for place, number in enumerate(asked)}
+    rows = np.array([places[number] for number in numbers], dtype=np.int64)
+    return taken(clusters_of_pairs(*zip(*texts, strict=True)), rows)
 
 
 def _agreement(form: Form, people: People) -> dict[str, Any]:
@@ -188,16 +192,16 @@ def _win_rates(people: People) -> Iterator[dict[str, Any]]:
     for (a, b), numbers in by_pair.items():
         p = [0.5 if people.items[n].kind == "identical" else labels.get(n, np.nan) for n in numbers]
         failed = np.isnan(p)
-        row: dict[str, Any] = {"systems": [a, b], "prompts": len({people.items[n].prompt for n in numbers})}
+        row: dict[str, Any] = {"systems": [a, b]}
         if failed.all():
             yield row | {"win_rate": None, "unjudged": len(numbers), "length_controlled": None, "reason": "none judged"}
             continue
-        won = win_rate(p, failed=failed, clusters=people.clusters(numbers))
+        won = win_rate(p, failed=failed, clusters=_clusters(people, numbers))
         row |= {"win_rate": asdict(won.interval), "unjudged": won.failed}
         row |= {"wins": won.wins, "ties": won.ties, "losses": won.losses}
         judged = [n for n, missing in zip(numbers, failed, strict=True) if not missing]
         lengths = [[max(1, len(people.items[n].responses[side])) for n in judged] for side in (0, 1)]
-        control = length_control(np.array(p)[~failed], *lengths, clusters=people.clusters(judged))
+        control = length_control(np.array(p)[~failed], *lengths, clusters=_clusters(people, judged))
         row |= {"length_controlled": asdict(control.controlled), "length_slope": control.slope}
         yield row | {"separated": control.separated, "extrapolated": control.extrapolated}
 
@@ -210,7 +214,8 @@ def _rated_systems(form: Form, people: People) -> dict[str, Any]:
     systems = {}
     for system, numbers in by_system.items():
         means = [float(np.mean([j.value(form) for j in people.answers[n].values()])) for n in numbers]
-        clusters = people.clusters(numbers)
+        clusters = _clusters(people, numbers)
+        assert not isinstance(clusters, Dyads)  # one response an item: no two texts to share
         if form == "harmless":
             figure: Any = asdict(harmless_rate(means, clusters=clusters).interval)
         else:
@@ -246,7 +251,8 @@ def show(result: Mapping[str, Any], console: Console) -> None:
         counts += f", {result[name]} {words}" if result[name] else ""
     say(counts)
     columns = ["name", "judged", "skipped", "consistent on repeats", "checks passed", "seconds an item"]
-    tables = [Table("annotators", columns, [_annotator_row(*one) for one in result["annotators"].items()])]
+    rows = [_annotator_row(*one) for one in result["annotators"].items()]
+    tables = [Table("annotators", columns, rows, "95 % intervals, then how many prompts or texts are independent")]
     if judges := result.get("judges"):
         columns = ["judge", "pairs", "agrees with people", "kappa", "prefers the first", "same position, swapped"]
         tables.append(Table("judges", [*columns, "seconds"], [_judge_row(*judge) for judge in judges.items()]))
@@ -295,5 +301,5 @@ def _agreement_line(agreement: Mapping[str, Any]) -> str:
     return f"agreement between annotators on {agreement['items_with_several']} items: {'; '.join(words)}"
 
 
-_share = partial(interval_text, form=".0%")
-_figure = partial(interval_text, form=".2f")
+_share = partial(interval_text, form=".0%", units=True)
+_figure = partial(interval_text, form=".2f", units=True)

@@ -21,7 +21,6 @@ from benchmarks.annotate.store import Store
 from rlaif_env.api import Preference, RLAIFError
 from rlaif_env.data.jsonl import write_jsonl
 from rlaif_env.data.preferences import read_preferences, write_preferences
-from rlaif_env.statistics import Clusters
 
 
 @dataclass(frozen=True)
@@ -57,11 +56,6 @@ class People:
     def labels(self) -> dict[int, float]:
         """The mean preference of each judged item."""
         return {number: float(np.mean([j.p_first for j in given.values()])) for number, given in self.answers.items()}
-
-    def clusters(self, numbers: Iterable[int]) -> Clusters | None:
-        """The prompt of each item; None where prompts do not group them (all differ, or one for all)."""
-        prompts = [self.items[number].prompt for number in numbers]
-        return prompts if 1 < len(set(prompts)) < len(prompts) else None
 
 
 def people_of(store: Store, exclude: Sequence[str] = ()) -> People:

@@ -90,12 +90,15 @@ def _pairs(pipeline: Pipeline) -> Table:
         for count in sorted(set(pipeline.config.ablation.pair_counts)):
             report = pipeline.reward_model(who, count).read_json("run/report.json")
             for judged_by, figures in report["figures"].items():
-                rows.append([who, count, report["training"]["pairs"], judged_by, percent(figures["accuracy"])])
+                rows.append(
+                    [who, count, report["training"]["pairs"], judged_by, percent(figures["accuracy"], units=True)]
+                )
     return Table(
         "Ablation: number of preference pairs",
         ["labels", "pairs asked for", "pairs", "tested on", "accuracy, %"],
         rows,
-        "Pairwise accuracy on held-out pairs, 95 % intervals, ties ½. The paper's: about 60 at 128 pairs, nearly full "
+        "Pairwise accuracy on held-out pairs, 95 % intervals and the number of independent pairs, ties ½. The "
+        "paper's: about 60 at 128 pairs, nearly full "
         "at 5,000.",
     )
 
@@ -125,7 +128,7 @@ def _staleness(pipeline: Pipeline, outcomes: Sequence[Outcome]) -> Table:
         ["policy", "judge", *_WINDOWS],
         rows,
         "Spearman correlation of each judge with the gold measure on the samples of each part of the training, 95 % "
-        "intervals, prompts as clusters.",
+        "intervals, and over how many prompts.",
     )
 
 
@@ -138,4 +141,4 @@ def _correlation(scores: Floats, gold: Floats, prompts: NDArray[np.int64]) -> st
         return "too few" + failed
     if np.ptp(gold) == 0 or np.ptp(scores) == 0:
         return "one value only" + failed
-    return with_interval(spearman(scores, gold, clusters=prompts), sign=True) + failed
+    return with_interval(spearman(scores, gold, clusters=prompts), sign=True, units=True) + failed

@@ -20,7 +20,7 @@ from benchmarks.evaluation.length_control import length_control
 from benchmarks.evaluation.metrics import holm, paired_bootstrap_test
 from benchmarks.evaluation.systems import System
 from rlaif_env.data.tasks import Task
-from rlaif_env.statistics import Floats, Interval, bootstrap_mean, interval_text
+from rlaif_env.statistics import FEWEST_UNITS, Floats, Interval, interval_text, measure_change, measure_mean
 from rlaif_env.tables import Cell, Table
 
 PAPER: Sequence[tuple[str, str, str, str, str]] = (
@@ -85,15 +85,15 @@ def terminal_table(main: Table, judges: Mapping[str, str]) -> Table:
     return Table(main.title, columns, rows, caption)
 
 
-def percent(interval: Interval | Mapping[str, Any]) -> str:
+def percent(interval: Interval | Mapping[str, Any], *, units: bool = False) -> str:
     """A share with its interval, as JSON holds one, in whole percent."""
-    return interval_text(interval, ".0f", scale=100)
+    return interval_text(interval, ".0f", scale=100, units=units)
 
 
-def with_interval(interval: Interval, *, sign: bool = False) -> str:
+def with_interval(interval: Interval, *, sign: bool = False, units: bool = False) -> str:
     """A figure with its interval."""
     digits = 1 if max(abs(x) for x in (interval.estimate, interval.low, interval.high) if x is not None) >= 20 else 2
-    return interval_text(interval, f"{'+' if sign else ''}.{digits}f")
+    return interval_text(interval, f"{'+' if sign else ''}.{digits}f", units=units)
 
 
 def _systems(outcomes: Sequence[Outcome], arm: str) -> list[System]:
@@ -107,25 +107,32 @@ def _pooled(outcomes: Sequence[Outcome], arm: str, measure: str) -> Floats:
     return np.concatenate([system.measures[measure] for system in _systems(outcomes, arm)])
 
 
-def _prompt_of(outcomes: Sequence[Outcome], pooled: Floats) -> NDArray[np.int64]:
-    """Which prompt each row of a pooled measure belongs to, (S * B,)."""
-    return np.arange(pooled.size) % len(outcomes[0].system.prompts)
+def _prompts(outcomes: Sequence[Outcome], rows: NDArray[np.bool_]) -> list[str]:
+    """The prompts of chosen rows of a pooled measure, (S * B,)."""
+    prompts = outcomes[0].system.prompts
+    return [prompts[row % len(prompts)] for row in np.flatnonzero(rows).tolist()]
 
 
-def _mean(outcomes: Sequence[Outcome], values: Floats, *, sign: bool = False) -> str:
-    """Mean of a pooled measure, (S * B,), with its interval."""
-    finite = np.isfinite(values)
-    if not finite.any():
+def _over(outcomes: Sequence[Outcome]) -> str:
+    return f"{len(set(outcomes[0].system.prompts))} held-out prompts"
+
+
+def _mean(outcomes: Sequence[Outcome], arm: str, measure: str, start: str | None = None) -> str:
+    """Mean of a measure of an arm with its interval; of its change against ``start``, where that is given."""
+    values, before = (_pooled(outcomes, whose, measure) for whose in (arm, start or arm))
+    known = np.isfinite(values) & np.isfinite(before)
+    if not known.any():
         return "-"
-    clusters = _prompt_of(outcomes, values)[finite]
-    return with_interval(bootstrap_mean(values[finite], clusters=clusters), sign=sign)
+    prompts = _prompts(outcomes, known)
+    if start is None:
+        return with_interval(measure_mean(measure, values[known], prompts))
+    return with_interval(measure_change(measure, before[known], values[known], prompts), sign=True)
 
 
 def _main(outcomes: Sequence[Outcome], judges: Mapping[str, str]) -> Table:
     """Win rates in the paper's comparisons, raw and at equal length, beside the paper's own."""
     arms, shown = arms_of(outcomes), list(judges)[:_MAIN_JUDGES]
-    rows: list[list[Cell]] = []
-    p_values = []
+    rows, tested, p_values = list[list[Cell]](), list[list[Cell]](), list[float]()
     for a, b, name, *paper in PAPER:
         if a not in arms or b not in arms:
             continue
@@ -135,22 +142,24 @@ def _main(outcomes: Sequence[Outcome], judges: Mapping[str, str]) -> Table:
                 [preferred(*pair, measure) for pair in zip(_systems(outcomes, a), _systems(outcomes, b), strict=True)]
             )
             judged = np.isfinite(p_all)
-            p_first, clusters = p_all[judged], _prompt_of(outcomes, p_all)[judged]
+            p_first, clusters = p_all[judged], _prompts(outcomes, judged)
             lengths = [np.maximum(_pooled(outcomes, arm, "length")[judged], 1) for arm in (a, b)]
             wins = length_control(p_first, *lengths, clusters=clusters)
             failed = "" if judged.all() else f"; {int((~judged).sum())} failed"
             row += [percent(wins.raw) + failed, percent(wins.controlled)]
-            if measure == shown[0]:
+            if measure == shown[0] and wins.raw.units >= FEWEST_UNITS:
                 p_values.append(paired_bootstrap_test(np.full(p_first.size, 0.5), p_first, clusters=clusters))
-        rows.append([*row, *paper])
-    for row, p in zip(rows, holm(p_values).tolist(), strict=True):
-        row.insert(-2, f"{p:.3f}" if p >= 0.001 else "< 0.001")
+                tested.append(row)
+        rows.append(row)
+        row += ["-", *paper]
+    for row, p in zip(tested, holm(p_values).tolist() if p_values else [], strict=True):
+        row[-3] = f"{p:.3f}" if p >= 0.001 else "< 0.001"
     ours = [f"{judges[measure]}: {what}, %" for measure in shown for what in ("wins", "at equal length")]
     return Table(
         "Main results: how often the first is preferred",
         ["first against second", *ours, "p", "paper: wins, %", "paper: at equal length, %"],
         rows,
-        "95 % intervals, ties ½, prompts as clusters; at equal length: logistic regression on the length ratio, "
+        f"95 % intervals over {_over(outcomes)}, ties ½; at equal length: logistic regression on the length ratio, "
         "predicted at 1, refitted in every resample; p: no difference, by the first judge, Holm over the rows. The "
         "paper's figures are its human raters' on summaries; helpful dialogue, with PaLM 2 (arXiv 2309.00267): other "
         "tasks and models, so shape and order compare, not the numbers.",
@@ -159,17 +168,15 @@ def _main(outcomes: Sequence[Outcome], judges: Mapping[str, str]) -> Table:
 
 def _by_judge(outcomes: Sequence[Outcome], judges: Mapping[str, str]) -> Table:
     """What every judge says of every policy: the change against SFT."""
-    start = {measure: _pooled(outcomes, "sft", measure) for measure in judges}
-    rows: list[list[Cell]] = [["sft", *(_mean(outcomes, values) for values in start.values())]]
+    rows: list[list[Cell]] = [["sft", *(_mean(outcomes, "sft", measure) for measure in judges)]]
     for arm in arms_of(outcomes)[1:]:
-        changes = {measure: _pooled(outcomes, arm, measure) - start[measure] for measure in judges}
         own = {f"judge:{arm}": " (its own)"}
-        rows.append([arm, *(_mean(outcomes, change, sign=True) + own.get(m, "") for m, change in changes.items())])
+        rows.append([arm, *(_mean(outcomes, arm, measure, "sft") + own.get(measure, "") for measure in judges)])
     return Table(
         "What each judge says of each policy",
         ["policy", *judges.values()],
         rows,
-        "SFT: the mean; the others: the change against SFT on the same prompts, 95 % intervals. Rewards have different "
+        f"SFT: the mean over {_over(outcomes)}; the others: the change on them, 95 % intervals. Rewards have different "
         "units: compare within a column. No arm was trained on the gold measures.",
     )
 
@@ -180,8 +187,8 @@ def _writing(outcomes: Sequence[Outcome]) -> Table:
     return Table(
         "How the policies write",
         ["policy", *(_WRITING[name] for name in present)],
-        [[arm, *(_mean(outcomes, _pooled(outcomes, arm, name)) for name in present)] for arm in arms_of(outcomes)],
-        "Means over held-out responses with 95 % intervals. Perplexity under SFT (none for an empty response) stands "
+        [[arm, *(_mean(outcomes, arm, name) for name in present)] for arm in arms_of(outcomes)],
+        f"Means over {_over(outcomes)} with 95 % intervals. Perplexity under SFT (none for an empty response) stands "
         "for coherence, names and numbers that the prompt does not hold for hallucination: cheap signs, not proofs.",
     )
 
@@ -217,7 +224,7 @@ def _reward_models(models: Sequence[Stage]) -> Table:
         trained_on = [report["training"]["pairs"], report["training"]["texts"]]
         for judged_by, figures in report["figures"].items():
             at_gap = figures.get("accuracy_at_gap")
-            accuracy = [percent(figures["accuracy"]), "-" if at_gap is None else percent(at_gap)]
+            accuracy = ["-" if a is None else percent(a, units=True) for a in (figures["accuracy"], at_gap)]
             calibration = [f"{figures['ece']:.3f}", f"{figures['brier']:.3f}"]
             name = stage.name.removeprefix("rm-")
             rows.append([name, judged_by, *trained_on, *accuracy, *calibration, percent(figures["longer"])])
@@ -226,7 +233,8 @@ def _reward_models(models: Sequence[Stage]) -> Table:
         "Reward models on held-out pairs",
         [*trained, *tested, "always the longer, %"],
         rows,
-        "Pairwise accuracy with 95 % intervals, ties ½; the wider gap: pairs whose mean human ratings differ by 0.5 or "
+        "Pairwise accuracy with 95 % intervals and the number of independent pairs, ties ½; the wider gap: pairs "
+        "whose mean human ratings differ by 0.5 or "
         "more; always the longer: what that rule would get. The paper's: human RM 79.3 (summaries), 76.0 (helpful); "
         "AI RM 74.2, 67.8.",
     )

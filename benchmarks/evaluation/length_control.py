@@ -5,6 +5,7 @@ Appendix J fits P(A preferred) = σ(a + b·(length of A / length of B)) and read
 1. The interval comes from refitting in each bootstrap resample (prompts drawn whole), studentised on the logit scale
    with the refit's own sandwich error, so that the regression's uncertainty is in it. ``python -m
    tests.stress.coverage`` shows 93-97 % from 100 pairs, at least 20 wins and 20 losses, ratios on both sides of 1.
+   Pairs that share texts cannot be drawn whole: there it is the dyadic sandwich error with Student's t.
 2. Where the ratio separates wins from losses (or all outcomes are alike) the likelihood has no finite maximum. A
    ridge of `RIDGE` / 2 times the squared coefficients (intercept at ratio 1, slope per standard deviation) keeps it
    finite; at 100 pairs it moves no figure in the third decimal. The result says ``separated`` then, and since every
@@ -30,14 +31,17 @@ from rlaif_env.api import RLAIFError
 from rlaif_env.statistics import (
     FEWEST_UNITS,
     Clusters,
+    Dyads,
     Floats,
     Interval,
     StudentisedBootstrap,
     checked_array,
     group_codes,
+    mean_error,
     normal_quantile,
     rate,
     resampled_counts,
+    t_quantile,
 )
 
 RESAMPLES = 2_000
@@ -103,6 +107,13 @@ def _error(x: Floats, y: Floats, beta: Floats, weights: Floats, starts: NDArray[
     return np.asarray(np.sqrt(np.maximum(variance, 0.0)) / (h00 * h11 - h01**2))
 
 
+def _influences(x: Floats, y: Floats, beta: Floats) -> Floats:
+    """How far each of n rows moves the intercept of a fit, beta (2,), times n: their mean has the error of that."""
+    p = expit(beta[0] + beta[1] * x)
+    h00, h01, h11 = _hessian(x, (p * (1 - p))[None])
+    return np.asarray(x.size * (y - p) * (h11 - h01 * x) / (h00 * h11 - h01**2))
+
+
 def _profile_limits(x: Floats, y: Floats, z: float) -> tuple[float, float]:
     """Logits at ratio 1 whose penalised profile likelihood is within z² / 2 of the best, on a grid from -12 to 12."""
     a = np.linspace(-12.0, 12.0, 481)[:, None]
@@ -126,7 +137,7 @@ def length_control(
     lengths_1: ArrayLike,
     lengths_2: ArrayLike,
     *,
-    clusters: Clusters | None = None,
+    clusters: Clusters | Dyads | None = None,
     scale: Literal["ratio", "log"] = "ratio",
     resamples: int = RESAMPLES,
     seed: int | np.random.Generator = 0,
@@ -163,21 +174,24 @@ def length_control(
     spread = float(feature.std()) or 1.0
     wins = (1 + np.sign(p - 0.5)) / 2
 
-    codes = group_codes(clusters, n)
+    codes = group_codes(None if isinstance(clusters, Dyads) else clusters, n)
     order = np.argsort(codes, kind="stable")
     codes, x, y = codes[order], feature[order] / spread, wins[order]
     starts = np.flatnonzero(np.diff(codes, prepend=-1))
     beta = _fit(x, y, np.ones((1, n)), np.zeros(2))
-    separated = _separated(x, y)
-    if starts.size < FEWEST_UNITS:
+    separated, raw = _separated(x, y), rate(wins, clusters=clusters, level=level)
+    if raw.units < FEWEST_UNITS:
         low, high = None, None
     elif separated:
         low, high = expit(_profile_limits(x, y, normal_quantile(level))).tolist()
+    elif isinstance(clusters, Dyads):
+        intercept = mean_error(_influences(x, y, beta[0]), clusters)
+        half = t_quantile(0.5 + level / 2, intercept.df) * intercept.error
+        low, high = expit(beta[0, 0] + np.array([-half, half])).tolist()
     else:
         logit = _bootstrap(x, y, beta, codes, starts, resamples, np.random.default_rng(seed)).interval(level)
         low, high = expit(np.array([logit.low, logit.high])).tolist()
-    controlled = Interval(float(expit(beta[0, 0])), low, high, n, starts.size)
-    raw = rate(wins, clusters=clusters, level=level)
+    controlled = Interval(float(expit(beta[0, 0])), low, high, n, raw.units)
     extrapolated = bool((feature > 0).all() or (feature < 0).all())
     return LengthControl(raw, controlled, float(beta[0, 1]) / spread, separated, extrapolated)
 

@@ -15,12 +15,13 @@ from numpy.typing import ArrayLike
 from rlaif_env.api import RLAIFError
 from rlaif_env.statistics import (
     Clusters,
+    Dyads,
     Floats,
     Interval,
     checked_array,
-    group_codes,
     rate,
     studentised_bootstrap,
+    taken,
 )
 from rlaif_env.statistics.bootstrap import RESAMPLES
 
@@ -51,7 +52,9 @@ class Rate:
         return (self.wins + self.ties / 2 + self.failed) / self.total
 
 
-def _rate(name: str, values: ArrayLike, failed: ArrayLike | None, clusters: Clusters | None, level: float) -> Rate:
+def _rate(
+    name: str, values: ArrayLike, failed: ArrayLike | None, clusters: Clusters | Dyads | None, level: float
+) -> Rate:
     """Rate of judged rows above ½ (wins), at ½ (ties) and below; failed ones may hold anything, NaN too."""
     try:
         array = np.asarray(values, dtype=np.float64)
@@ -66,13 +69,19 @@ def _rate(name: str, values: ArrayLike, failed: ArrayLike | None, clusters: Clus
     if mask.all():
         raise RLAIFError(f"expected at least one judged row, found {n} rows that all failed")
     outcomes = (1 + np.sign(checked_array(name, array[~mask], low=0.0, high=1.0) - 0.5)) / 2
-    groups = None if clusters is None else group_codes(clusters, n)[~mask]
+    if clusters is not None and len(clusters) != n:
+        raise RLAIFError(f"expected one cluster for each of {n} rows, found {len(clusters)}")
+    groups = taken(clusters, np.flatnonzero(~mask)) if failed is not None else clusters
     wins, ties, losses = (int((outcomes == side).sum()) for side in (1.0, 0.5, 0.0))
     return Rate(rate(outcomes, clusters=groups, level=level), wins, ties, losses, int(mask.sum()))
 
 
 def win_rate(
-    p_first: ArrayLike, *, failed: ArrayLike | None = None, clusters: Clusters | None = None, level: float = 0.95
+    p_first: ArrayLike,
+    *,
+    failed: ArrayLike | None = None,
+    clusters: Clusters | Dyads | None = None,
+    level: float = 0.95,
 ) -> Rate:
     """How often the first of two policies is preferred, a tie counted ½ (section 2.3).
 
@@ -86,7 +95,11 @@ def win_rate(
 
 
 def harmless_rate(
-    harmless: ArrayLike, *, failed: ArrayLike | None = None, clusters: Clusters | None = None, level: float = 0.95
+    harmless: ArrayLike,
+    *,
+    failed: ArrayLike | None = None,
+    clusters: Clusters | Dyads | None = None,
+    level: float = 0.95,
 ) -> Rate:
     """Share of responses judged harmless (section 2.3); all else as for `win_rate`.
 

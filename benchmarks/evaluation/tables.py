@@ -123,7 +123,8 @@ def _once(wins: Sequence[Row], systems: Sequence[System]) -> list[Row]:
 def _tables(
     systems: Sequence[System], wins: Sequence[Row], measures: Mapping[str, Any], biases: Sequence[Row]
 ) -> Iterator[Table]:
-    n = len(systems[0].prompts)
+    rows, different = len(systems[0].prompts), len(set(systems[0].prompts))
+    n = f"{rows} prompts" + (f" ({different} different)" if different < rows else "")
     names = [system.name for system in systems]
     baseline = "sft" if "sft" in names else names[0]
     if wins:
@@ -151,16 +152,20 @@ def _tables(
             "Position bias of the pairwise judge",
             ["judge", "pair", "same position in both orders", "of these the first"],
             [
-                [row["judge"], f"{row['a']} / {row['b']}", _figure(row["same_position"]), _figure(row["first"])]
+                [
+                    row["judge"],
+                    f"{row['a']} / {row['b']}",
+                    *(_figure(row[key], units=True) for key in ("same_position", "first")),
+                ]
                 for row in biases
             ],
             "Share of prompts on which the judge prefers the same position whichever response stands there (the mean "
             "of both orders then says little of the responses), and how often that is the first position; 95 % "
-            "intervals, prompts as clusters.",
+            "intervals, and over how many prompts.",
         )
 
 
-def _against(baseline: str, wins: Sequence[Row], n: int) -> Table:
+def _against(baseline: str, wins: Sequence[Row], n: str) -> Table:
     rows = []
     for row in wins:
         if row["b"] != baseline:
@@ -171,26 +176,28 @@ def _against(baseline: str, wins: Sequence[Row], n: int) -> Table:
             failed += f" ([{row['raw']['lowest']:.3f}, {row['raw']['highest']:.3f}] had they been losses or wins)"
         figures = [_figure(row["raw"]), _figure(row["length_controlled"]) + _marks(row)]
         p_values = ["" if row[key] is None else f"{row[key]:.2g}" for key in ("p_value", "p_holm")]
-        rows.append([_label(row["judge"]), row["a"], *figures, tried, failed, *p_values, _verdict(row, baseline)])
-    columns = ["judge", "system", "win rate", "at equal length", "wins / ties / losses", "failed"]
+        counted = [tried, failed] if any(row["failed"] for row in wins) else [tried]
+        rows.append([_label(row["judge"]), row["a"], *figures, *counted, *p_values, _verdict(row, baseline)])
+    columns = ["judge", "system", "win rate", "at equal length", "wins / ties / losses"]
+    columns += ["failed"] if any(row["failed"] for row in wins) else []
     caption = (
-        f"Against {baseline}, prompt by prompt, {n} prompts, ties ½, 95 % intervals. At equal length: the logistic "
+        f"Against {baseline}, prompt by prompt, {n}, ties ½, 95 % intervals. At equal length: the logistic "
         "regression on the length ratio, read at 1. p: of a win rate of ½; Holm: over all pairs of systems under that "
-        "judge. The finding goes by the Holm p at 0.05. A policy may have been trained on any of the judges"
+        "judge. The difference goes by the Holm p at 0.05. A policy may have been trained on any of the judges"
         f"{' but the gold measure' if any(row['judge'] == 'gold' for row in wins) else ''}.{_mark_notes(wins)}"
     )
-    return Table(f"Against {baseline}", [*columns, "p", "p (Holm)", "finding"], rows, caption)
+    return Table(f"Against {baseline}", [*columns, "p", "p (Holm)", "difference"], rows, caption)
 
 
 def _verdict(row: Row, baseline: str) -> str:
     if row["raw"] is None or row["p_holm"] is None:
         return "not judged"
     if row["p_holm"] >= 0.05 or row["raw"]["estimate"] == 0.5:
-        return f"no difference from {baseline} shown"
+        return "none shown"
     return f"{'beats' if row['raw']['estimate'] > 0.5 else 'loses to'} {baseline}"
 
 
-def _measure_table(systems: Sequence[System], measures: Mapping[str, Any], n: int) -> Table:
+def _measure_table(systems: Sequence[System], measures: Mapping[str, Any], n: str) -> Table:
     names = list(dict.fromkeys(name for system in systems for name in system.measures))
     judges = [name for name in names if name == "gold" or name.startswith("judge:")]
     rows: list[list[str | int]] = []
@@ -198,7 +205,7 @@ def _measure_table(systems: Sequence[System], measures: Mapping[str, Any], n: in
         rows.append([_label(name), *(_figure(measures[system.name].get(name)) for system in systems)])
     rows.append(["empty responses", *map(_empty, systems)])
     caption = (
-        f"Mean over {n} prompts with its 95 % bootstrap interval. Length: tokens of the text under the reference's "
+        f"Mean over {n} with its 95 % bootstrap interval. Length: tokens of the text under the reference's "
         "tokenizer. KL: of the sample, at its sampling temperature. Perplexity: a proxy for coherence that a cliché "
         "passes too. Numbers and names that the prompt does not have: a proxy for hallucination."
     )
@@ -229,12 +236,12 @@ def _label(measure: str) -> str:
     return _LABELS.get(measure, measure.removeprefix("judge:"))
 
 
-def _figure(figure: Mapping[str, Any] | None) -> str:
+def _figure(figure: Mapping[str, Any] | None, *, units: bool = False) -> str:
     """An estimate with its interval, and the failed rows where there are any."""
     if figure is None or figure["estimate"] is None:
         return "–"
     failed = f" ({figure['failed']} of {figure['failed'] + figure['n']} without)" if figure.get("failed") else ""
-    return interval_text(figure, ".3f") + failed
+    return interval_text(figure, ".3f", units=units) + failed
 
 
 def _cell(row: Row, kind: str) -> str:
@@ -254,8 +261,8 @@ def _mark_notes(rows: Sequence[Row]) -> str:
     return (separated if "*" in marks else "") + (extrapolated if "†" in marks else "")
 
 
-def _matrix_caption(kind: str, n: int, rows: Sequence[Row]) -> str:
-    shown = f"How often the row's system wins against the column's, of {n} prompts, ties ½, with 95 % intervals."
+def _matrix_caption(kind: str, n: str, rows: Sequence[Row]) -> str:
+    shown = f"How often the row's system wins against the column's, of {n}, ties ½, with 95 % intervals."
     if kind == "raw":
         return shown
     return (

@@ -47,10 +47,7 @@ def read_pairs(path: Path) -> Iterator[Pair]:
 
     def pair(row: dict[str, Any]) -> Pair:
         record = forms(row)
-        first, second = record.response_1, record.response_2
-        if "chosen" in row and _digest(record.prompt, *sorted((first, second)))[0] % 2 == (first < second):
-            record = record.swapped()
-        return _pair(record, labelled=judgement_of(row) is not None)
+        return _pair(_mixed(record) if "chosen" in row else record, labelled=judgement_of(row) is not None)
 
     return parsed(path, pair, "pair")
 
@@ -70,11 +67,13 @@ def builtin_pairs(task: Task, split: str, *, n: int | None, seed: int, min_gap: 
     """The first n human preferences that a task brings along, None for all of the split.
 
     Of the movie corpus ``seed`` says which, all are as many as it has snippets, and their mean ratings differ by
-    ``min_gap`` or more.
+    ``min_gap`` or more. Those of a user's source are put in an order that does not tell the answer, as `read_pairs`
+    does.
     """
     drawn = task.source.corpus == "movie-review" and n is not None
     records = human_preferences(split, n or 0, seed, min_gap) if drawn else islice(task.preferences(split), n)
-    return (_pair(record, labelled=True) for record in records)
+    own = task.source.corpus is None
+    return (_pair(_mixed(record) if own else record, labelled=True) for record in records)
 
 
 class Responder(Protocol):
@@ -154,6 +153,13 @@ class SampledPairs:
             few = f"expected two different, plain responses of {self.policy}, found {len(texts)} in {_DRAWS} draws"
             first, second = [*texts, "", ""][:2]
             yield Pair(prompt, first, second, meta=meta, problem=few if len(texts) < 2 else "")
+
+
+def _mixed(record: Preference) -> Preference:
+    """The preference with its responses in an order that is told from their texts, so that half are exchanged."""
+    first, second = record.response_1, record.response_2
+    exchanged = _digest(record.prompt, *sorted((first, second)))[0] % 2 == (first < second)
+    return record.swapped() if exchanged else record
 
 
 def _pair(record: Preference, *, labelled: bool) -> Pair:

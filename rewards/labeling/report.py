@@ -190,8 +190,10 @@ def _bias_parts(bias: Mapping[str, Any] | None, mode: str) -> list[str]:
         return ["None: each response was scored by itself." if mode == "score" else "No pair was labelled."]
     same, first = bias["same_position"], bias["of_those_first"]
     share = interval_text(same, ".1%")
-    text = f"The same position is preferred after the swap in {share} of {same['n']} pairs."
-    text += f" Of those, {interval_text(first, '.1%')} prefer the first position." if first is not None else ""
+    text = f"The same position is preferred after the swap in {share} of {_pairs(same)}."
+    text += (
+        "" if first is None else f" Of those {_pairs(first)}, {interval_text(first, '.1%')} prefer the first position."
+    )
     text += f" Mean probability of the first position: {bias['mean_p_first_position']:.3f} (0.5 without bias)."
     warning = "**Most of these choices follow the position, not the responses: use these labels with care.**"
     return [text, warning] if same["estimate"] >= 0.5 else [text]
@@ -201,19 +203,28 @@ def _people_parts(human: Mapping[str, Any] | None) -> list[str]:
     if human is None:
         return ["## Agreement with people", "There are no human choices to compare with."]
     ties = f" ({human['ties_left_out']} ties of people left out)" if human["ties_left_out"] else ""
-    independent = f", {human['units']} independent" if human["units"] < human["pairs"] else ""
     kappa = "not defined" if human["kappa"] is None else interval_text(human["kappa"], ".3f")
     judges = {"labeler": "alignment", "always the longer": "always_longer", "always the first": "always_first"}
     agreement = Table(
         "Agreement with people",
         ("choice", "agrees with people"),
         [(name, interval_text(human[key], ".1%")) for name, key in judges.items()],
-        f"{human['pairs']} pairs{independent}{ties}; 95 % intervals. Cohen's kappa {kappa}; Brier score "
+        f"{_pairs(human['alignment'])}{ties}; 95 % intervals. Cohen's kappa {kappa}; Brier score "
         f"{human['brier']:.3f}; calibration error {human['calibration_error']:.3f}.",
     )
     bins = [
-        (f"{b['from']:.1f} to {b['to']:.1f}", b["pairs"], f"{b['predicted']:.2f}", interval_text(b["observed"], ".2f"))
+        (
+            f"{b['from']:.1f} to {b['to']:.1f}",
+            _pairs(b["observed"]),
+            f"{b['predicted']:.2f}",
+            interval_text(b["observed"], ".2f"),
+        )
         for b in human["reliability"]
     ]
     reliability = Table("Predicted and observed", ("confidence", "pairs", "mean confidence", "people agree"), bins)
     return [agreement.markdown(), reliability.markdown()]
+
+
+def _pairs(figure: Mapping[str, Any]) -> str:
+    """How many pairs a figure is of, and so many of them are independent."""
+    return f"{figure['n']} pairs" + (f", {figure['units']} independent" if figure["units"] < figure["n"] else "")

@@ -76,12 +76,12 @@ def train_and_save(config: TrainRMConfig, *, quiet: bool = False, ranks: Ranks |
         task = load_task(config.task)
         return task, read_labels(config, task)
 
+    task, data = ranks.given(read)
+    base = ranks.agree(made)
     if not ranks.leader:
-        task, data = ranks.given(read)
-        return train_rm(config, ranks.agree(made), task, data, ranks=ranks), Path()
+        return train_rm(config, base, task, data, ranks=ranks), Path()
     with RunFolder.create(config.out, asdict(config), command="train-rm") as run, _progress(quiet) as progress:
-        task, data = ranks.given(read)
-        trained = train_rm(config, ranks.agree(made), task, data, ranks=ranks, log=run.log, progress=progress)
+        trained = train_rm(config, base, task, data, ranks=ranks, log=run.log, progress=progress)
         summary = {
             name: {key: value for key, value in figures.items() if key != "reliability"}
             for name, figures in trained.report["figures"].items()
@@ -157,7 +157,8 @@ def _held_out(division: Mapping[str, Any], left_out: Mapping[str, int]) -> list[
         lines.append(f"in the test and in the training too: {known}")
     if folds := division.get("folds"):
         lines.append(
-            f"folds by {division['unit']}: {folds['pairs']} pairs, each tested once; {folds['dropped']} dropped"
+            f"folds by {division['unit']}: {folds['pairs']} of {folds['of']} pairs, each tested once; "
+            f"{folds['dropped']} dropped"
         )
     lines.append(f"pairs left out: {', '.join(f'{count} {why}' for why, count in left_out.items()) or 'none'}")
     return lines + [f"warning: {warning}" for warning in division["warnings"]]

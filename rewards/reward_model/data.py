@@ -19,7 +19,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from rewards.reward_model.division import Division, SplitBy, counts, divide, few_units, node_keys
+from rewards.reward_model.division import (
+    LEAST_UNITS,
+    Division,
+    SplitBy,
+    counts,
+    divide,
+    few_units,
+    independent_units,
+    node_keys,
+)
 from rewards.reward_model.features import encode_for_reward
 from rewards.reward_model.head import Pairs
 from rlaif_env.api import Preference, RLAIFError
@@ -155,7 +164,8 @@ def load_labels(
         if hold_out.folds:
             parts = divide(records, {str(i): 1 / hold_out.folds for i in range(hold_out.folds)}, split_by)
             folds = list(_folds(records, parts, pairs=pairs, texts=texts, test_pairs=test_pairs))
-            division["folds"] = {"pairs": sum(len(f.tests["labels"]) for f in folds), "dropped": parts.dropped}
+            once = sum(len(f.tests["labels"]) for f in folds)
+            division["folds"] = {"pairs": once, "of": len(records), "dropped": parts.dropped}
             split_by, warning = parts.unit, parts.warning
         shares = hold_out.shares(test=test is None and not hold_out.folds)
         divided = divide(records, shares, split_by, hashed=corpus and split_by == "auto")
@@ -170,10 +180,10 @@ def load_labels(
     if human or corpus or task.source.preferences is not None:  # whoever made the labels, people's are the yardstick
         tests["human"] = _limited(people("test", test_pairs), test_pairs, 0, left_out)
     asked_for = Counter[str]() if human and corpus else left_out  # of drawn pairs what is over was never asked for
-    chosen = {
-        "train": _some(train, pairs, texts, asked_for, in_order=corpus or human),
-        "validation": _some(validation, _VALIDATION_PAIRS, _VALIDATION_TEXTS, Counter(), in_order=corpus or human),
-    }
+    chosen = {"train": _some(train, pairs, texts, asked_for, in_order=corpus or human)}
+    # A training on few texts for a trial does not read many more for its choice of a layer.
+    few = min(_VALIDATION_TEXTS, max(counts(chosen["train"])["texts"], 2 * _FEW))
+    chosen["validation"] = _some(validation, _VALIDATION_PAIRS, few, Counter(), in_order=corpus or human)
     for side, found in chosen.items():
         if not found:
             raise RLAIFError(
@@ -185,15 +195,17 @@ def load_labels(
         held = [r for r in tests[name] if trained_on.isdisjoint(node_keys(r, "prompt"))]
         left_out[f"{name} test pairs with a text of the training"] = len(tests[name]) - len(held)
         tests[name] = held
-    tests = {name: held for name, held in tests.items() if held}
+    tests = {name: side for name, side in tests.items() if side}
     division["sides"] = {name: counts(side) for name, side in {**chosen, **tests}.items()}
     division["known"] = _known(chosen["train"], tests.get("test file", tests.get("labels", ())))
     tested = {f"labels, {len(folds)} folds": [r for fold in folds for r in fold.tests["labels"]]} if folds else {}
     division["warnings"] += [few_units(name, side, len(folds)) for name, side in {**tests, **tested}.items()]
-    if len(chosen["validation"]) < _FEW:
+    if len(chosen["validation"]) < _FEW or independent_units(chosen["validation"]) < LEAST_UNITS:
+        have = division["sides"]["validation"]
+        of = f"{have['prompts']} prompts and {have['texts']} texts" if have["prompts"] else f"{have['texts']} texts"
         cure = ", a larger --validation-share" + (" or --split-by text" if corpus and not human else "")
         division["warnings"].append(
-            f"the layer and the penalty are chosen on {len(chosen['validation'])} validation pairs only: more labels"
+            f"the layer and the penalty are chosen on {have['pairs']} validation pairs of {of} only: more labels"
             f"{'' if human else cure} would help"
         )
     division["warnings"] = [warning for warning in division["warnings"] if warning]

@@ -53,7 +53,7 @@ def encode_for_reward(
     """
     eos = tokenizer.eos_token_id
     if prompt and template_for(task, tokenizer) == "chat":
-        text = conversation(task, tokenizer, prompt, response)
+        text = conversation(task, tokenizer, prompt, response).rstrip()
         row = list(tokenizer(text, add_special_tokens=False)["input_ids"])  # the template has the BOS
         while row[-1:] == [eos]:
             row.pop()

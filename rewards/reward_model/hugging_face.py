@@ -28,7 +28,7 @@ from rewards.reward_model.features import reward_text
 from rlaif_env.api import BackendError, RLAIFError, Scores
 from rlaif_env.batches import TOKENS_PER_BATCH, length_buckets
 from rlaif_env.data.tasks import DEFAULT_TASK, TaskLike, load_task
-from rlaif_env.data.templates import turns as turns_of
+from rlaif_env.data.templates import conversation
 from rlaif_env.models import context_of, default_device, default_dtype, keep_end, load_weights, pad_rows, resolve
 
 if TYPE_CHECKING:
@@ -125,9 +125,7 @@ class HFRewardModel(Live):
             return f"{prompt}\n{response}"
         if self.template == "plain":
             return reward_text(self.task, prompt, response)
-        turns = [dict(turn) for turn in turns_of(self.task, prompt)]
-        turns.append({"role": "assistant", "content": response.strip()})
-        return str(self.tokenizer.apply_chat_template(turns, tokenize=False))
+        return conversation(self.task, self.tokenizer, prompt, response)
 
     def _encode(self, prompt: str, response: str) -> _Row:
         tokenizer, special = self.tokenizer, {*self.tokenizer.all_special_ids}

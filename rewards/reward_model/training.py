@@ -292,13 +292,17 @@ def _cross_validated(
     """Figures on all pairs, each as the model says that was trained without its fold."""
     margins: list[Tensor] = []
     records: list[Preference] = []
+    done = progress("folds", len(folds))
+    quick = config.trainable == "head"  # all states are there: a bar a fold would be noise
+    inner: Progress = (lambda what, total: lambda rows: None) if quick else progress
     for number, fold in enumerate(folds, start=1):
         if not (fold.train and fold.validation and fold.tests["labels"]):
             raise RLAIFError(f"expected pairs in each of {len(folds)} folds, found too few; ask for fewer folds")
-        fitted = _fit(config, states_of, task, fold, lambda step, metrics: None, progress)
+        fitted = _fit(config, states_of, task, fold, lambda step, metrics: None, inner)
         what = f"fold {number} of {len(folds)}"
-        margins.append(_margins(fitted, states_of, fold.tests["labels"], what, progress)[2])
+        margins.append(_margins(fitted, states_of, fold.tests["labels"], what, inner)[2])
         records += fold.tests["labels"]
+        done(1)
     return pair_figures(torch.cat(margins).numpy(), records, min_gap=config.min_gap)
 
 

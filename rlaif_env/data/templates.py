@@ -143,8 +143,12 @@ def turn_end(task: Task, tokenizer: Tokenizer) -> int:
 
 
 def conversation(task: Task, tokenizer: Any, prompt: str, response: str) -> str:
-    """A prompt and its answer in the tokenizer's chat template, for a reward model; no EOS in what people wrote."""
-    eos = str(tokenizer.eos_token)
-    messages = [*turns(task, prompt), {"role": "assistant", "content": response}]
-    clean = [{**message, "content": message["content"].replace(eos, "")} for message in messages]
-    return _chat(tokenizer, clean).rstrip()
+    """A prompt and its answer in the tokenizer's chat template, for a reward model; no EOS in what people wrote.
+
+    The answer stands without white space around it: in files of dialogues it begins with the space behind
+    ``Assistant:``, a policy's in the template does not.
+    """
+    messages = [*turns(task, prompt), {"role": "assistant", "content": response.strip()}]
+    if eos := tokenizer.eos_token:
+        messages = [{**message, "content": message["content"].replace(eos, "")} for message in messages]
+    return _chat(tokenizer, messages)

@@ -12,7 +12,7 @@ from rlaif_env.models.architecture import (
     trunk_of,
 )
 from rlaif_env.models.assets import BUILTIN_MODEL, MODELS
-from rlaif_env.models.copies import private_copy, refresh_copy
+from rlaif_env.models.copies import decode_fast_on_cpu, private_copy, refresh_copy
 from rlaif_env.models.encoding import (
     continuation_ids,
     continuation_text,
@@ -49,6 +49,7 @@ __all__ = [
     "context_of",
     "continuation_ids",
     "continuation_text",
+    "decode_fast_on_cpu",
     "default_device",
     "default_dtype",
     "encode",

@@ -62,7 +62,7 @@ def clusters_of_pairs(prompts: Sequence[str], first: Sequence[str], second: Sequ
     Args:
         prompts: (n,) what both responses answer.
         first: (n,) one response.
-        second: (n,) the other.
+        second: (n,) the other; the same where there is only one.
     """
     grouping = len(set(prompts)) > 1
     if grouping and all(prompt.strip() for prompt in prompts):
@@ -73,7 +73,8 @@ def clusters_of_pairs(prompts: Sequence[str], first: Sequence[str], second: Sequ
         for p, a, b in zip(prompts, first, second, strict=True)
     ]
     numbers = np.array([[codes.setdefault(key, len(codes)) for key in row] for row in keys], dtype=np.int64)
-    return Dyads(*numbers.reshape(-1, 2).T)
+    one, two = numbers.reshape(-1, 2).T
+    return one if (one == two).all() or len(codes) == numbers.size else Dyads(one, two)
 
 
 @overload

@@ -75,13 +75,16 @@ class Interval:
         return replace(self, low=min(max(self.low, low), high), high=max(min(self.high, high), low))
 
 
-def interval_text(figure: Interval | Mapping[str, Any] | None, form: str, *, scale: float = 1.0) -> str:
+def interval_text(
+    figure: Interval | Mapping[str, Any] | None, form: str, *, scale: float = 1.0, units: bool = False
+) -> str:
     """An estimate with its interval, as "0.71 [0.60, 0.80]"; how many units it is of where there is no interval.
 
     Args:
         figure: An `Interval`, or one as JSON holds it; None or an estimate of None is a dash.
         form: The format of each number, such as ".1%".
         scale: What each is multiplied by.
+        units: Whether their number follows an interval, too: "0.71 [0.60, 0.80] (23)".
     """
     values = asdict(figure) if isinstance(figure, Interval) else figure
     if values is None or values["estimate"] is None:
@@ -89,7 +92,7 @@ def interval_text(figure: Interval | Mapping[str, Any] | None, form: str, *, sca
     shown = [format(scale * values[name], form) for name in ("estimate", "low", "high") if values[name] is not None]
     if len(shown) < 3:
         return f"{shown[0]} ({values['units']} {'unit' if values['units'] == 1 else 'units'} only)"
-    return "{} [{}, {}]".format(*shown)
+    return "{} [{}, {}]".format(*shown) + (f" ({values['units']})" if units else "")
 
 
 # --- arguments --------------------------------------------------------------------------------------------------------

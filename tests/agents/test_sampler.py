@@ -14,7 +14,7 @@ from agents.answers import answer, response_kl
 from agents.policy import Policy
 from agents.sampler import SamplerConfig, make_sampler
 from rlaif_env.api import RLAIFError
-from rlaif_env.models import LoraConfig, OptimizerConfig, Samples, pad_rows, private_copy
+from rlaif_env.models import LoraConfig, OptimizerConfig, Samples, decode_fast_on_cpu, pad_rows, private_copy
 from tests.agents.test_reinforce import environment
 from tests.conformance import made
 from tests.tiny import tiny_backbone
@@ -38,6 +38,7 @@ def plainly(policy: Policy) -> Any:
         whole = private_copy(policy.backbone)
     for parameter in whole.model.parameters():
         parameter.data = parameter.data.bfloat16()
+    decode_fast_on_cpu(whole.model)
     return Policy(whole, trainable="none").sample(IDS, MASK, uniform=UNIFORM, group_size=2)
 
 
@@ -64,6 +65,16 @@ def test_the_copy_shares_what_is_tied_and_keeps_its_buffers() -> None:
     assert model.lm_head.weight is model.model.embed_tokens.weight
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     assert {b.dtype for b in model.buffers()} == {b.dtype for b in tied.model.buffers()} == {torch.float32}
+
+
+def test_what_decodes_fast_is_the_same_model() -> None:
+    """To the bit in float32, where there is nothing to convert: masks and heads that share keys are as they were."""
+    plain, fast = tiny_backbone(), private_copy(tiny_backbone())
+    decode_fast_on_cpu(fast.model)
+    assert fast.model.config._attn_implementation != plain.model.config._attn_implementation == "sdpa"
+    drawn = [Policy(base, trainable="none").sample(IDS, MASK, uniform=UNIFORM, group_size=2) for base in (plain, fast)]
+    np.testing.assert_array_equal(drawn[0].ids, drawn[1].ids)
+    np.testing.assert_allclose(drawn[0].logprobs, drawn[1].logprobs, atol=1e-6)
 
 
 def test_the_policy_samples_itself_where_nothing_is_asked_for() -> None:

@@ -365,6 +365,26 @@ def test_a_run_that_waited_in_vain_goes_on_from_its_last_whole_update(prepared_f
         check_run(out)
 
 
+def test_the_next_batch_is_sampled_beside_the_gradient_by_the_policy_before_it(
+    prepared_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "own.py").write_text(
+        "def own(prompts, responses):\n    return [sum(map(ord, r)) / 1e3 for r in responses]"
+    )
+    out = tmp_path / "run"
+    with FakeVLLM(loaded(prepared_folder)) as one, FakeVLLM(loaded(prepared_folder)) as two:
+        killed_at(two, 6, back=60.0)
+        config = job(prepared_folder, out, one, two)
+        train(replace(config, reward=f"{tmp_path / 'own.py'}:own", reward_options={}, overlap=True))
+        two.start = lambda: None  # type: ignore[method-assign]
+        assert not one.adapters
+    metrics = read_metrics(out)
+    assert [row["step"] for row in metrics] == [1, 2, 3, 4]
+    assert metrics[0]["sampler_drift"] < 1e-3 < min(row["sampler_drift"] for row in metrics[1:])
+    rows = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [step for step in (1, 2, 3, 4) for _ in range(6)]
+
+
 def test_saved_policies_are_evaluated_on_servers(prepared_folder: Path, run: Path, tmp_path: Path) -> None:
     with FakeVLLM(loaded(prepared_folder)) as server:
         task, reference = load_task(str(prepared_folder / "task.toml")), str(prepared_folder / "model")

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import ndtr
 
 from benchmarks.evaluation.aggregates import iqm_over_seeds
 from benchmarks.evaluation.length_control import length_control
@@ -277,6 +278,25 @@ def _length(n: int, at_1: float, slope: float, scale: str, correlation: float = 
     return draw
 
 
+def _length_of_shared(texts: int, pairs: int, correlation: float, counted: bool = True) -> Draw:
+    """As `_length`, truth 0.6, between two systems of so many texts each, which differ in length and in appeal."""
+
+    def draw(rng: np.random.Generator, _: int) -> tuple[Interval, float]:
+        first, second = rng.integers(0, texts, size=(2, pairs))
+        ratio = np.exp(0.2 + rng.normal(0, 0.3, size=texts)[first] - rng.normal(0, 0.3, size=texts)[second])
+        appeal = rng.normal(size=(2, texts))
+        shared = (appeal[0, first] + appeal[1, second]) / 2**0.5
+        uniform = ndtr(correlation**0.5 * shared + (1 - correlation) ** 0.5 * rng.normal(size=pairs))
+        wins = uniform < 1 / (1 + (1 / 0.6 - 1) * np.exp(-1.5 * (ratio - 1)))
+        names = [f"a{i}" for i in first], [f"b{i}" for i in second]
+        clusters = clusters_of_pairs([""] * pairs, *names) if counted else None
+        return length_control(
+            wins, 100 * ratio, np.full(pairs, 100.0), clusters=clusters, resamples=400
+        ).controlled, 0.6
+
+    return draw
+
+
 def _seeds(seeds: int, tasks: int, skewed: bool) -> Draw:
     # middle half of an exponential: twice the integral of -log v from 1/4 to 3/4
     truth = 1 + 0.5 * float(np.log(0.25)) - 1.5 * float(np.log(0.75)) if skewed else 0.0
@@ -348,6 +368,9 @@ def settings() -> list[Setting]:
         Setting("length_control, log", "n = 100, longer preferred, truth 0.5", _length(100, 0.5, 2.0, "log")),
         Setting("length_control, log", "n = 300, shorter preferred, truth 0.7", _length(300, 0.7, -1.0, "log")),
         Setting("length_control, clustered", "75 prompts, correlation 0.5", _length(300, 0.6, 1.5, "ratio", 0.7)),
+        Setting("length_control, shared texts", "300 pairs of 100 texts", _length_of_shared(50, 300, 0.3)),
+        Setting("length_control, shared texts", "600 pairs of 80 texts", _length_of_shared(40, 600, 0.6)),
+        Setting("length_control, shared texts", "100 pairs of 200 texts", _length_of_shared(100, 100, 0.3)),
         Setting("iqm_over_seeds", "10 seeds, 1 task, normal", _seeds(10, 1, False)),
         Setting("iqm_over_seeds", "10 seeds, 1 task, skewed", _seeds(10, 1, True)),
         Setting("iqm_over_seeds", "5 seeds, 3 tasks, normal", _seeds(5, 3, False)),

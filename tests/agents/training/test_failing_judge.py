@@ -10,16 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from agents.reinforce import ReinforceConfig
+from agents.paid import Dropped, Paid
+from agents.settings import ReinforceConfig
 from agents.training.command import main, train
 from agents.training.config import TrainConfig
 from agents.training.heldout import HeldOut, changes
-from agents.training.paid import Dropped, Paid
+from agents.training.rescore import main as rescore_main
 from rlaif_env.api import BackendError, RLAIFError
 from rlaif_env.data.tasks import load_task
 from rlaif_env.keywords import resolve_reward
 from rlaif_env.models import LoraConfig
-from rlaif_env.runs import read_metrics
+from rlaif_env.runs import RunFolder, read_metrics
 from tests.stress.endpoint_server import FaultServer
 from tests.stress.survival import differences, prepared
 
@@ -259,3 +260,62 @@ def test_a_server_that_refuses_some_questions_does_not_end_a_run(
     lost = [row for row in rows if row["reward"] is None]
     assert len(read_metrics(run)) == 6 and lost and all("content policy" in row["judge_failed"] for row in lost)
     assert result.dropped == failed_groups(rows, 2) > 0
+
+
+# --- rlaif rescore ----------------------------------------------------------------------------------------------------
+
+
+def test_failed_responses_are_asked_again_and_nothing_else_is_touched(
+    job: Start, unlucky: Callable[[int], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unlucky(30)
+    run = tmp_path / "run"
+    config = job(run, max_dropped=1.0, eval_prompts=4)
+    train(config)
+    kept = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    lines, rows = (run / "samples.jsonl").read_bytes().splitlines(), samples(run)
+    lost = [i for i, row in enumerate(rows) if row["reward"] is None]
+    held = [json.loads((run / f"{when}.json").read_text()) for when in ("before", "after")]
+    assert lost and held[1]["failures"]
+    with pytest.raises(RLAIFError, match="on the command line too, because this run's reward is code"):
+        rescore_main([str(run)])
+    command = [str(run), "--reward", config.reward]
+    capsys.readouterr()
+    unlucky(15)
+    assert rescore_main(command) == 1
+    some = samples(run)
+    left = [i for i, row in enumerate(some) if row["reward"] is None]
+    assert 0 < len(left) < len(lost) and {*left} < {*lost}
+    assert "are left (the judge is out)" in " ".join(capsys.readouterr().out.split())
+    unlucky(0)
+    assert rescore_main(command) == 0
+    again = samples(run)
+    judge = resolve_reward(config.reward, load_task(config.task), {})
+    true = judge.score([row["prompt"] for row in rows], [row["response"] for row in rows])
+    assert [row["reward"] for row in again] == true.values.tolist()
+    assert [row["total"] for row in again] == true.info["total"].tolist() and again[lost[0]]["judge_failed"] is None
+    assert [row["large"] for row in again] == true.info["large"].tolist()
+    now = (run / "samples.jsonl").read_bytes().splitlines()
+    assert [i for i, (a, b) in enumerate(zip(lines, now, strict=True)) if a != b] == lost
+    for one, when in zip(held, ("before", "after"), strict=True):
+        value = json.loads((run / f"{when}.json").read_text())
+        assert value["failures"] == {} and None not in value["measures"]["reward"] + value["measures"]["total"]
+        assert value["measures"]["gold"] == one["measures"]["gold"]
+        for i, old in enumerate(one["measures"]["reward"]):
+            assert old is None or old == value["measures"]["reward"][i]
+    assert json.loads((run / "evaluation.json").read_text())["reward"][2]["n"] == 4
+    changed = {p.name for p, data in kept.items() if p.read_bytes() != data}
+    assert changed <= {"samples.jsonl", "before.json", "after.json", "evaluation.json", "evaluation.jsonl", "run.lock"}
+    assert rescore_main(command) == 0 and "0 of 0 responses" in capsys.readouterr().out
+
+    # a checkpoint's place in samples.jsonl is still right
+    train(job(run, max_dropped=1.0, resume=str(run / "checkpoints" / "000004")))
+    upto = [row for row in again if row["step"] <= 4]
+    assert samples(run)[: len(upto)] == upto and len(samples(run)) == len(upto) + 12
+
+
+def test_folders_of_other_commands_are_told_how_they_ask_again(tmp_path: Path) -> None:
+    with RunFolder.create(tmp_path / "labels", {}, command="label"):
+        pass
+    with pytest.raises(RLAIFError, match=r"expected the folder of a training, found one of rlaif label .* ask again"):
+        rescore_main([str(tmp_path / "labels")])

@@ -128,19 +128,19 @@ def vowels(prompts, responses):
 """
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("whom", ["torchrun", "leader", "follower"])
-def test_torchrun_and_its_processes_end_with_the_last_whole_update(whom: str, tmp_path: Path) -> None:
-    folder, out = prepared(tmp_path), tmp_path / "run"
+def at_work(folder: Path, updates: int, *options: str) -> tuple[subprocess.Popen[bytes], dict[str, int]]:
+    """A training by torchrun in ``folder / "run"`` that has made four updates, and its processes' ids by rank."""
+    prepared(folder)
     (folder / "reward.py").write_text(REWARD)
     settings = ["--task", folder / "task.toml", "--model", folder / "model", "--reward", f"{folder}/reward.py:vowels"]
-    numbers = ["--updates", 500, "--group-size", 3, "--eval-prompts", 0, "--checkpoint-every", 1000, "--out", out]
-    command = ["-m", "torch.distributed.run", "--nproc-per-node", 2, "-m", "rlaif_env.cli", "train"]
-    words = [str(word) for word in (sys.executable, *command, *settings, *numbers)]
-    with (tmp_path / "said").open("w") as said:
+    numbers = ["--updates", updates, "--group-size", 3, "--eval-prompts", 0, "--checkpoint-every", 1000]
+    command = ["-m", "torch.distributed.run", "--standalone", *options, "--nproc-per-node", 2, "-m", "rlaif_env.cli"]
+    words = [str(word) for word in (sys.executable, *command, "train", *settings, *numbers, "--out", folder / "run")]
+    with (folder / "said").open("w") as said:
         process = subprocess.Popen(words, cwd=ROOT, stderr=subprocess.STDOUT, stdout=said)
-    while not (out / "metrics.jsonl").exists() or len((out / "metrics.jsonl").read_text().splitlines()) < 4:
-        assert process.poll() is None, (tmp_path / "said").read_text()
+    metrics = folder / "run" / "metrics.jsonl"
+    while not metrics.exists() or len(metrics.read_text().splitlines()) < 4:
+        assert process.poll() is None, (folder / "said").read_text()
         time.sleep(0.1)
     workers = {}
     for entry in Path("/proc").glob("[0-9]*"):
@@ -151,18 +151,35 @@ def test_torchrun_and_its_processes_end_with_the_last_whole_update(whom: str, tm
                 workers[{name: value for name, _, value in pairs}["RANK"]] = int(entry.name)
         except (OSError, KeyError):
             continue
+    return process, workers
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("whom", ["torchrun", "leader", "follower"])
+def test_torchrun_and_its_processes_end_with_the_last_whole_update(whom: str, tmp_path: Path) -> None:
+    process, workers = at_work(tmp_path, 500)
     if whom == "torchrun":
         process.terminate()
     else:
         os.kill(workers["0" if whom == "leader" else "1"], signal.SIGKILL)
     assert process.wait(60) != 0
-    updates = len((out / "metrics.jsonl").read_text().splitlines())
-    saved = max(int(path.name) for path in (out / "checkpoints").glob("0*"))
+    updates = len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    saved = max(int(path.name) for path in (tmp_path / "run" / "checkpoints").glob("0*"))
     assert saved >= 4 and updates - saved in (0, 1)  # the update in work may have been written down
-    told_us = (tmp_path / "said").read_text().replace("\n", " ")
+    said = (tmp_path / "said").read_text().replace("\n", " ")
     expected = {
         "torchrun": "last whole update is saved",
         "leader": "rank 1: lost the leader",
         "follower": "lost rank 1",
     }
-    assert expected[whom] in told_us
+    assert expected[whom] in said
+
+
+@pytest.mark.slow
+def test_torchrun_starts_a_killed_training_again_and_it_goes_on(tmp_path: Path) -> None:
+    process, workers = at_work(tmp_path, 12, "--max-restarts", "2")
+    os.kill(workers["0"], signal.SIGKILL)
+    assert process.wait(120) == 0
+    steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, 13)) and (tmp_path / "run" / "finished.json").exists()
+    assert "going on after update" in (tmp_path / "said").read_text()

@@ -16,7 +16,7 @@ from benchmarks.annotate.results import export, people_of, read_labels
 from benchmarks.annotate.store import Store
 from rlaif_env.api import RLAIFError
 from rlaif_env.data.preferences import read_preferences
-from tests.benchmarks.annotate.annotating import answer_to, judge, pairs, project
+from tests.benchmarks.annotate.annotating import answer_to, better, judge, pairs, project
 
 
 def tell(store: Store, name: str, verdicts: Mapping[str, str]) -> None:
@@ -165,6 +165,33 @@ def test_prompts_are_the_clusters(tmp_path: Path) -> None:
         assert prompts == 40 or ada["same_position"]["units"] == 8
         store.close()
     assert widths[0] > widths[1]
+
+
+def test_texts_that_pairs_share_are_the_clusters_where_no_prompt_is(tmp_path: Path) -> None:
+    """Forty pairs of seven and eight texts say less than of eighty: each figure counts that, and the same way."""
+    widths = []
+    for first, second in ((7, 8), (40, 40)):
+        folder = tmp_path / str(first)
+        folder.mkdir()
+        texts = [("good" + " very" * (i % first % 3) + f" {i % first}", f"bad {i % second}") for i in range(40)]
+        store = project(folder, [Item("", pair, ("a", "b")) for pair in texts], repeats=0.5)
+        judge(store, store.join("Ada"), lambda shown: "1" if "3" in shown["responses"][0] else better(shown))
+        result = figures(store)
+        (row,), ada = result["win_rates"], result["judges"]["Ada (person)"]
+        shown = [row["win_rate"], row["length_controlled"], ada["first_shown"]]
+        assert [figure["units"] for figure in shown] == [7 if first == 7 else 40] * 3
+        assert (ada["same_position"]["units"] < 8) == (first == 7)
+        widths.append([figure["high"] - figure["low"] for figure in shown[:2]])
+        store.close()
+    assert widths[0][0] > 1.5 * widths[1][0] and widths[0][1] > 1.1 * widths[1][1]
+
+
+@pytest.mark.parametrize(("form", "choices"), [("harmless", ["1", "2"]), ("score", ["7", "3"])])
+def test_one_response_in_several_items_is_one_unit(tmp_path: Path, form: str, choices: Sequence[str]) -> None:
+    store = project(tmp_path, [Item("", (f"text {i % 6}",)) for i in range(18)], form=form)
+    judge(store, store.join("Ada"), lambda shown: choices[shown["responses"][0][-1] in "124"])
+    figure = figures(store)["systems"]["all"][form]
+    assert (figure["n"], figure["units"]) == (18, 6)
 
 
 def label_file(path: Path, mode: str = "pairwise") -> Path:

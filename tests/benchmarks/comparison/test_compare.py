@@ -286,6 +286,31 @@ def test_policies_that_write_the_same_tie_under_every_judge() -> None:
     assert str(row[1]).startswith("50 [") and row[3] == "1.000"
 
 
+@pytest.mark.parametrize(("prompts", "told"), [("aaabbb", "(2 units only)"), ("abcdef", "[")])
+def test_every_figure_of_a_table_is_over_the_same_prompts_and_ends_where_its_measure_does(
+    prompts: str, told: str
+) -> None:
+    outcomes = []
+    for arm, gold, distinct in (("sft", [1, -1] * 3, [0, 1] * 3), ("direct-llm", [-1, 1] * 3, [1, 0.9] * 3)):
+        measures = {"gold": gold, "distinct-2": distinct, "length": [3, 4, 5, 6, 7, 8]}
+        arrays = {name: np.array(values, dtype=float) for name, values in measures.items()}
+        responses = [f"{arm} {i}" for i in range(6)]
+        outcomes.append(Outcome(arm, 0, System(arm, "", list(prompts), responses, arrays), None, {}))
+    judges = {"gold": "gold"}
+    main, by_judge, writing = (
+        tables._main(outcomes, judges),
+        tables._by_judge(outcomes, judges),
+        tables._writing(outcomes),
+    )
+    (row,) = main.rows
+    assert all(told in str(row[i]) for i in (1, 2)) and (row[3] == "-") == (told != "[")
+    cells = [*by_judge.rows[0][1:], *by_judge.rows[1][1:], *writing.rows[0][1:]]
+    assert all(told in str(cell) for cell in cells)
+    assert f"over {len(set(prompts))} held-out prompts" in main.caption
+    if told == "[":
+        assert by_judge.rows[0][1] == "0.00 [-1.00, 1.00]" and str(writing.rows[0][2]).endswith("1.00]")
+
+
 def test_over_optimisation_is_told_where_gold_falls_for_sure_while_the_reward_rises() -> None:
     rng = np.random.default_rng(0)
     steps = list(range(1, 41))

@@ -309,6 +309,8 @@ def test_repeated_prompts_are_one_cluster_each() -> None:
     narrow, wide = (win_rates(systems, "gold", resamples=300)[0] for systems in (once, twice))
     assert wide["raw"]["estimate"] == narrow["raw"]["estimate"] == 5 / 7
     assert wide["raw"]["units"] == narrow["raw"]["units"] == 7
+    shown = evaluation(twice, win_rates(twice, "gold", resamples=300), {"task": "toy"})["tables"]
+    assert all("14 prompts (7 different)" in table["caption"] for table in shown if "Change" not in table["title"])
     assert wide["raw"]["low"] < 0.4 and wide["p_value"] > 0.1  # as fourteen prompts it would be 10 to 4, from 0.45
 
 
@@ -462,7 +464,7 @@ def test_files_hold_every_row_and_text_stays_text(tmp_path: Path) -> None:
     ]  # fmt: skip
     measures = {row[0]: row[1:] for row in found["tables"][1]["rows"]}
     assert "(1 of 3 without)" in measures["j"][0] and measures["empty responses"] == [0, 1]
-    assert found["tables"][0]["rows"][0][-1] == "no difference from sft shown"
+    assert found["tables"][0]["rows"][0][-1] == "none shown"
 
 
 def test_a_system_is_read_as_it_was_written_and_nothing_else_is(tmp_path: Path) -> None:

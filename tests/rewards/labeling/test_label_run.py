@@ -19,8 +19,8 @@ from rewards.endpoint.config import ServerConfig
 from rewards.labeling.answers import Label
 from rewards.labeling.command import LabelConfig, label, main
 from rewards.labeling.labeler import PreferenceLabeler
-from rewards.labeling.pair_source import Pair, SampledPairs, read_pairs
-from rewards.labeling.report import Tally, alignment
+from rewards.labeling.pair_source import Pair, SampledPairs, builtin_pairs, read_pairs
+from rewards.labeling.report import Tally, alignment, as_markdown
 from rewards.language_model.config import LanguageModelConfig
 from rlaif_env.api import BackendError, DataError, RLAIFError
 from rlaif_env.data.journal import Journal
@@ -161,13 +161,16 @@ def test_a_dead_model_stops_the_run_and_what_was_answered_is_kept(tmp_path: Path
 
 
 def test_chosen_and_rejected_are_exchanged_for_half_of_the_pairs(tmp_path: Path) -> None:
-    rows = [{"prompt": "x", "chosen": f"good {i}", "rejected": f"bad {i}"} for i in range(400)]
+    rows = [{"prompt": f"x {i}", "chosen": f"good {i}", "rejected": f"bad {i}"} for i in range(400)]
     with gzip.open(tmp_path / "pairs.jsonl.gz", "wt") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
     pairs = list(read_pairs(tmp_path / "pairs.jsonl.gz"))
     assert 150 < sum(pair.response_1.startswith("good") for pair in pairs) < 250
     assert all(pair.human == float(pair.response_1.startswith("good")) for pair in pairs)
     assert pairs == list(read_pairs(tmp_path / "pairs.jsonl.gz"))
+    task = load_task("helpful", source=tmp_path / "pairs.jsonl.gz")  # the same pairs as a task's own
+    of_task = list(builtin_pairs(task, "train", n=None, seed=0, min_gap=0.0))
+    assert len(of_task) > 200 and all(pair in pairs for pair in of_task)
     own = write_rows(tmp_path / "own.jsonl", pair_rows(50, p_first=0.9))
     assert all(pair.response_1.startswith("one") and pair.human == 0.9 for pair in read_pairs(own))
 
@@ -426,6 +429,8 @@ def test_pairs_that_share_texts_are_no_independent_pairs() -> None:
         widths[texts] = np.array([interval["high"] - interval["low"] for interval in found])
         assert [interval["n"] for interval in found] == [300] * 4
         assert {interval["units"] for interval in found} == {texts // 2}
+        page = as_markdown({"model": "m", "task": "t", "mode": "pairwise", **report})
+        assert page.count(" of 300 pairs, 15 independent.") == page.count(" pairs, 15 independent |") == (texts == 30)
     assert (widths[30] > 1.5 * widths[600]).all()
 
 

@@ -214,7 +214,7 @@ def test_of_a_file_sorted_by_prompt_some_of_all_prompts_are_taken(tmp_path: Path
     assert len({r.prompt for r in data.train}) == len({r.prompt for r in data.tests["labels"]}) == 40
     folded = labels_of(tmp_path, rows, test_pairs=400, hold_out=HoldOut(folds=10))
     assert len({r.prompt for fold in folded.folds for r in fold.tests["labels"]}) == 40
-    assert folded.division["folds"] == {"pairs": 400, "dropped": 0}
+    assert folded.division["folds"] == {"pairs": 400, "of": 4000, "dropped": 0}
 
 
 def test_the_tasks_own_splits_make_no_folds() -> None:
@@ -240,6 +240,14 @@ def test_what_is_beyond_a_limit_is_counted(tmp_path: Path) -> None:
     fewer = labels_of(tmp_path, rows, texts=30)
     assert len({(r.prompt, t) for r in fewer.train for t in (r.response_1, r.response_2)}) <= 30
     assert fewer.left_out["beyond the number of texts"] == len(everything.train) - len(fewer.train)
+
+
+def test_a_training_on_few_texts_reads_few_for_its_choices(tmp_path: Path) -> None:
+    rows = toy_preferences(3000, seed=1)
+    assert (len(labels_of(tmp_path, rows).validation), len(labels_of(tmp_path, rows, pairs=50).validation)) == (
+        250,
+        100,
+    )
 
 
 def test_the_tasks_own_preferences_are_the_human_labels(tmp_path: Path) -> None:
@@ -384,7 +392,7 @@ def test_folds_are_measured_as_models_trained_without_them(tmp_path: Path) -> No
         )
         right.append(float(pair_accuracy(p, fold.tests["labels"])) * len(fold.tests["labels"]))
     assert float(figures.accuracy) == pytest.approx(sum(right) / 120, abs=1e-9)
-    assert trained.report["held_out"]["folds"] == {"pairs": 120, "dropped": 0}
+    assert trained.report["held_out"]["folds"] == {"pairs": 120, "of": 120, "dropped": 0}
 
 
 def test_truncated_texts_are_counted() -> None:
@@ -401,6 +409,10 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     )
     arguments = ["--task", tmp_path / "toy.toml", "--labels", tmp_path / "p.jsonl", "--model", tmp_path / "base"]
     out = tmp_path / "run"
+    for wrong in (["--labels", tmp_path / "typo.jsonl"], ["--task", "typo.toml"], ["--model", tmp_path / "typo"]):
+        with pytest.raises(RLAIFError, match="typo"):
+            main([str(a) for a in [*arguments, *wrong, "--out", out]])
+    assert not out.exists()  # the command put right goes into the same folder
     assert main([str(a) for a in [*arguments, "--out", out, "--pairs", 200, "--max-tokens", 64]]) == 0
     said = capsys.readouterr().out
     assert re.search(
@@ -446,6 +458,7 @@ def test_a_dry_run_says_what_would_be_done_and_loads_no_weights(
     assert main([str(a) for a in [*arguments, "--dry-run", "--split-by", "prompt"]]) == 0
     said = capsys.readouterr().out
     assert "warning: 150 pairs (labels) have 3 independent prompts" in said and "--folds 10" in said
+    assert "are chosen on 150 validation pairs of 3 prompts and 300 texts only" in said
     assert set(tmp_path.iterdir()) == before
 
 

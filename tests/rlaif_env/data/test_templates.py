@@ -155,6 +155,8 @@ def test_a_reward_model_reads_the_conversation_in_the_template_of_its_base() -> 
     tokenizer = tokenizer_with()
     ids, cut = encode_for_reward(tokenizer, task(), TALK, "fine<eos>", 200)
     assert tokenizer.decode(ids) == WHOLE + "fine<turn><eos>" and cut == 0
+    # what stands behind "Assistant: " in a file and what a policy says are the same
+    assert encode_for_reward(tokenizer, task(), TALK, " fine\n", 200) == (ids, 0)
     ids, cut = encode_for_reward(tokenizer, task(template="plain"), TALK, "fine", 200)
     assert tokenizer.decode(ids) == TALK + " fine<eos>"
     assert encode_for_reward(tokenizer, task(), "", "alone", 200)[0] == [*tokenizer.encode("alone"), 1]

@@ -34,6 +34,8 @@ def test_the_number_of_units_stands_where_they_are_too_few_for_an_interval() -> 
     assert s.interval_text(found, ".0f", scale=100) == s.interval_text(asdict(found), ".0f", scale=100)
     assert s.interval_text(found, ".0f", scale=100) == "83 (4 units only)"
     assert s.interval_text(s.rate([1, 0, 1, 1, 1]), ".0%") == "80% [38%, 96%]"
+    assert s.interval_text(s.rate([1, 0, 1, 1, 1]), ".0%", units=True) == "80% [38%, 96%] (5)"
+    assert s.interval_text(found, ".0f", scale=100, units=True) == "83 (4 units only)"
     assert s.interval_text(None, ".2f") == s.interval_text({"estimate": None, "low": None, "high": None}, ".2f") == "-"
 
 
