@@ -35,7 +35,7 @@ from agents.served import ServedSampler
 from agents.settings import ReinforceConfig
 from agents.targets import Learn, Targets
 from rlaif_env.api import RLAIFError
-from rlaif_env.models import BUILTIN_MODEL, Backbone, linear_schedule, make_optimizer
+from rlaif_env.models import BUILTIN_MODEL, Backbone, Samples, linear_schedule, make_optimizer
 from rlaif_env.ranks import Ranks
 
 
@@ -131,17 +131,20 @@ class ReinforceAgent:
         self.learn_from(rollout)
         return actions
 
-    def drawing(self, observations: Mapping[str, NDArray[Any]]) -> Callable[[], tuple[NDArray[np.int64], Rollout]]:
+    def drawing(
+        self, observations: Mapping[str, NDArray[Any]], *, beside: bool = False
+    ) -> Callable[[], tuple[NDArray[np.int64], Rollout]]:
         """What samples when it is called, by random numbers drawn now: `act`'s actions, and what to learn from them.
 
-        Servers have the policy as it is now; what is returned can then be called while it is trained.
+        With ``beside`` servers sample, from the policy as it is now: it can be called while that is trained.
         """
         ids, mask = np.asarray(observations["input_ids"]), np.asarray(observations["attention_mask"])
         uniform = self.rng.random((len(ids), self.max_new_tokens))
-        sample = (
-            self.sampler.begin if isinstance(self.sampler, ServedSampler) else partial(partial, self.sampler.sample)
+        sampling: Callable[[], Samples] = partial(
+            self.sampler.sample, ids, mask, uniform=uniform, group_size=self.group_size
         )
-        sampling = sample(ids, mask, uniform=uniform, group_size=self.group_size)
+        if beside and isinstance(self.sampler, ServedSampler):
+            sampling = self.sampler.begin(ids, mask, uniform)
 
         def draw() -> tuple[NDArray[np.int64], Rollout]:
             samples = sampling()

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from agents.policy import Policy
 from rlaif_env.api import RLAIFError
 from rlaif_env.endpoint.vllm import VLLMServers
-from rlaif_env.endpoint.vllm_server import Adapter
+from rlaif_env.endpoint.vllm_server import Adapter, Probe
 from rlaif_env.models import Samples, encode
 from rlaif_env.runs import RunError
 
@@ -29,7 +29,7 @@ _PROBE = (
     "The film is a delight from beginning to end, and I would gladly see it again with friends. The food at the inn "
     "was cold, though; 12 of the 30 guests asked for their money."
 )
-_PROBE_TOKENS = 64
+_PROBE_TOKENS, _PROBES = 64, 8  # of the text at most, and beginnings of it that are looked at
 _SAME_MODEL = 0.2  # nats a token between servers and trainer: bfloat16 differs by about 0.07, another model by more
 _EXACT = 1e-3  # nats a token: more is a lower precision
 
@@ -58,7 +58,7 @@ class ServedSampler:
         self._policy, self._servers = policy, servers
         self._name, self._version = "", 0
         self._folder: Path | None = None  # of this run's adapters alone
-        self._tolerance, self._probe, self._loaded = 0.0, tuple[int, ...](), ""
+        self._tolerance, self._probe, self._loaded = 0.0, tuple[tuple[int, ...], ...](), ""
 
     def open(self, folder: Path, *, name: str, tokens: int, tell: Callable[[str], object]) -> None:
         """Look at the servers, load the policy as it is now, and see that they score and draw as the trainer does.
@@ -73,18 +73,16 @@ class ServedSampler:
             RLAIFError: What has to be changed: a server's flags, its address, or its base model.
         """
         tokenizer = self._policy.tokenizer
-        self._probe = tuple(encode(tokenizer, [_PROBE])[0][: min(_PROBE_TOKENS, tokens)])
+        ids = encode(tokenizer, [_PROBE])[0][: min(_PROBE_TOKENS, tokens - 1)]
+        ends = sorted({int(end) for end in np.linspace(min(4, len(ids)), len(ids), _PROBES)})
+        self._probe = tuple(tuple(ids[:end]) for end in ends)
         self._name = (
             f"{re.sub('[^A-Za-z0-9_.-]', '-', name)}-{uuid.uuid4().hex[:8]}"  # no other run's, nor a killed one's
         )
         self._folder = folder.resolve() / self._name
         self._servers.tell = tell
         self._servers.start(tokens)
-        gaps = {
-            url: float(np.abs(served - self._logprobs(None)).mean())
-            for url, served in self._servers.base_logprobs(self._probe).items()
-        }
-        url, gap = max(gaps.items(), key=lambda item: item[1])
+        url, gap = max(self._servers.base_gaps(self._known(None)).items(), key=lambda item: item[1])
         if not gap <= _SAME_MODEL:
             raise RLAIFError(
                 f"expected the base model {self._policy.reference.name} at {url}, found one that scores a text "
@@ -101,12 +99,15 @@ class ServedSampler:
         self, ids: NDArray[np.int64], mask: NDArray[Any], *, uniform: NDArray[np.float64], group_size: int = 1
     ) -> Samples:
         """As `agents.sampler.Sampler.sample`; a row's seed is the 53 bits of its first number."""
-        return self.begin(ids, mask, uniform=uniform, group_size=group_size)()
+        samples = self.begin(ids, mask, uniform)()
+        self._check(int(samples.lengths.argmax()), ids, mask, samples)
+        return samples
 
-    def begin(
-        self, ids: NDArray[np.int64], mask: NDArray[Any], *, uniform: NDArray[np.float64], group_size: int = 1
-    ) -> Callable[[], Samples]:
-        """Put the policy as it is now on the servers; what is returned does the rest of `sample`, in any thread."""
+    def begin(self, ids: NDArray[np.int64], mask: NDArray[Any], uniform: NDArray[np.float64]) -> Callable[[], Samples]:
+        """Put the policy as it is now on the servers; what is returned has them sample, in any thread.
+
+        The trainer looks at no response then: its weights may be others by the time it is there.
+        """
         self._refresh()
         return partial(self._sample, ids, mask, uniform)
 
@@ -124,8 +125,7 @@ class ServedSampler:
         for i, response in enumerate(responses):
             drawn[i, : len(response.ids)], logprobs[i, : len(response.ids)] = response.ids, response.logprobs
         lengths = np.array([len(response.ids) for response in responses], dtype=np.int64)
-        self._check(int(lengths.argmax()), ids, mask, samples := Samples(drawn, lengths, logprobs))
-        return samples
+        return Samples(drawn, lengths, logprobs)
 
     def _check(self, row: int, ids: NDArray[np.int64], mask: NDArray[Any], samples: Samples) -> None:
         """Have the trainer look at one response; RLAIFError if it was drawn from other weights or told otherwise."""
@@ -168,15 +168,14 @@ class ServedSampler:
                 policy.backbone.save_adapter(str(policy.adapter), folder)
             except OSError as error:
                 raise RunError(f"cannot write the adapter to {folder}: {error}; make room there") from error
-        known = self._logprobs(policy.adapter)
-        self._servers.use(Adapter(name, folder, fingerprint, self._probe, known, self._tolerance))
+        self._servers.use(Adapter(name, folder, fingerprint, self._known(policy.adapter), self._tolerance))
         self._loaded = fingerprint
         shutil.rmtree(old, ignore_errors=True)
 
-    def _logprobs(self, adapter: str | None) -> NDArray[np.float64]:
-        """The trainer's natural-log probabilities of the m probe tokens but the first, at temperature 1: (m - 1,)."""
+    def _known(self, adapter: str | None) -> Probe:
+        """What the trainer expects after the beginnings of the probe text."""
         with self._policy.backbone.using(adapter) as model, torch.no_grad():
-            ids = torch.tensor([self._probe], device=self._policy.backbone.device)
-            logits = self._policy.together("forward", partial(model, ids)).logits[0, :-1].float()
-        picked = torch.log_softmax(logits, -1).gather(1, ids[0, 1:, None])[:, 0]
-        return np.asarray(picked.double().cpu().numpy())
+            ids = torch.tensor([self._probe[-1]], device=self._policy.backbone.device)
+            logits = self._policy.together("forward", partial(model, ids)).logits[0]
+            logits = logits[[len(row) - 1 for row in self._probe]].float()
+        return Probe(self._probe, torch.log_softmax(logits, -1).cpu().numpy())

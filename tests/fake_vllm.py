@@ -156,7 +156,7 @@ class FakeVLLM:
         name = body["model"]
         if name != "base" and name not in self.adapters:
             return _error(404, f"The model `{name}` does not exist.")
-        if "prompt_logprobs" not in body and "allowed_token_ids" not in body:
+        if "return_tokens_as_token_ids" not in body and "allowed_token_ids" not in body:
             with self._lock:
                 self.served[name] += 1
                 self.bodies.append(body)
@@ -170,14 +170,11 @@ class FakeVLLM:
     @torch.no_grad()
     def _choice(self, model: Any, body: dict[str, Any]) -> dict[str, Any]:
         prompt, temperature = list(body["prompt"]), float(body.get("temperature", 1.0))
-        choice: dict[str, Any] = {"prompt_token_ids": prompt, "finish_reason": "length", "prompt_logprobs": None}
-        if body.get("prompt_logprobs") is not None:
-            given = torch.log_softmax(model(torch.tensor([prompt])).logits[0].float(), -1)
-            rows = [{str(token): {"logprob": float(given[i, token])}} for i, token in enumerate(prompt[1:])]
-            choice["prompt_logprobs"] = [None, *rows]
+        choice: dict[str, Any] = {"prompt_token_ids": prompt, "finish_reason": "length"}
         generator = torch.Generator().manual_seed(body.get("seed", 0))
         ids: list[int] = []
         logprobs: list[float] = []
+        shown: list[dict[str, float]] = []
         while len(ids) < body["max_tokens"]:
             logits = model(torch.tensor([prompt + ids])).logits[0, -1].float()
             drawn_from = logits / temperature
@@ -187,11 +184,14 @@ class FakeVLLM:
                 drawn_from = drawn_from + mask
             token = int(torch.multinomial(torch.softmax(drawn_from, -1), 1, generator=generator))
             ids.append(token)
-            logprobs.append(float(torch.log_softmax(logits if self.raw else drawn_from, -1)[token]))
+            told = torch.log_softmax(logits if self.raw else drawn_from, -1)
+            logprobs.append(float(told[token]))
+            likeliest = {*told.topk(body["logprobs"]).indices.tolist(), token}
+            shown.append({f"token_id:{i}": float(told[i]) for i in likeliest})
             if token in body.get("stop_token_ids", ()):
                 choice["finish_reason"] = "stop"
                 break
-        return {**choice, "token_ids": ids, "logprobs": {"token_logprobs": logprobs}}
+        return {**choice, "token_ids": ids, "logprobs": {"token_logprobs": logprobs, "top_logprobs": shown}}
 
 
 def _error(status: int, message: str) -> tuple[int, Any]:

@@ -116,8 +116,8 @@ class Ahead:
         agent, envs = self._agent, self._envs
         state = {"environment": envs.unwrapped.state(), "generator": agent.rng.bit_generator.state}  # type: ignore[attr-defined]
         flight = self._flight = _Flight(state)
-        draw = agent.drawing(self._prompts)
         served = isinstance(agent.sampler, ServedSampler)
+        draw = agent.drawing(self._prompts, beside=served)
 
         def drawn() -> Any:
             responses, flight.rollout = _timed(draw, flight.seconds, "time/sample")

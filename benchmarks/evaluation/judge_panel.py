@@ -103,6 +103,12 @@ class JudgePanel:
                 f"expected a {what} judge for the settings {', '.join(unused)}, found none: give --pairwise{give}, or "
                 "put the settings under a judge's name in judge_settings"
             )
+        mode = self._own.get("pairwise", {}).get("mode", self._label.mode)
+        if self._label.scale is not None and not scored and mode == "pairwise":
+            raise RLAIFError(
+                f"expected a judge that scores for label.scale {self._label.scale}, found the pairwise judge alone, "
+                "which chooses: give --label.mode score, or the judge direct-llm"
+            )
 
     def backend(self, name: str) -> RewardBackend:
         """The judge of this name."""

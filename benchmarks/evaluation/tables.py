@@ -183,10 +183,10 @@ def _against(baseline: str, wins: Sequence[Row], n: str) -> Table:
     caption = (
         f"Against {baseline}, prompt by prompt, {n}, ties ½, 95 % intervals. At equal length: the logistic "
         "regression on the length ratio, read at 1. p: of a win rate of ½; Holm: over all pairs of systems under that "
-        "judge. The difference goes by the Holm p at 0.05. A policy may have been trained on any of the judges"
+        "judge. The verdict goes by the Holm p at 0.05. A policy may have been trained on any of the judges"
         f"{' but the gold measure' if any(row['judge'] == 'gold' for row in wins) else ''}.{_mark_notes(wins)}"
     )
-    return Table(f"Against {baseline}", [*columns, "p", "p (Holm)", "difference"], rows, caption)
+    return Table(f"Against {baseline}", [*columns, "p", "p (Holm)", "verdict"], rows, caption)
 
 
 def _verdict(row: Row, baseline: str) -> str:

@@ -31,8 +31,8 @@ from rlaif_env.endpoint.replies import Position, Reply
 from rlaif_env.endpoint.transport import RequestFailed
 
 
-def _end(client: EndpointClient) -> None:
-    client.close()
+def _end(client: EndpointClient, *, wait: bool = False) -> None:
+    client.close(wait=wait)
     client.cache.close()
 
 
@@ -259,7 +259,8 @@ class EndpointLM(Live, AbstractContextManager["EndpointLM"]):
 
     def close(self) -> None:
         """End the connections and close the cache; a second call does nothing."""
-        self._end()
+        if self._end.detach() is not None:
+            _end(self._client, wait=True)
 
     def __exit__(self, *exception: object) -> None:
         self.close()

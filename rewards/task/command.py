@@ -27,8 +27,8 @@ class NewConfig:
     """Write the TOML file of a task from a data file, every key explained.
 
     Attributes:
-        data: Prompts, preferences (TRL's and HH's forms, or our own) or demonstrations: JSON lines, or a .txt file with
-            one prompt a line; .gz too.
+        data: Prompts, preferences (TRL's and HH's forms, or our own) or demonstrations: JSON lines, Parquet, or a .txt
+            file with one prompt a line; .gz too.
         out: The file to write.
         kind: What a response is to its prompt; guessed from the data where not given.
         name: The task's name; by default that of the data file. A built-in name (helpful, harmless, summarization,

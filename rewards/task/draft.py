@@ -17,9 +17,8 @@ import numpy as np
 from rewards.task.lengths import context_length, prompt_core
 from rlaif_env.api import DataError, RLAIFError
 from rlaif_env.data.forms import holds_responses, prompt_of
-from rlaif_env.data.jsonl import read_jsonl
 from rlaif_env.data.preferences import read_preferences, read_prompts
-from rlaif_env.data.rows import first_row
+from rlaif_env.data.rows import first_row, parsed
 from rlaif_env.data.tasks import FIELDS, PromptSource, Task, list_tasks, load_task
 from rlaif_env.models import encode, load_tokenizer
 
@@ -63,7 +62,7 @@ class Sample:
 
 
 def sample_of(path: Path, name: str | None = None) -> Sample:
-    """Read a data file: JSON lines or one prompt a line, ``.gz`` too.
+    """Read a data file: JSON lines, Parquet or one prompt a line, ``.gz`` too.
 
     Args:
         path: The file.
@@ -82,7 +81,7 @@ def sample_of(path: Path, name: str | None = None) -> Sample:
     else:
         given = set(first_row(path) or {})
         found = Sample("demonstrations" if given & {*_ANSWERS} else "prompts", name or _field(path, given))
-        rows = read_jsonl(path, lambda row: _demonstration(row, str(found.prompt_field)))
+        rows = parsed(path, lambda row: _demonstration(row, str(found.prompt_field)), "prompt")
     for prompt, responses in rows:
         found.rows += 1
         found.prompts[prompt] = None
@@ -98,6 +97,8 @@ def sample_of(path: Path, name: str | None = None) -> Sample:
 def _field(path: Path, given: set[str]) -> str:
     usual = [name for name in ("prompt", "text", "context") if name in given]
     others = sorted(given - {*_ANSWERS, "meta", "source", "id"})
+    if not given:
+        return "prompt"  # no row at all, or a first one that is none: reading the file says which
     if not usual and len(others) != 1:
         raise DataError(
             f"{path}: expected a field prompt, text or context, found {', '.join(others)}; give --field NAME"
@@ -153,7 +154,7 @@ def draft(
         RLAIFError: If there is no such kind or model.
     """
     found = sample_of(data, field)
-    name = name or re.sub(r"\.(jsonl|json|txt)(\.gz)?$", "", data.name)
+    name = name or re.sub(r"\.(jsonl|json|txt|parquet)(\.gz)?$", "", data.name)
     like = load_task(name) if name in list_tasks() else None
     guess, why = guessed_kind(found)
     if like or kind:

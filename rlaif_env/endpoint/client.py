@@ -107,12 +107,12 @@ class EndpointClient:
                 self._live = _Live(transport)
             return self._live
 
-    def close(self) -> None:
-        """End the connections and the thread; a later request starts them again."""
+    def close(self, *, wait: bool = True) -> None:
+        """End the connections and the thread; a later request starts them again. A finaliser does not wait."""
         with self._lock:
             live, self._live = self._live, None
         if live is not None and os.getpid() == self._pid:
-            live.transport.close()
+            live.transport.close(wait=wait)
 
     def until(self) -> float:
         """The moment (`time.monotonic`) at which a call that begins now must have ended."""

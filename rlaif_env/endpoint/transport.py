@@ -69,7 +69,7 @@ class Transport:
             trust_env=len(own) < len(hosts),
             mounts={f"all://{host}": None for host in own},
         )
-        self.thread = threading.Thread(target=self.loop.run_forever, name=name, daemon=True)
+        self.thread = threading.Thread(target=self._live, name=name, daemon=True)
         self.thread.start()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
@@ -85,11 +85,15 @@ class Transport:
             future.cancel()
             raise
 
-    def close(self) -> None:
-        """End the connections and the thread."""
-        if self.thread is threading.current_thread():  # collected as garbage there, where it cannot wait for itself
-            self.loop.call_soon(self.loop.stop)
-            return
+    def _live(self) -> None:
+        self.loop.run_forever()
+        self.loop.close()
+
+    def close(self, *, wait: bool = True) -> None:
+        """End the connections and the thread.
+
+        A finaliser does not wait: it may run amid anything, such as an import whose lock the thread needs to end.
+        """
 
         async def shut() -> None:
             others = asyncio.all_tasks() - {asyncio.current_task()}
@@ -97,11 +101,11 @@ class Transport:
                 task.cancel()
             await asyncio.gather(*others, return_exceptions=True)
             await self.http.aclose()
+            self.loop.call_soon(self.loop.stop)
 
-        asyncio.run_coroutine_threadsafe(shut(), self.loop).result()
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        self.thread.join()
-        self.loop.close()
+        asyncio.run_coroutine_threadsafe(shut(), self.loop)
+        if wait and self.thread is not threading.current_thread():
+            self.thread.join()
 
     async def ask(
         self, url: str, route: str, content: bytes | None, seconds: float

@@ -18,14 +18,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from rlaif_env.api import RLAIFError
 from rlaif_env.endpoint.limits import checked_urls
 from rlaif_env.endpoint.replicas import Replicas
 from rlaif_env.endpoint.transport import PassingFailure, Transport
-from rlaif_env.endpoint.vllm_server import START, Adapter, Response, VLLMServer
+from rlaif_env.endpoint.vllm_server import START, Adapter, Probe, Response, VLLMServer
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 15.0
 _ATTEMPTS = 8  # at one row, waiting for a server between them; no outage counts twice
@@ -87,7 +84,7 @@ class VLLMServers:
             urls=config.url,
         )
         self._servers = {url: VLLMServer(self._transport, url, config.timeout) for url in config.url}
-        self.close = weakref.finalize(self, self._transport.close)
+        self._collected = weakref.finalize(self, self._transport.close, wait=False)
 
     @property
     def names(self) -> str:
@@ -98,16 +95,16 @@ class VLLMServers:
         """Look at each server: RLAIFError if one is not there or no vLLM, or its context shorter than ``tokens``."""
         self._transport.run(self._each(lambda server: server.look(tokens)))
 
-    def base_logprobs(self, ids: Sequence[int]) -> dict[str, NDArray[np.float64]]:
-        """Each server's natural-log probabilities, under its base model, of n token ids but the first: (n - 1,)."""
+    def base_gaps(self, probe: Probe) -> dict[str, float]:
+        """How far each server's base model is from a probe: mean absolute difference, nats."""
 
-        async def score(server: VLLMServer) -> NDArray[np.float64]:
+        async def gap(server: VLLMServer) -> float:
             try:
-                return await server.logprobs(str((await server.base())["id"]), ids)
+                return await server.gap(str((await server.base())["id"]), probe)
             except PassingFailure as error:
                 raise RLAIFError(f"expected {server.url} to score a text, found {error}; {START}") from None
 
-        return dict(zip(self._servers, self._transport.run(self._each(score)), strict=True))
+        return dict(zip(self._servers, self._transport.run(self._each(gap)), strict=True))
 
     def use(self, adapter: Adapter) -> None:
         """Sample from this adapter from now on: load it everywhere, and unload the one before.
@@ -124,6 +121,11 @@ class VLLMServers:
             await self._each(lambda server: self._unload(server, before))
 
         self._transport.run(swap())
+
+    def close(self) -> None:
+        """End the connections and the thread; a second call does nothing."""
+        if self._collected.detach() is not None:
+            self._transport.close()
 
     def release(self) -> None:
         """Unload the adapter wherever that can be done."""

@@ -6,6 +6,7 @@ an `RLAIFError` with the flag that mends it.
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,8 +22,17 @@ from rlaif_env.endpoint.transport import PassingFailure, Transport
 
 START = "docs/scale.md has the command that starts one"
 _KNOCK = 10.0  # seconds for what a server answers without computing
+_SHOWN = 5  # of the likeliest tokens, which every server shows
 _WHOLE = ("stop", "length")  # a response that a server gives up when it is stopped has another reason
 _PLAIN = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}  # whatever the model's own settings are
+
+
+@dataclass(frozen=True)
+class Probe:
+    """n beginnings of a text as token ids, and what the trainer expects next: natural-log probabilities, (n, V)."""
+
+    rows: tuple[tuple[int, ...], ...]
+    logprobs: NDArray[np.float32]  # at temperature 1
 
 
 @dataclass(frozen=True)
@@ -33,16 +43,14 @@ class Adapter:
         name: What the servers are to call it; never used before.
         folder: As peft writes it.
         fingerprint: Of its weights.
-        probe: Token ids, (n,); the empty tuple where it cannot be probed.
-        logprobs: Natural-log probabilities of all but the first of them at temperature 1, (n - 1,).
-        tolerance: How far the server's may be from them, the mean of absolute differences.
+        probe: What it is known by; None where that is not known.
+        tolerance: How far a server may be from the probe, the mean of absolute differences.
     """
 
     name: str
     folder: Path | None
     fingerprint: str = ""
-    probe: tuple[int, ...] = ()
-    logprobs: NDArray[np.float64] | None = None
+    probe: Probe | None = None
     tolerance: float = 0.0
 
 
@@ -87,12 +95,11 @@ class VLLMServer:
         """
         if adapter.folder is not None:
             await self._load(adapter.name, adapter.folder)
-        if not adapter.probe or adapter.logprobs is None:
+        if adapter.probe is None:
             return
         name = await self.name_of(adapter)
-        await self._check_mode(name, adapter.probe)
-        served = await self.logprobs(name, adapter.probe, adapter.fingerprint)
-        gap = float(np.abs(served - adapter.logprobs).mean())
+        await self._check_mode(name, adapter.probe.rows[0])
+        gap = await self.gap(name, adapter.probe, adapter.fingerprint)
         if not gap <= adapter.tolerance:
             raise RLAIFError(
                 f"expected {self.url} to score a text with {name!r} as the trainer does (to {adapter.tolerance:.2g} "
@@ -124,17 +131,28 @@ class VLLMServer:
                 "found them before the temperature; start the server with --logprobs-mode processed_logprobs"
             )
 
-    async def logprobs(self, name: str, ids: Sequence[int], salt: str = "") -> NDArray[np.float64]:
-        """Natural-log probabilities of n given tokens but the first, at temperature 1: (n - 1,)."""
-        body = {"model": name, "prompt": list(ids), "max_tokens": 1, "prompt_logprobs": 0, **_PLAIN}
-        answer = await self._post("completions", body | ({"cache_salt": salt} if salt else {}))
-        try:
-            rows = answer["choices"][0]["prompt_logprobs"][1:]
-            return np.array([row[str(i)]["logprob"] for row, i in zip(rows, ids[1:], strict=True)], dtype=np.float64)
-        except (LookupError, TypeError, ValueError) as error:
-            raise RLAIFError(
-                f"expected log-probabilities of a prompt from {self.url}, found none ({error!r}); {START}"
-            ) from None
+    async def gap(self, name: str, probe: Probe, salt: str = "") -> float:
+        """How far a model's likeliest next tokens are from a probe: mean absolute difference, nats.
+
+        By sampling one token each: the log-probabilities of a prompt (``prompt_logprobs``) of an adapter bring vLLM
+        0.32 down where other requests are in the batch.
+        """
+        fixed = {"model": name, "max_tokens": 1, "temperature": 1.0, "seed": 0, "logprobs": _SHOWN, **_PLAIN}
+        fixed |= {"return_tokens_as_token_ids": True, **({"cache_salt": salt} if salt else {})}
+
+        async def look(row: Sequence[int], known: NDArray[np.float32]) -> list[float]:
+            answer = await self._post("completions", {**fixed, "prompt": list(row)})
+            try:
+                shown = answer["choices"][0]["logprobs"]["top_logprobs"][0]
+                pairs = [(int(token.removeprefix("token_id:")), float(value)) for token, value in shown.items()]
+            except (LookupError, TypeError, ValueError, AttributeError) as error:
+                raise RLAIFError(
+                    f"expected the likeliest tokens by id from {self.url}, found none ({error!r}); {START}"
+                ) from None
+            return [abs(value - float(known[token])) if token < len(known) else np.inf for token, value in pairs]
+
+        gaps = await asyncio.gather(*(look(row, known) for row, known in zip(probe.rows, probe.logprobs, strict=True)))
+        return float(np.mean([gap for row in gaps for gap in row]))
 
     async def respond(self, name: str, body: Mapping[str, Any]) -> Response:
         """One response to the body's "prompt" (token ids) of at most its "max_tokens", ended by its "stop_token_ids".

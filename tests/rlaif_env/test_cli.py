@@ -127,3 +127,13 @@ def test_it_runs_as_a_module_too() -> None:
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("rlaif ")
+
+
+def test_what_runs_in_one_process_says_so_once_under_torchrun(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        assert cli.main(["label"]) == 2
+    assert capsys.readouterr().err == "rlaif label: runs in one process; torchrun is for train, sft, train-rm\n"

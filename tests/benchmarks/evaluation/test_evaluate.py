@@ -606,6 +606,10 @@ def test_a_judge_behind_a_server_needs_its_key_and_keeps_it_secret(
         ),
         ({"judge_settings": {"direct-llm": {"scales": 1}}}, "reward 'direct-llm': .*scales"),
         ({"pairwise": True, "judge_settings": {"pairwise": {"scales": 1}}}, "the pairwise judge: .*scales"),
+        (
+            {"judges": (), "pairwise": True, "label": LabelingConfig(scale=(1, 5))},
+            r"a judge that scores for label.scale \(1, 5\), found the pairwise judge alone",
+        ),
         ({"judges": ()}, "a language-model judge for the settings label.scale, label.minimum_mass, found none"),
         (
             {"label": LabelingConfig(cot=True)},

@@ -252,6 +252,29 @@ def test_data_that_makes_no_task(row: dict[str, Any], message: str, run: Any, tm
     assert not (tmp_path / "task.toml").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("p.jsonl", "", "expected at least one prompt, found none"),
+        ("p.csv", "a,b\n1,2\n", "line 1: expected a JSON object"),
+    ],
+)
+def test_a_file_of_no_rows_or_of_others_says_so(name: str, text: str, message: str, run: Any, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match=message):
+        run("new", str(tmp_path / name))
+
+
+def test_parquet_makes_a_task(run: Any, tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow", reason="the extra 'data' is needed")
+    from pyarrow.parquet import write_table
+
+    write_table(pyarrow.table({"prompt": [f"What is {i}?" for i in range(60)]}), tmp_path / "mine.parquet")
+    assert run("new", str(tmp_path / "mine.parquet"), "--criterion", "c")[0] == 0
+    code, said = run("check", "task.toml")
+    assert code == 0 and "task mine: dialogue" in said
+
+
 def test_a_file_that_is_there_is_kept(run: Any, tmp_path: Path) -> None:
     (tmp_path / "task.toml").write_text("mine")
     with pytest.raises(RLAIFError, match=r"expected no file at task.toml yet, found one; give another --out"):
