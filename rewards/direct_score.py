@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -25,7 +26,7 @@ from rewards.language_model.choice import language_model_from
 from rewards.language_model.config import LanguageModelConfig
 from rewards.language_model.local import LocalLM
 from rewards.prompts import score_prompt
-from rlaif_env.api import BackendError, RLAIFError, Scores
+from rlaif_env.api import BackendError, ContextError, RLAIFError, Scores
 from rlaif_env.data.tasks import DEFAULT_TASK, SCALE, TaskLike, checked_scale, load_task
 from rlaif_env.tables import is_number
 
@@ -120,6 +121,23 @@ class DirectLLMScore(Live):
         """The scoring prompt for one response."""
         shots, template = self.config.shots, self.config.template
         return score_prompt(self.task, prompt, response, scale=self.scale, shots=shots, template=template)
+
+    def check_room(self, prompts: Sequence[str], response_tokens: int) -> None:
+        """Raise `RLAIFError` if a model in this process does not read the longest prompt and so long a response whole.
+
+        The longest is told by its characters; a server's model is not asked.
+        """
+        if not isinstance(model := self.language_model, LocalLM):
+            return
+        longest, room = max(prompts, key=len), model.max_tokens - response_tokens
+        with suppress(ContextError):
+            if model.count_tokens([self.render(longest, "")])[0] <= room:
+                return
+        raise RLAIFError(
+            f"expected {self.name} to read every prompt whole beside a response of {response_tokens} tokens, found one "
+            f"whose question is longer than the {max(room, 0)} that this leaves of its {model.max_tokens} "
+            f"({longest[-60:]!r}); take a model that reads more, or shorter prompts (`rlaif task check` lists them)"
+        )
 
     def distributions(
         self, prompts: Sequence[str], responses: Sequence[str]

@@ -48,7 +48,7 @@ class Parts:
 
 
 def check_room(agent: ReinforceAgent, envs: VectorEnv[Any, Any, Any]) -> None:
-    """Raise RLAIFError if the longest prompt and a response do not fit into the policy's context, or into memory."""
+    """Raise RLAIFError if a prompt and a response do not fit into the policy's or judge's context, or into memory."""
     core: Any = envs.unwrapped.core  # type: ignore[attr-defined]
     longest_prompt = int(core.prompt_lengths.max())
     longest, context = longest_prompt + core.T, context_of(agent.policy.backbone.model)
@@ -58,6 +58,8 @@ def check_room(agent: ReinforceAgent, envs: VectorEnv[Any, Any, Any]) -> None:
             f"expected prompts and responses of at most {context} tokens, the policy's context, found prompts of up to "
             f"{longest_prompt} and responses of {core.T}; lower {lower}"
         )
+    if callable(of_judge := getattr(core.backend, "check_room", None)):
+        of_judge(core.prompts, core.T)
     check_longest(agent.policy.backbone.model, longest, lower)
 
 

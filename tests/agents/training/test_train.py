@@ -18,9 +18,12 @@ from agents.training.arguments import parsed
 from agents.training.command import main, train
 from agents.training.config import TrainConfig
 from agents.training.heldout import changes, distinct_shares
+from rewards.direct_score import DirectLLMScore
+from rewards.language_model.local import LocalLM
 from rlaif_env.api import RLAIFError
+from rlaif_env.data.tasks import load_task
 from rlaif_env.runs import read_metrics
-from tests.tiny import tiny_backbone
+from tests.tiny import save_tiny, tiny_backbone
 
 TASK = """
 name = "toy"
@@ -75,6 +78,22 @@ def test_the_run_folder_is_whole(arguments: list[str], tmp_path: Path, capsys: p
     assert sorted(p.name for p in (out / "checkpoints").iterdir()) == ["000002", "000003"]
     assert AutoModelForCausalLM.from_pretrained(out / "policy").config.vocab_size > 0
     assert list((out / "tensorboard").iterdir())
+
+
+def test_a_judge_that_cannot_read_the_longest_prompt_is_an_error_before_the_first_response(
+    arguments: list[str], tmp_path: Path
+) -> None:
+    at = arguments.index("--reward.model")
+    question = DirectLLMScore(LocalLM(tiny_backbone(0)), load_task(tmp_path / "toy.toml")).render("film", "")
+    for positions, fits in ((len(question) + 4, True), (len(question) + 3, False)):  # a token a character; T is 4
+        judge = save_tiny(tmp_path / f"judge-{positions}", max_position_embeddings=positions)
+        line = [*arguments[: at + 1], str(judge), *arguments[at + 2 :], "--out", str(tmp_path / f"run-{positions}")]
+        if fits:
+            assert main([*line, "--updates", "1", "--eval-prompts", "0"]) == 0
+            continue
+        with pytest.raises(RLAIFError, match=r"to read every prompt whole beside a response of 4 tokens, .*'film'"):
+            main(line)
+        assert not (tmp_path / f"run-{positions}" / "samples.jsonl").exists()
 
 
 def test_the_held_out_prompts_are_as_many_as_there_are(
