@@ -129,13 +129,15 @@ class DirectLLMScore(Live):
         """
         if not isinstance(model := self.language_model, LocalLM):
             return
-        longest, room = max(prompts, key=len), model.max_tokens - response_tokens
+        tokenizer, longest = model.backbone.tokenizer, max(prompts, key=len)
+        answer = max(len(tokenizer.encode(answer, add_special_tokens=False)) for answer in self.answers)
+        limit = model.max_tokens if model.context is None else min(model.max_tokens, model.context - answer)
         with suppress(ContextError):
-            if model.count_tokens([self.render(longest, "")])[0] <= room:
+            if model.count_tokens([self.render(longest, "")])[0] + response_tokens <= limit:
                 return
         raise RLAIFError(
             f"expected {self.name} to read every prompt whole beside a response of {response_tokens} tokens, found one "
-            f"whose question is longer than the {max(room, 0)} that this leaves of its {model.max_tokens} "
+            f"whose question is longer than the {max(limit - response_tokens, 0)} tokens that this leaves "
             f"({longest[-60:]!r}); take a model that reads more, or shorter prompts (`rlaif task check` lists them)"
         )
 

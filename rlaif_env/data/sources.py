@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rlaif_env.api import Preference, RLAIFError
+from rlaif_env.api import DataError, Preference, RLAIFError
 from rlaif_env.data.corpus import SPLITS, check_split, human_preferences, movie_snippets, split_of
-from rlaif_env.data.preferences import Rows, dataset_rows, read_preferences, read_prompts
+from rlaif_env.data.forms import holds_responses
+from rlaif_env.data.preferences import read_preferences, read_prompts
+from rlaif_env.data.rows import Rows, dataset_rows, first_row
 
 _CORPORA = ("movie-review",)
 _OPENING_WORDS = 6
@@ -104,6 +106,14 @@ class PromptSource:
             yield from human_preferences(split, len(movie_snippets(split)))
             return
         rows, divided = self._rows(split, self.jsonl if self.preferences is None else self.preferences, task)
+        if isinstance(rows, str) and self.preferences is None:
+            row = first_row(rows)
+            if row is not None and not holds_responses(row):
+                raise DataError(
+                    f"task {task!r}: expected preferences, found prompts without two responses in {rows}; have a "
+                    "policy respond and a model judge (`rlaif label --task ... --policy MODEL`), or name a file of "
+                    "preferences (preferences = ... under [source])"
+                )
         records = read_preferences(rows, allow_identical=self.allow_identical, allow_empty=self.allow_empty)
         for record in records:
             if not divided or split_of(record.prompt) == split:

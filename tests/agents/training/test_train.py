@@ -85,7 +85,10 @@ def test_a_judge_that_cannot_read_the_longest_prompt_is_an_error_before_the_firs
 ) -> None:
     at = arguments.index("--reward.model")
     question = DirectLLMScore(LocalLM(tiny_backbone(0)), load_task(tmp_path / "toy.toml")).render("film", "")
-    for positions, fits in ((len(question) + 4, True), (len(question) + 3, False)):  # a token a character; T is 4
+    for positions, fits in (
+        (len(question) + 6, True),
+        (len(question) + 5, False),
+    ):  # a character a token; T is 4, "10" is 2
         judge = save_tiny(tmp_path / f"judge-{positions}", max_position_embeddings=positions)
         line = [*arguments[: at + 1], str(judge), *arguments[at + 2 :], "--out", str(tmp_path / f"run-{positions}")]
         if fits:

@@ -137,6 +137,14 @@ def test_the_fields_of_each_kind(tmp_path: Path) -> None:
         only(mine(kind="continuation"))
 
 
+def test_a_file_of_prompts_holds_no_preferences(tmp_path: Path) -> None:
+    (tmp_path / "own.txt").write_text("What is bread?\n" * 20)
+    with pytest.raises(
+        DataError, match=r"expected preferences, found prompts without two responses in .*own\.txt; have"
+    ):
+        list(load_task("helpful", source=tmp_path / "own.txt").preferences("train"))
+
+
 def test_pairs_of_the_paper_give_prompts_and_preferences(tmp_path: Path) -> None:
     def dialogue(i: int, answer: str) -> str:
         return f"\n\nHuman: question {i}\n\nAssistant: {answer}"
