@@ -102,14 +102,9 @@ def test_fine_tuning_and_a_reward_model_s_training_are_those_of_one_process(foun
 # --- sharded layers ---------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def sharded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return told(tmp_path_factory.mktemp("sharded"), "sharded")["sharded"]
-
-
-@pytest.mark.parametrize("baseline", ["value", "leave-one-out"])
-def test_two_processes_that_hold_half_of_the_layers_each_learn_as_one(sharded: dict[str, Any], baseline: str) -> None:
-    case = sharded[baseline]
+@pytest.mark.parametrize("name", ["sharded", pytest.param("sharded_by_group", marks=pytest.mark.slow)])
+def test_two_processes_that_hold_half_of_the_layers_each_learn_as_one(name: str, tmp_path: Path) -> None:
+    case = told(tmp_path, name)[name]
     assert case["same"] and case["apart"] < 1e-5 and case["moved"] > 50 * case["apart"]
     assert [count["share"] for count in case["counts"]] == [0.5, 0.5]
     assert not any(count["others"] for count in case["counts"])  # adapter and head are whole
