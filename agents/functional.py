@@ -168,12 +168,14 @@ def importance_weights(log_ratio: Tensor, mask: Tensor, cap: float, level: str =
     Args:
         log_ratio: log pi - log q of each token, (n, T).
         mask: (n, T).
-        cap: Above 0; `math.inf` is none.
+        cap: `math.inf` is none, and 0 no weighing at all: 1 for every token.
         level: "token" or "sequence".
 
     Returns:
         (n, T), 0 outside the mask, no gradient.
     """
+    if cap == 0:
+        return mask
     ratio = log_ratio.detach() * mask
     whole = ratio.sum(-1, keepdim=True).expand_as(ratio) if level == "sequence" else ratio
     return whole.exp().clamp(max=cap) * mask

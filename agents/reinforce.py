@@ -194,7 +194,7 @@ class ReinforceAgent:
                 return Targets(kl, returns, advantage)
             log_ratio = (logprobs - rollout.logprobs[cut]) * seen
             weights = F.importance_weights(log_ratio, seen, c.importance_cap, c.importance_level)
-            return Targets(kl, returns, advantage, log_ratio, weights if c.importance_cap else seen)
+            return Targets(kl, returns, advantage, log_ratio, weights)
 
         metrics, targets = self._step(rollout, learn, reference)
         mean = float(targets.returns[:, 0].mean())

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from agents.policy import Policy
 from agents.served import ServedSampler
 from rlaif_env.api import RLAIFError
-from rlaif_env.endpoint.vllm import VLLMConfig, VLLMServers
 from rlaif_env.models import Samples, decode_fast_on_cpu, private_copy, refresh_copy
+from rlaif_env.servers.vllm import VLLMConfig, VLLMServers
 
 
 @dataclass(frozen=True)

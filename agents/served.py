@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 
 from agents.policy import Policy
 from rlaif_env.api import RLAIFError
-from rlaif_env.endpoint.vllm import VLLMServers
-from rlaif_env.endpoint.vllm_server import Adapter, Probe
 from rlaif_env.models import Samples, encode
 from rlaif_env.runs import RunError
+from rlaif_env.servers.vllm import VLLMServers
+from rlaif_env.servers.vllm_server import Adapter, Probe
 
 _PROBE = (
     "The film is a delight from beginning to end, and I would gladly see it again with friends. The food at the inn "

@@ -55,6 +55,8 @@ def shares(
         size: How many processes.
         whole: Groups stay whole; else they do unless single rows come out more even.
     """
+    if size == 1:
+        return [list(range(len(responses)))]
 
     def dealt(rows_together: int) -> tuple[int, list[list[int]]]:
         units = [range(at, at + rows_together) for at in range(0, len(responses), rows_together)]
@@ -129,7 +131,7 @@ def scored_rows(
 
     every = range(len(responses))
     scored, failed = isolate_failures(score, every, BackendError) if apart else (dict(enumerate(score(every))), {})
-    figures = [part for _, parts in scored.values() for part in parts.items() if isinstance(part[1], np.floating)]
-    unknown = np.float32(np.nan), {key: type(value)(np.nan) for key, value in figures} if failed else {}
+    told = (part for _, parts in scored.values() for part in parts.items()) if failed else ()
+    unknown = np.float32(np.nan), {key: type(value)(np.nan) for key, value in told if isinstance(value, np.floating)}
     rewards, parts = zip(*(scored.get(i, unknown) for i in every), strict=True) if responses else ((), ())
     return np.array(rewards, dtype=np.float32), list(parts), {i: str(error) for i, error in failed.items()}

@@ -35,7 +35,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "report": ("benchmarks.report:main", "write one HTML page from a run's files"),
     "annotate": ("benchmarks.annotate:main", "collect people's preferences in the browser"),
     "fetch": ("rlaif_env.models.assets:fetch_main", "fetch a model or the corpus by name, before it is needed"),
-    "cache": ("rlaif_env.endpoint.cache:cache_main", "look after the stored answers of language model servers"),
+    "cache": ("rlaif_env.servers.cache:cache_main", "look after the stored answers of language model servers"),
 }
 """Every command's name, with the function it calls ("module:function") and what it does."""
 

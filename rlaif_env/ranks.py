@@ -165,7 +165,7 @@ class Ranks:
         return result
 
     def check_same(self, facts: Mapping[str, object]) -> None:
-        """Raise RLAIFError, on every process, if facts differ between processes, or the versions of what they run."""
+        """Raise RLAIFError, on every process, if facts differ between processes."""
         if self.size == 1:
             return
         first, *others = self.gather(lambda: {name: str(fact) for name, fact in facts.items()})

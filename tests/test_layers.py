@@ -21,7 +21,7 @@ FLOORS: dict[str, list[set[str]]] = {
     "rlaif_env": [
         {"api", "files"},
         {"batches", "curves", "ranks", "references", "tables", "statistics", "models"},
-        {"data", "runs", "endpoint"},
+        {"data", "runs", "servers"},
         {"keywords"},
         {"options"},
         {"envs"},

@@ -24,12 +24,12 @@ from rewards.prompts import fill
 from rlaif_env import cli, models
 from rlaif_env.api import AssetError, RLAIFError
 from rlaif_env.data.tasks import load_task
-from rlaif_env.endpoint.cache import AnswerCache
-from rlaif_env.endpoint.client import EndpointClient
-from rlaif_env.endpoint.limits import Limits
-from rlaif_env.endpoint.transport import RequestFailed
 from rlaif_env.models import assets, fetching
 from rlaif_env.runs import RunFolder
+from rlaif_env.servers.cache import AnswerCache
+from rlaif_env.servers.client import EndpointClient
+from rlaif_env.servers.limits import Limits
+from rlaif_env.servers.transport import RequestFailed
 from tests import ROOT
 from tests.tiny import tiny_backbone
 

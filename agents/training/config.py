@@ -11,12 +11,12 @@ from agents.sampler import SamplerConfig
 from agents.settings import ReinforceConfig
 from rlaif_env.api import RLAIFError
 from rlaif_env.data.tasks import DEFAULT_TASK, EVAL_SPLIT
-from rlaif_env.endpoint.vllm import VLLMConfig
 from rlaif_env.files import content_of
 from rlaif_env.models import BUILTIN_MODEL
 from rlaif_env.options import OPERATIONAL
 from rlaif_env.references import code_in
 from rlaif_env.runs import settled
+from rlaif_env.servers.vllm import VLLMConfig
 
 FREE = (
     *(

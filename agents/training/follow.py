@@ -156,7 +156,7 @@ class Follower:
 
     def update(self, rollout: Rollout, rewards: NDArray[Any]) -> None:
         """Compute a share of the update."""
-        self._agent._rollout = rollout.on(self._agent.policy.backbone.device)
+        self._agent.learn_from(rollout.on(self._agent.policy.backbone.device))
         self._agent.update(rewards)
 
     def whole(self, values: dict[str, Any]) -> None:

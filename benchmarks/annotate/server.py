@@ -40,7 +40,7 @@ from benchmarks.annotate.project import Annotator, Answer, StoreError
 from benchmarks.annotate.store import Store
 from rlaif_env.api import DataError, RLAIFError
 from rlaif_env.data.jsonl import json_object
-from rlaif_env.endpoint.limits import is_loopback
+from rlaif_env.servers.limits import is_loopback
 
 MAX_BODY = 32_768
 """Longest body of a request in bytes: a comment of `MAX_COMMENT` characters in its longest JSON form fits."""

@@ -46,10 +46,10 @@ from rlaif_env.api import RLAIFError
 from rlaif_env.batches import PROMPTS_AT_ONCE
 from rlaif_env.data.journal import Journal
 from rlaif_env.data.tasks import DEFAULT_TASK, EVAL_PROMPTS, EVAL_SPLIT, Task, held_out_prompts, load_task
-from rlaif_env.endpoint.vllm import VLLMConfig
 from rlaif_env.models import BUILTIN_MODEL, backbone
 from rlaif_env.options import JSON_MAPPING, OPERATIONAL
 from rlaif_env.runs import RunFolder
+from rlaif_env.servers.vllm import VLLMConfig
 from rlaif_env.tables import Table, side_by_side
 
 _SAMPLES = 4  # prompts shown on the terminal

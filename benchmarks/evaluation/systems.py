@@ -25,7 +25,6 @@ from rlaif_env.data.forms import response_of
 from rlaif_env.data.rows import parsed
 from rlaif_env.data.tasks import EVAL_SPLIT, Task, held_out_prompts
 from rlaif_env.data.templates import encode_prompts
-from rlaif_env.endpoint.vllm import VLLMConfig, VLLMServers
 from rlaif_env.files import content_of
 from rlaif_env.models import (
     BUILTIN_MODEL,
@@ -42,6 +41,7 @@ from rlaif_env.models import (
     tokenizer_fingerprint,
 )
 from rlaif_env.runs import write_json
+from rlaif_env.servers.vllm import VLLMConfig, VLLMServers
 from rlaif_env.statistics import new_names, new_numbers, repeated_ngrams, word_counts
 
 if TYPE_CHECKING:

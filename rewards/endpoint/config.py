@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 
 from rewards.api import configured
 from rlaif_env.api import RLAIFError
-from rlaif_env.endpoint.limits import Limits, checked_urls
 from rlaif_env.options import JSON_MAPPING
+from rlaif_env.servers.limits import Limits, checked_urls
 
 _GRAMMARS = {"response_format", "grammar", "json_schema", "structured_outputs", "structural_tag"}
 _GRAMMARS |= {"guided_json", "guided_regex", "guided_choice", "guided_grammar"}

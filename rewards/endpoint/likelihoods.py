@@ -20,8 +20,8 @@ import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
-from rlaif_env.endpoint.replies import Position
-from rlaif_env.endpoint.transport import RequestFailed
+from rlaif_env.servers.replies import Position
+from rlaif_env.servers.transport import RequestFailed
 
 _NEGLIGIBLE = 1e-5
 _WORTH_ASKING = 0.005  # a less likely label is too rare for its longer words to be seen in a score

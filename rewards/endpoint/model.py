@@ -25,10 +25,10 @@ from rewards.endpoint.likelihoods import AnswerLikelihoods, answer_likelihoods
 from rewards.endpoint.probe import Capabilities, probe
 from rewards.prompts import before_stop, check_answers, leads_after
 from rlaif_env.api import BackendError
-from rlaif_env.endpoint.cache import AnswerCache, default_cache
-from rlaif_env.endpoint.client import EndpointClient
-from rlaif_env.endpoint.replies import Position, Reply
-from rlaif_env.endpoint.transport import RequestFailed
+from rlaif_env.servers.cache import AnswerCache, default_cache
+from rlaif_env.servers.client import EndpointClient
+from rlaif_env.servers.replies import Position, Reply
+from rlaif_env.servers.transport import RequestFailed
 
 
 def _end(client: EndpointClient, *, wait: bool = False) -> None:

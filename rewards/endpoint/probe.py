@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rlaif_env.endpoint.client import EndpointClient
-from rlaif_env.endpoint.replies import Reply
-from rlaif_env.endpoint.transport import RequestFailed
+from rlaif_env.servers.client import EndpointClient
+from rlaif_env.servers.replies import Reply
+from rlaif_env.servers.transport import RequestFailed
 
 _TOP = (20, 5)  # most servers show 20 tokens, the older completion routes 5
 _CONTINUE = {"continue_final_message": True, "add_generation_prompt": False}

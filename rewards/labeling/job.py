@@ -21,10 +21,10 @@ from rlaif_env import options
 from rlaif_env.api import BackendError, DataError, RLAIFError
 from rlaif_env.data.journal import Journal
 from rlaif_env.data.tasks import DEFAULT_TASK, load_task
-from rlaif_env.endpoint.limits import Usage
-from rlaif_env.endpoint.vllm import VLLMConfig
 from rlaif_env.files import content_of
 from rlaif_env.models import TEMPERATURE, encode, load_tokenizer
+from rlaif_env.servers.limits import Usage
+from rlaif_env.servers.vllm import VLLMConfig
 
 OPERATIONAL = (
     *("out", "batch", "dry_run", "sampler"),

@@ -10,9 +10,9 @@ from rewards.language_model.local import numbers_for
 from rewards.prompts import before_stop
 from rlaif_env.data.tasks import Task
 from rlaif_env.data.templates import encode_prompts
-from rlaif_env.endpoint.vllm import VLLMConfig, VLLMServers
-from rlaif_env.endpoint.vllm_server import Adapter
 from rlaif_env.models import continuation_text, load_tokenizer, model_end_ids
+from rlaif_env.servers.vllm import VLLMConfig, VLLMServers
+from rlaif_env.servers.vllm_server import Adapter
 
 
 class ServedPolicy:

@@ -8,9 +8,9 @@ from typing import Any
 from rewards.api import configured
 from rewards.endpoint.config import ServerConfig
 from rlaif_env.api import RLAIFError
-from rlaif_env.endpoint.limits import checked_url
 from rlaif_env.files import content_of
 from rlaif_env.models import BUILTIN_MODEL
+from rlaif_env.servers.limits import checked_url
 
 
 @dataclass(frozen=True)

@@ -27,11 +27,11 @@ from rewards.labeling.job import LabelConfig
 from rewards.language_model.config import LanguageModelConfig
 from rlaif_env.api import RLAIFError
 from rlaif_env.data.tasks import load_task
-from rlaif_env.endpoint.vllm import VLLMConfig
 from rlaif_env.models import LoraConfig, pad_rows
 from rlaif_env.runs import read_metrics
+from rlaif_env.servers.vllm import VLLMConfig
 from tests.fake_vllm import FakeVLLM
-from tests.stress.survival import prepared
+from tests.stress.survival import prepared, samples
 from tests.stress.survival import settings as survival_settings
 from tests.tiny import tiny_backbone, tiny_model
 
@@ -41,8 +41,8 @@ UNIFORM = np.random.default_rng(0).random((6, 5))
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rlaif_env.endpoint.vllm._FIRST_PAUSE", 0.02)
-    monkeypatch.setattr("rlaif_env.endpoint.vllm._LONGEST_PAUSE", 0.2)
+    monkeypatch.setattr("rlaif_env.servers.vllm._FIRST_PAUSE", 0.02)
+    monkeypatch.setattr("rlaif_env.servers.vllm._LONGEST_PAUSE", 0.2)
 
 
 def policy_of(rank: int = 4, trainable: str = "lora") -> Policy:
@@ -306,7 +306,7 @@ def check_run(out: Path) -> None:
     metrics = read_metrics(out)
     assert [row["step"] for row in metrics] == [1, 2, 3, 4]
     assert all(row["sampler_drift"] < 1e-3 and row["importance_capped"] == 0 for row in metrics)
-    rows = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
+    rows = samples(out)
     assert [row["step"] for row in rows] == [step for step in (1, 2, 3, 4) for _ in range(6)]
     assert (out / "policy" / "adapter").is_dir() and not (out / "adapters").exists()
 
@@ -381,7 +381,7 @@ def test_the_next_batch_is_sampled_beside_the_gradient_by_the_policy_before_it(
     metrics = read_metrics(out)
     assert [row["step"] for row in metrics] == [1, 2, 3, 4]
     assert metrics[0]["sampler_drift"] < 1e-3 < min(row["sampler_drift"] for row in metrics[1:])
-    rows = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
+    rows = samples(out)
     assert [row["step"] for row in rows] == [step for step in (1, 2, 3, 4) for _ in range(6)]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
@@ -29,6 +28,7 @@ from rlaif_env.models import BUILTIN_MODEL, LoraConfig, encode, pad_rows
 from rlaif_env.models.assets import model_folder
 from rlaif_env.runs import read_metrics
 from tests import ROOT
+from tests.stress.survival import samples
 
 VLLM = os.environ.get("RLAIF_VLLM") or str(ROOT / ".venv" / "vllm" / "bin" / "vllm")
 PROMPTS = ("The film is", "The food at the inn", "Once upon a time there was a king who")
@@ -210,7 +210,7 @@ def test_a_run_outlives_its_server_twice(server: Server, tmp_path: Path) -> None
     metrics = read_metrics(out)
     assert [row["step"] for row in metrics] == [1, 2, 3, 4, 5]
     assert all(row["sampler_drift"] < 1e-3 for row in metrics)
-    rows = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
+    rows = samples(out)
     counts: dict[Any, int] = {}
     for row in rows:
         counts[row["step"]] = counts.get(row["step"], 0) + 1

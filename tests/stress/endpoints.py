@@ -39,9 +39,9 @@ from rewards.labeling.command import LabelConfig, label
 from rewards.language_model.config import LanguageModelConfig
 from rewards.language_model.local import LocalLM
 from rlaif_env.data.tasks import load_task
-from rlaif_env.endpoint.cache import AnswerCache
-from rlaif_env.endpoint.limits import Limits
-from rlaif_env.endpoint.transport import RequestFailed
+from rlaif_env.servers.cache import AnswerCache
+from rlaif_env.servers.limits import Limits
+from rlaif_env.servers.transport import RequestFailed
 from rlaif_env.statistics import spearman
 from tests import ROOT
 from tests.stress.endpoint_server import FAULTS, FaultServer, scores_of

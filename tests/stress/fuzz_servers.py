@@ -16,11 +16,11 @@ import httpx
 
 from rewards.endpoint.probe import probe
 from rlaif_env.api import RLAIFError
-from rlaif_env.endpoint.cache import AnswerCache, cache_key
-from rlaif_env.endpoint.client import EndpointClient
-from rlaif_env.endpoint.limits import Limits, retry_after
-from rlaif_env.endpoint.replies import MalformedReply, Reply, error_message, parse_reply
-from rlaif_env.endpoint.transport import RequestFailed
+from rlaif_env.servers.cache import AnswerCache, cache_key
+from rlaif_env.servers.client import EndpointClient
+from rlaif_env.servers.limits import Limits, retry_after
+from rlaif_env.servers.replies import MalformedReply, Reply, error_message, parse_reply
+from rlaif_env.servers.transport import RequestFailed
 from tests.stress.fuzz_inputs import damaged, json_input
 from tests.stress.fuzz_readers import Read, Reader, at_once, same
 

@@ -136,7 +136,7 @@ def numbers(run: Path) -> dict[str, Any]:
     from safetensors.torch import load_file
 
     weights = {name: t.double() for name, t in load_file(run / "policy" / "model.safetensors").items()}
-    rows = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
+    rows = survival.samples(run)
     return {"weights": weights, "responses": [row["response"] for row in rows]}
 
 

@@ -82,6 +82,36 @@ def settings(folder: Path, out: Path, updates: int, checkpoint_every: int) -> An
     )
 
 
+def paid_by(code: str, folder: Path, **settings: Any) -> Callable[..., Any]:
+    """Make a tiny model, a task and code's ``make`` as the reward; trainings of six updates with them, by run folder.
+
+    The settings, and those that a configuration is asked for with, stand in place of the usual ones.
+    """
+    from agents.settings import ReinforceConfig
+    from agents.training.config import TrainConfig
+    from rlaif_env.models import LoraConfig
+
+    prepared(folder)
+    (folder / "judge.py").write_text(code, encoding="utf-8")
+    usual: dict[str, Any] = {
+        "task": str(folder / "task.toml"),
+        "model": str(folder / "model"),
+        "reward": f"{folder / 'judge.py'}:make",
+        "updates": 6,
+        "prompts_per_update": 3,
+        "group_size": 2,
+        "checkpoint_every": 2,
+        "agent": ReinforceConfig(lora=LoraConfig(2), learning_rate=1e-2),
+        **settings,
+    }
+    return lambda out, **changed: TrainConfig(**{**usual, "out": out, **changed})
+
+
+def samples(run: Path) -> list[dict[str, Any]]:
+    """The rows of a run's samples.jsonl."""
+    return [json.loads(line) for line in (run / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
 def started(config: Any, phase: mmap.mmap | None = None, prepare: Callable[[], object] | None = None) -> int:
     """Fork a process that trains as a `TrainConfig` says; its id. It exits with 0, a command's code, or 1 after errors.
 

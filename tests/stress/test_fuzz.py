@@ -19,9 +19,9 @@ from rlaif_env.data.journal import Journal
 from rlaif_env.data.jsonl import json_object
 from rlaif_env.data.preferences import read_preferences, read_prompts, write_preferences
 from rlaif_env.data.tasks import Task, load_task
-from rlaif_env.endpoint.limits import retry_after
-from rlaif_env.endpoint.replies import MalformedReply, Reply, parse_reply
 from rlaif_env.runs import read_metrics
+from rlaif_env.servers.limits import retry_after
+from rlaif_env.servers.replies import MalformedReply, Reply, parse_reply
 from tests.stress import fuzz as fuzzing
 from tests.stress.fuzz import READERS
 from tests.stress.fuzz_inputs import damaged, json_input, lines_input, safetensors_input, tar_input, toml_input

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from agents.paid import Dropped, Paid
-from agents.settings import ReinforceConfig
 from agents.training.command import main, train
 from agents.training.config import TrainConfig
 from agents.training.heldout import HeldOut, changes
@@ -19,10 +18,9 @@ from agents.training.rescore import main as rescore_main
 from rlaif_env.api import BackendError, RLAIFError
 from rlaif_env.data.tasks import load_task
 from rlaif_env.keywords import resolve_reward
-from rlaif_env.models import LoraConfig
 from rlaif_env.runs import RunFolder, read_metrics
 from tests.stress.endpoint_server import FaultServer
-from tests.stress.survival import differences, prepared
+from tests.stress.survival import differences, paid_by, samples
 
 JUDGE = """
 import hashlib
@@ -54,35 +52,13 @@ Start = Callable[..., TrainConfig]
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> Start:
     """Configurations of six updates of a tiny model whose judge fails on a share of the texts (UNLUCKY, in percent)."""
-    folder = prepared(tmp_path_factory.mktemp("job"))
-    (folder / "judge.py").write_text(JUDGE)
-
-    def config(out: Path, **changed: Any) -> TrainConfig:
-        settings: dict[str, Any] = {
-            "task": str(folder / "task.toml"),
-            "model": str(folder / "model"),
-            "reward": f"{folder / 'judge.py'}:make",
-            "updates": 6,
-            "prompts_per_update": 3,
-            "group_size": 2,
-            "eval_prompts": 4,
-            "checkpoint_every": 2,
-            "on_judge_failure": "drop-group",
-            "agent": ReinforceConfig(lora=LoraConfig(2), learning_rate=1e-2),
-        }
-        return TrainConfig(**{**settings, "out": out, **changed})
-
-    return config
+    return paid_by(JUDGE, tmp_path_factory.mktemp("job"), eval_prompts=4, on_judge_failure="drop-group")
 
 
 @pytest.fixture
 def unlucky(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     monkeypatch.setenv("RLAIF_DEVICE", "cpu")
     return lambda share: monkeypatch.setenv("UNLUCKY", str(share))
-
-
-def samples(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
 
 
 def failed_groups(rows: list[dict[str, Any]], group_size: int) -> int:

@@ -22,7 +22,7 @@ from rlaif_env.api import BackendError, RLAIFError
 from rlaif_env.models import LoraConfig, Samples
 from rlaif_env.runs import read_metrics
 from tests.stress.endpoint_server import FaultServer
-from tests.stress.survival import prepared
+from tests.stress.survival import paid_by, samples
 from tests.tiny import shape_of, tiny_backbone
 
 SLOW = """
@@ -50,31 +50,10 @@ def make(task):
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., TrainConfig]]:
     """Configurations of six updates of a tiny model."""
-    folder = prepared(tmp_path_factory.mktemp("job"))
-    (folder / "slow.py").write_text(SLOW)
-
-    def config(out: Path, **changed: Any) -> TrainConfig:
-        settings: dict[str, Any] = {
-            "task": str(folder / "task.toml"),
-            "model": str(folder / "model"),
-            "reward": f"{folder / 'slow.py'}:make",
-            "updates": 6,
-            "prompts_per_update": 3,
-            "group_size": 2,
-            "eval_prompts": 0,
-            "checkpoint_every": 2,
-            "overlap": True,
-            "agent": ReinforceConfig(lora=LoraConfig(2), learning_rate=1e-2),
-        }
-        return TrainConfig(**{**settings, "out": out, **changed})
-
+    config = paid_by(SLOW, tmp_path_factory.mktemp("job"), eval_prompts=0, overlap=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RLAIF_DEVICE", "cpu")
         yield config
-
-
-def samples(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
 
 
 def test_a_slow_judge_is_waited_for_while_the_gradient_is_computed(

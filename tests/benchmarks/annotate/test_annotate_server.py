@@ -16,7 +16,7 @@ from benchmarks.annotate import server
 from benchmarks.annotate.items import Item
 from benchmarks.annotate.store import Store
 from rlaif_env.api import RLAIFError
-from rlaif_env.endpoint.limits import is_loopback
+from rlaif_env.servers.limits import is_loopback
 from tests.benchmarks.annotate.annotating import better, pairs, project
 
 HOST = "127.0.0.1:8765"

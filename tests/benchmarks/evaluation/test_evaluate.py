@@ -32,8 +32,8 @@ from rewards.language_model.config import LanguageModelConfig
 from rlaif_env.api import BackendError, DataError, RLAIFError, Scores
 from rlaif_env.data.journal import Journal
 from rlaif_env.data.tasks import PromptSource, Task, load_task
-from rlaif_env.endpoint.limits import Limits
 from rlaif_env.models import backbone
+from rlaif_env.servers.limits import Limits
 from tests.rewards.labeling.labelling import Judge, write_rows
 from tests.stress.endpoint_server import FaultServer
 from tests.tiny import character_tokenizer, tiny_backbone

@@ -23,9 +23,9 @@ from rewards.labeling.labeler import PreferenceLabeler
 from rewards.language_model.choice import language_model_from
 from rewards.language_model.config import LanguageModelConfig
 from rlaif_env.api import BackendError, RLAIFError
-from rlaif_env.endpoint.limits import Limits, retry_after
-from rlaif_env.endpoint.replies import MalformedReply, Position, Reply, parse_reply
-from rlaif_env.endpoint.transport import RequestFailed
+from rlaif_env.servers.limits import Limits, retry_after
+from rlaif_env.servers.replies import MalformedReply, Position, Reply, parse_reply
+from rlaif_env.servers.transport import RequestFailed
 from tests.stress.endpoint_server import FAULTS, FaultServer, scores_of
 from tests.stress.endpoints import fault_run
 
@@ -37,7 +37,7 @@ FAST = {"retries": 8, "timeout": 5.0, "concurrency": 16}
 
 @pytest.fixture(autouse=True)
 def quick_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rlaif_env.endpoint.client._FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("rlaif_env.servers.client._FIRST_PAUSE", 0.01)
     monkeypatch.delenv("RLAIF_LLM_API_KEY", raising=False)
 
 

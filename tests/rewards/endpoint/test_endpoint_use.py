@@ -31,7 +31,7 @@ from rewards.prompts import score_prompt
 from rlaif_env.api import BackendError, RLAIFError
 from rlaif_env.data.preferences import read_preferences
 from rlaif_env.data.tasks import load_task
-from rlaif_env.endpoint.limits import Limits
+from rlaif_env.servers.limits import Limits
 from tests import ROOT
 from tests.rewards.labeling.labelling import pair_rows, quiet, write_rows
 from tests.stress.endpoint_server import FaultServer, scores_of
@@ -52,7 +52,7 @@ prompts = { train = ["ab", "film", "xyz.", "Q"], test = ["ab", "film"] }
 
 @pytest.fixture(autouse=True)
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rlaif_env.endpoint.client._FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("rlaif_env.servers.client._FIRST_PAUSE", 0.01)
     monkeypatch.delenv("RLAIF_LLM_API_KEY", raising=False)
     monkeypatch.setenv("RLAIF_DEVICE", "cpu")
 

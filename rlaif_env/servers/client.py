@@ -19,11 +19,11 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from rlaif_env.api import RLAIFError
-from rlaif_env.endpoint.cache import AnswerCache, cache_key
-from rlaif_env.endpoint.limits import Limits, Usage, checked_urls
-from rlaif_env.endpoint.replicas import Replicas
-from rlaif_env.endpoint.replies import MalformedReply, Reply, WithheldReply, parse_reply, used_tokens
-from rlaif_env.endpoint.transport import PassingFailure, RequestFailed, Transport, refusal
+from rlaif_env.servers.cache import AnswerCache, cache_key
+from rlaif_env.servers.limits import Limits, Usage, checked_urls
+from rlaif_env.servers.replicas import Replicas
+from rlaif_env.servers.replies import MalformedReply, Reply, WithheldReply, parse_reply, used_tokens
+from rlaif_env.servers.transport import PassingFailure, RequestFailed, Transport, refusal
 
 T = TypeVar("T")
 R = TypeVar("R")

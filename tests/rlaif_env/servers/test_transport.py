@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from rlaif_env.endpoint.transport import Transport
+from rlaif_env.servers.transport import Transport
 
 
 def made() -> Transport:

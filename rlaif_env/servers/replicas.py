@@ -7,7 +7,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
-from rlaif_env.endpoint.transport import PassingFailure
+from rlaif_env.servers.transport import PassingFailure
 
 T = TypeVar("T")
 

@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlaif_env.api import RLAIFError
-from rlaif_env.endpoint.limits import checked_urls
-from rlaif_env.endpoint.replicas import Replicas
-from rlaif_env.endpoint.transport import PassingFailure, Transport
-from rlaif_env.endpoint.vllm_server import START, Adapter, Probe, Response, VLLMServer
+from rlaif_env.servers.limits import checked_urls
+from rlaif_env.servers.replicas import Replicas
+from rlaif_env.servers.transport import PassingFailure, Transport
+from rlaif_env.servers.vllm_server import START, Adapter, Probe, Response, VLLMServer
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 15.0
 _ATTEMPTS = 8  # at one row, waiting for a server between them; no outage counts twice

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlaif_env.api import RLAIFError
-from rlaif_env.endpoint.replies import error_message
-from rlaif_env.endpoint.transport import PassingFailure, Transport
+from rlaif_env.servers.replies import error_message
+from rlaif_env.servers.transport import PassingFailure, Transport, may_pass
 
 START = "docs/scale.md has the command that starts one"
 _KNOCK = 10.0  # seconds for what a server answers without computing
@@ -231,7 +231,7 @@ class VLLMServer:
             )
         if status == 404 and route == "completions" and "does not exist" in reason:
             return PassingFailure(f"it was started again: {refusal}", lost=True)
-        if status in (408, 409, 425, 429) or status >= 500:
+        if may_pass(status):
             return PassingFailure(refusal, lost=status >= 500)
         if status in (401, 403):
             mend = "put the key into the environment variable that --sampler.api-key-env names"

@@ -16,12 +16,15 @@ from urllib.parse import urlsplit
 import httpx
 
 from rlaif_env.api import RLAIFError
-from rlaif_env.endpoint.limits import is_loopback, retry_after
-from rlaif_env.endpoint.replies import error_message
+from rlaif_env.servers.limits import is_loopback, retry_after
+from rlaif_env.servers.replies import error_message
 
 T = TypeVar("T")
 
-_PASSING = {408, 409, 425, 429}  # and all from 500
+
+def may_pass(status: int) -> bool:
+    """Whether a refusal may pass: the server is busy, or it fails (from 500)."""
+    return status in (408, 409, 425, 429) or status >= 500
 
 
 class RequestFailed(RLAIFError):
@@ -134,7 +137,7 @@ def refusal(
     refused = f"HTTP {status}: {error_message(text)}"
     if status == 429 and "insufficient_quota" in text:
         return RequestFailed(f"{refused}; the account has no credit left", fatal=True, status=status)
-    if status in _PASSING or status >= 500:
+    if may_pass(status):
         return PassingFailure(refused, retry_after(wait), lost=status >= 500)
     if status in (401, 403):
         message = f"expected {url} to accept {'its key' if keyed else 'no key'} ({key_env}), found {refused}"

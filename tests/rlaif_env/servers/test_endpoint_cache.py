@@ -10,7 +10,7 @@ import pytest
 
 from rewards.endpoint.model import EndpointLM
 from rlaif_env.api import BackendError, RLAIFError
-from rlaif_env.endpoint.cache import AnswerCache, cache_key, cache_main
+from rlaif_env.servers.cache import AnswerCache, cache_key, cache_main
 from tests import ROOT
 from tests.stress.endpoint_server import FaultServer
 from tests.stress.endpoints import CHILD, kill_run
