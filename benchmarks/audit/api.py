@@ -32,7 +32,7 @@ Verdict = Literal["flag", "unclear", "ok", "figure"]
 is nothing to judge by."""
 
 
-class NotMeasured(RLAIFError):  # noqa: N818  (it is no error of the reward: the audit goes on and says why)
+class NotMeasured(RLAIFError):
     """Raised by a check that this task or this kind of reward leaves nothing to measure by; the message says why."""
 
 
