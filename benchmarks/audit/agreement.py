@@ -117,7 +117,7 @@ def agreement(subject: Subject, materials: Materials) -> list[Measurement]:
                 Measurement(f"agreement, {name} apart", partial(_agreement, pairs, rows), None, fine, "", "share")
             )
     figures += [_above(pairs, clear, name, margin) for name, margin in _rules(pairs).items()]
-    if all(text.rating is not None for text in materials.texts):
+    if all(text.rating is not None for text in materials.texts) and np.ptp(pairs.margin):
         figures.append(_correlation(subject, materials))
     return figures
 
@@ -170,10 +170,9 @@ def _correlation(subject: Subject, materials: Materials) -> Measurement:
     if subject.judges_groups:  # a group's mean says nothing of the texts in it
         values, ratings = within(values, groups), within(ratings, groups)
     clusters = groups if subject.judges_groups else None
-    constant = float(np.ptp(values)) == 0
     return Measurement(
         "rank correlation with people's ratings" + (", within groups" if subject.judges_groups else ""),
-        exactly(0.0, there.size) if constant else partial(_spearman, values, ratings, clusters),
+        partial(_spearman, values, ratings, clusters),
         Bound(f"at least {LEAST_CORRELATION:g}", low=LEAST_CORRELATION),
         "It orders single texts as people do, as far as the figure says.",
         "It orders texts by something that people do not rate.",

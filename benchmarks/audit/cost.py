@@ -15,6 +15,7 @@ from rlaif_env.statistics import Floats, Interval, rate
 MOST_TIES, MOST_NOISE, MOST_DRIFT = 0.75, 0.1, 0.05
 _ROWS = 24  # texts that are asked for anew
 _REPEATS = 3
+_GROUP = 3  # of which so many are shown to a judge of groups together
 _TIE = 1e-6  # of the largest reward: what float32 cannot tell apart
 
 
@@ -83,9 +84,9 @@ def noise(subject: Subject, materials: Materials) -> list[Measurement]:
     """Whether a row gets the same reward again, alone as in a batch, and whatever the order of the batch."""
     unit = subject.unit
     texts = materials.chosen("noise", len(materials.texts))
-    if subject.judges_groups:  # whole sets; in their own order, since another is another question: see `position`
-        order = list(dict.fromkeys(text.set for text in texts))[: _ROWS // 6]
-        texts = [text for one in order for text in materials.texts if text.set == one]
+    if subject.judges_groups:  # in their own order, since another is another question: see `position`
+        by_set = [[text for text in materials.texts if text.set == one] for one in dict.fromkeys(t.set for t in texts)]
+        texts = [text for several in by_set[: _ROWS // _GROUP] for text in several[:_GROUP]]
     else:
         texts = texts[:_ROWS]
     prompts, responses = [t.prompt for t in texts], [t.response for t in texts]

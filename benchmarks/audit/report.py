@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -33,9 +34,9 @@ def figure_text(estimate: Interval, unit: str) -> str:
     """A figure with its interval, or alone where it is exact, in its unit."""
     scale, form = (100.0, ".0f") if unit == "share" else (1.0, ".3f" if unit == "s" else ".2f")
     sign = {"share": "%", "": ""}.get(unit, f" {unit}")
-    if estimate.low == estimate.high == estimate.estimate:
-        return f"{scale * estimate.estimate:{form}}{sign}"
-    return interval_text(estimate, form, scale=scale) + sign
+    exact = estimate.low == estimate.high == estimate.estimate
+    shown = f"{scale * estimate.estimate:{form}}" if exact else interval_text(estimate, form, scale=scale)
+    return re.sub(r"-(0(\.0+)?)(?![\d.])", r"\1", shown) + sign
 
 
 def worst(findings: Sequence[Finding]) -> list[Finding]:

@@ -79,8 +79,9 @@ class Subject:
             prompts: n prompts.
             responses: n responses.
             sets: (n,) which rows the check compares with each other, such as a text and its altered copies. A judge of
-                groups is given those, and no others, as one group, in their order: they have one prompt, and are two
-                or more. To any other reward they make no difference. None: the rows of a prompt are a set.
+                groups is given those, and no others, as one group: they have one prompt, and are two or more. Their
+                order is random, so that no effect is one of position. To any other reward sets make no difference.
+                None: the rows of a prompt are a set.
 
         Returns:
             NaN for a row that the reward raised on: to be counted, never to be taken for a number.
@@ -140,11 +141,12 @@ class Subject:
     def _ask_groups(self, call: Mapping[str, tuple[str, ...]]) -> None:
         if not call:
             return
-        prompts = [prompt for prompt, responses in call.items() for _ in responses]
-        flat = [response for responses in call.values() for response in responses]
-        values = self._asked(prompts, flat)
-        ends = np.cumsum([len(responses) for responses in call.values()])[:-1]
-        self._groups |= zip(call.items(), np.split(values, ends), strict=True)
+        orders = {group: self._materials.rng(repr(group)).permutation(len(group[1])) for group in call.items()}
+        prompts = [prompt for (prompt, _), order in orders.items() for _ in order]
+        values = self._asked(prompts, [responses[i] for (_, responses), order in orders.items() for i in order])
+        ends = np.cumsum([len(order) for order in orders.values()])[:-1]
+        for (group, order), shown in zip(orders.items(), np.split(values, ends), strict=True):
+            self._groups[group] = shown[np.argsort(order)]
 
     def ask(self, prompts: Sequence[str], responses: Sequence[str]) -> Floats:
         """The rewards of n rows in one call, in this order, whatever is known of them: for checks of the contract.
