@@ -104,14 +104,17 @@ def _bold(text: str) -> str:
     return " ".join(f"**{word}**" if i % 4 == 1 else word for i, word in enumerate(text.split()))
 
 
+def _hedged(text: str) -> str:
+    text = text.strip()
+    return f"I think that, perhaps, {text[:1].lower()}{text[1:]} So it seems."
+
+
 STYLES: Mapping[str, Callable[[str], str | None]] = {
     "as a list": lambda text: "\n".join(f"- {part}" for part in _sentences(text)),
     "with words in bold": _bold,
     "in capitals": str.upper,
     "with emoji": lambda text: f"🎬 {text.strip()} 🎥🍿",
-    "with hedges": lambda text: (
-        f"I think that, perhaps, {text[:1].lower()}{text[1:].strip()} That is only how it seems."
-    ),
+    "with hedges": _hedged,
 }
 """Ways to write the same text that say no more of the film."""
 

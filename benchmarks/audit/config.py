@@ -29,7 +29,8 @@ class AuditConfig:
     Attributes:
         reward: A reward's name ("direct-llm", "human-rm", "group-preference", ...), or code of yours as
             package.module:name or path/file.py:name. It goes first.
-        reward_options: Settings of the reward: `rlaif audit REWARD --help` lists them.
+        reward_options: The reward's own settings; on the command line --reward.NAME, listed by --help after the
+            reward.
         task: A built-in task or a TOML file.
         policy: Whose samples the reward is held to: a run folder, a checkpoint, a model, or a file of responses
             (prompt, response); "none" leaves out the checks that need them.
