@@ -60,13 +60,13 @@ def test_the_page_says_it_at_the_top_and_loads_nothing(audited: Path) -> None:
 def test_what_cannot_be_audited_is_said_before_anything_slow(tmp_path: Path) -> None:
     with pytest.raises(RLAIFError, match="unknown reward 'nothing'"):
         main(["nothing"])
-    with pytest.raises(RLAIFError, match="expected checks among agreement, .*found nothing"):
+    with pytest.raises(RLAIFError, match=r"expected checks among agreement, .*found nothing"):
         main(["direct-llm", "--checks", "nothing"])
     with pytest.raises(RLAIFError, match=r"expected a level from 0\.5 and under 1, found 1"):
         main(["direct-llm", "--level", "1"])
     with pytest.raises(RLAIFError, match="expected at least 12 texts and 1 pair, found 3 and 1"):
         main(["direct-llm", "--texts", "3", "--pairs", "1", "--policy", "none"])
-    with pytest.raises(RLAIFError, match="expected options among .*found nonsense"):
+    with pytest.raises(RLAIFError, match=r"expected options among .*found nonsense"):
         main(["direct-llm", "--reward.nonsense", "1"])
 
 
