@@ -132,13 +132,9 @@ def _facts(config: AuditConfig, subject: Subject, found: Audit, seconds: float) 
         "kind": "judges groups" if subject.judges_groups else "scores rows",
         "task": load_task(config.task).name,
         "policy": config.policy,
-        "flagged": verdicts["flag"],
-        "unclear": verdicts["unclear"],
-        "ok": verdicts["ok"],
+        "verdicts": f"{verdicts['flag']} flagged, {verdicts['unclear']} unclear, {verdicts['ok']} ok",
         "rows scored": sum(cost.scored for cost in subject.costs.values()),
-        "minutes": round(seconds / 60, 1),
-        "level": config.level,
-        "seed": config.seed,
+        "minutes": f"{seconds / 60:.1f}",
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -78,11 +79,14 @@ def lede(audit: Audit) -> str:
     return f"No figure is surely a fault: nothing here speaks against training on this reward.{rest}"
 
 
-def report_of(audit: Audit, facts: dict[str, Any], subject: Subject) -> Report:
-    """The page's contents."""
+def report_of(audit: Audit, facts: dict[str, Any], subject: Subject, record: dict[str, Any]) -> Report:
+    """The page's contents; the record is that of the run folder."""
     report = Report(str(facts["name"]), "Audit of a reward", lede(audit))
     report.facts = {name: value for name, value in facts.items() if name != "name"}
-    report.warnings = [f"{finding.check}, {finding.name}: {finding.sentence}" for finding in audit.flags]
+    report.warnings = [
+        f"{f.check}: {f.name}, {figure_text(f.estimate, f.unit)} (asked for: {f.bound}). {f.sentence}"
+        for f in audit.flags
+    ]
     report.warnings += [f"{name} was not measured, the reward failed: {why}" for name, why in audit.failed.items()]
     groups = by_check(audit.findings)
     first: list[list[Cell]] = []
@@ -103,6 +107,7 @@ def report_of(audit: Audit, facts: dict[str, Any], subject: Subject) -> Report:
         report.tables.append(Table("Not measured", ["check", "why"], rows))
     report.tables.append(_costs(subject))
     report.figures = list(audit.pictures)
+    report.provenance = record
     return report
 
 
@@ -139,5 +144,6 @@ def write_audit(folder: Path, audit: Audit, facts: dict[str, Any], subject: Subj
         },
     )
     with replacing(folder / "audit.html") as file:
-        for piece in pieces(report_of(audit, facts, subject)):
+        record = json.loads((folder / "config.json").read_bytes())
+        for piece in pieces(report_of(audit, facts, subject, record)):
             file.write(piece.encode("utf-8"))
