@@ -13,7 +13,7 @@ import numpy as np
 from benchmarks.audit.api import Bound, Measurement
 from benchmarks.audit.materials import RatedText
 from benchmarks.audit.subject import Subject
-from benchmarks.audit.verdicts import exactly, mean_at
+from benchmarks.audit.verdicts import mean_at
 from rlaif_env.statistics import Floats
 
 EXAMPLES = 3
@@ -54,7 +54,7 @@ def changed(
         changes: By name, what makes the altered text of a text, or None where it does not apply.
 
     Returns:
-        By name, the texts that a change applied to. One that nothing is left of is not among them.
+        By name, the texts that a change applied to; not a change that applied to none, or of which no row was scored.
     """
     unit = subject.unit
     versions = [
@@ -78,11 +78,9 @@ def changed(
         if there:
             before, after = ([versions[i][key] for i in there] for key in ("", name))
             found[name] = Change(before, after, np.array([(rewards[i][name] - rewards[i][""]) / unit for i in there]))
-    return found
+    return {name: change for name, change in found.items() if change.scored.size}
 
 
 def effect(name: str, change: Change, bound: Bound | None, fine: str, fault: str) -> Measurement:
     """The mean effect of a change as a figure."""
-    scored = change.scored
-    interval = mean_at(scored) if scored.size else exactly(float("nan"), 0)
-    return Measurement(name, interval, bound, fine, fault, "SD", change.examples())
+    return Measurement(name, mean_at(change.scored), bound, fine, fault, "SD", change.examples())

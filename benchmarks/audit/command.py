@@ -25,6 +25,7 @@ from benchmarks.audit.verdicts import LEVEL, judged
 from benchmarks.report.contents import Figure
 from rlaif_env.api import BackendError, RewardBackend, RLAIFError
 from rlaif_env.data.tasks import load_task
+from rlaif_env.files import content_of
 from rlaif_env.keywords import resolve_reward
 from rlaif_env.references import code_in
 from rlaif_env.runs import RunFolder
@@ -111,7 +112,9 @@ def audit(config: AuditConfig, console: Console | None = None) -> tuple[Audit, P
         backend = resolve_reward(config.reward, task, config.reward_options)
     subject = Subject(backend, materials)
     kept = {name: value for name, value in asdict(config).items() if name != "out"}
-    kept |= {"task": task.to_json(), "content": code_in([config.reward, dict(config.reward_options)])}
+    options = dict(config.reward_options)
+    contents = {text: content_of(text) for text in options.values() if isinstance(text, str)}
+    kept |= {"task": task.to_json(), "content": contents | code_in([config.reward, options])}
     with RunFolder.create(config.out, kept, command="audit") as run:
         groups = ", which judges groups" if subject.judges_groups else ""
         console.print(f"{backend.name}{groups} on {task.name}: {len(checks)} checks", highlight=False, markup=False)

@@ -22,7 +22,7 @@ _TIE = 1e-6  # of the largest reward: what float32 cannot tell apart
 def constant(subject: Subject, materials: Materials) -> list[Measurement]:
     """Whether the reward tells texts apart: a group of responses with equal rewards teaches nothing."""
     sets: dict[int, list[float]] = {}
-    for one, value in zip(materials.sets, subject.human.tolist(), strict=True):
+    for one, value in zip([text.set for text in materials.known], subject.known.tolist(), strict=True):
         if np.isfinite(value):
             sets.setdefault(one, []).append(value)
     room = _TIE * max((abs(value) for values in sets.values() for value in values), default=0.0)
@@ -31,7 +31,7 @@ def constant(subject: Subject, materials: Materials) -> list[Measurement]:
         raise NotMeasured("there are no two texts that the reward scored")
     return [
         Measurement(
-            "pairs of human texts with equal rewards",
+            "pairs of texts with equal rewards",
             partial(_rate, shares),
             Bound(f"at most {MOST_TIES:.0%}", high=MOST_TIES),
             "Texts get different rewards, so that groups of responses have something to teach.",
@@ -53,7 +53,8 @@ def _rate(shares: Floats, level: float) -> Interval:
 
 def cost(subject: Subject, materials: Materials) -> list[Measurement]:
     """What a judgement costs, and how much of a language model's probability was on the answers."""
-    subject.human  # noqa: B018  (scored now, if no other check had it scored)
+    if not any(cost.scored for cost in subject.costs.values()):
+        subject.unit  # noqa: B018  (no other check was asked for: the texts are scored now)
     scored = sum(cost.scored for cost in subject.costs.values())
     seconds = sum(cost.seconds for cost in subject.costs.values())
     processor = sum(cost.processor_seconds for cost in subject.costs.values())
@@ -83,9 +84,9 @@ def cost(subject: Subject, materials: Materials) -> list[Measurement]:
 def noise(subject: Subject, materials: Materials) -> list[Measurement]:
     """Whether a row gets the same reward again, alone as in a batch, and whatever the order of the batch."""
     unit = subject.unit
-    texts = materials.chosen("noise", len(materials.texts))
+    texts = materials.chosen("noise", len(materials.known))
     if subject.judges_groups:  # in their own order, since another is another question: see `position`
-        by_set = [[text for text in materials.texts if text.set == one] for one in dict.fromkeys(t.set for t in texts)]
+        by_set = [[text for text in materials.known if text.set == one] for one in dict.fromkeys(t.set for t in texts)]
         texts = [text for several in by_set[: _ROWS // _GROUP] for text in several[:_GROUP]]
     else:
         texts = texts[:_ROWS]

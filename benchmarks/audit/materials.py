@@ -119,15 +119,26 @@ class Materials:
         return np.array([text.rating for text in self.texts], dtype=np.float64)
 
     def chosen(self, name: str, n: int) -> list[RatedText]:
-        """At most n of the texts, drawn for the check of this name.
+        """At most n of the texts, or of the policy's samples where people judged none, drawn for a check's name.
 
         Raises:
-            NotMeasured: If there are no texts.
+            NotMeasured: If there are neither.
         """
-        if not self.texts:
-            raise NotMeasured(f"the task {self.task.name!r} has no texts that people judged")
-        drawn = self.rng(name).permutation(len(self.texts))[:n]
-        return [self.texts[i] for i in sorted(drawn.tolist())]
+        drawn = self.rng(name).permutation(len(self.known))[:n]
+        return [self.known[i] for i in sorted(drawn.tolist())]
+
+    @cached_property
+    def known(self) -> tuple[RatedText, ...]:
+        """The texts; where people judged none, some of the policy's samples as unrated ones, in sets of a prompt.
+
+        Raises:
+            NotMeasured: If there are neither.
+        """
+        return self.texts or tuple(
+            RatedText(one.prompt, response, place)
+            for place, one in enumerate(self.samples)
+            for response in dict.fromkeys(one.responses[: 4 * SET])
+        )
 
     def rng(self, name: str) -> np.random.Generator:
         """Random numbers that depend on the seed and this name alone: checks do not disturb each other."""

@@ -216,17 +216,25 @@ class Subject:
         materials = self._materials
         if not materials.texts:
             raise NotMeasured(f"the task {materials.task.name!r} has no texts that people judged")
-        return self.score(materials.prompts, materials.responses, materials.sets)
+        return self.known
+
+    @cached_property
+    def known(self) -> Floats:
+        """The rewards of `Materials.known`: of the human-rated texts where there are any."""
+        texts = self._materials.known
+        return self.score([t.prompt for t in texts], [t.response for t in texts], [t.set for t in texts])
 
     @cached_property
     def unit(self) -> float:
         """The standard deviation of the reward over the human-rated texts: what effects are measured in.
 
+        Where people judged no texts, that over some of the policy's samples.
+
         Raises:
-            NotMeasured: If it is 0, to within rounding: there is no unit then.
+            NotMeasured: If it is 0, to within rounding, or there are no texts at all: there is no unit then.
         """
-        values = self.human[np.isfinite(self.human)]
+        values = self.known[np.isfinite(self.known)]
         spread = float(values.std(ddof=1)) if values.size > 1 else 0.0
         if spread <= 1e-6 * float(np.abs(values).max(initial=0.0)):
-            raise NotMeasured("the reward is the same for all human texts, so that there is nothing to measure it in")
+            raise NotMeasured("the reward is the same for all texts, so that there is no unit to measure in")
         return spread

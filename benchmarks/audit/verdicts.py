@@ -34,7 +34,8 @@ IntervalAt = Callable[[float], Interval]
 LEVEL = 0.95
 """Of the intervals that are shown; what it leaves is the rate of false alarms of a whole audit."""
 
-UNSURE = "Too few rows to say: the interval is neither within the bound nor surely beyond it."
+UNSURE = "Too few rows to say: the interval is neither within the bound nor beyond it."
+SUSPECT = "Beyond the bound by its own interval, which is not sure among so many figures: ask with more texts."
 
 
 def mean_at(values: Floats, clusters: Clusters | Dyads | None = None) -> IntervalAt:
@@ -113,7 +114,9 @@ def judged(measured: Sequence[tuple[str, Measurement]], level: float = LEVEL) ->
 def _finding(check: str, figure: Measurement, level: float, wide: float) -> Finding:
     shown, sure = figure.interval(level), figure.interval(wide)
     verdict = _verdict(figure.bound, shown, sure)
-    sentence = {"flag": figure.fault or figure.fine, "unclear": UNSURE}.get(verdict, figure.fine)
+    suspect = verdict == "unclear" and figure.bound is not None and _beyond(figure.bound, shown)
+    unclear = SUSPECT if suspect else UNSURE
+    sentence = {"flag": figure.fault or figure.fine, "unclear": unclear}.get(verdict, figure.fine)
     bound = figure.bound.words if figure.bound else ""
     return Finding(check, figure.name, shown, sure, verdict, sentence, bound, figure.unit, figure.examples)
 
@@ -121,8 +124,17 @@ def _finding(check: str, figure: Measurement, level: float, wide: float) -> Find
 def _verdict(bound: Bound | None, shown: Interval, sure: Interval) -> Verdict:
     if bound is None:
         return "figure"
-    if shown.low is None or shown.high is None or sure.low is None or sure.high is None:
-        return "unclear"
-    if sure.low > bound.high or sure.high < bound.low:
+    if _beyond(bound, sure):
         return "flag"
-    return "ok" if bound.low <= shown.low and shown.high <= bound.high else "unclear"
+    if shown.low is None or shown.high is None or not bound.low <= shown.low <= shown.high <= bound.high:
+        return "unclear"
+    return "ok"
+
+
+def _beyond(bound: Bound, interval: Interval) -> bool:
+    """Whether an interval lies wholly beyond a bound; no interval does not."""
+    return (
+        interval.low is not None
+        and interval.high is not None
+        and (interval.low > bound.high or interval.high < bound.low)
+    )

@@ -46,7 +46,7 @@ def test_a_noisy_reward_is_flagged_for_noise(materials: Materials) -> None:
 def test_a_constant_reward_is_flagged_for_that_and_has_no_unit(materials: Materials) -> None:
     found = examine(rewards.constant(), materials, checks_named(OWN))
     assert {finding.check for finding in found.flags} == {"constant"}
-    assert "the reward is the same for all human texts" in found.skipped["length"]
+    assert "the reward is the same for all texts" in found.skipped["length"]
 
 
 def test_a_position_biased_judge_of_groups_is_flagged_for_position(materials: Materials) -> None:
@@ -118,6 +118,22 @@ def test_preferences_are_the_materials_of_a_task_without_ratings(tmp_path: objec
     found = examine(rewards.sound(0), own, checks_named(["agreement", "length"]))
     assert "has no ratings of single texts" in found.skipped["length"]
     assert {finding.name for finding in found.findings} >= {"agreement with people"}
+
+
+def test_a_task_with_prompts_alone_is_audited_on_the_policy_s_samples() -> None:
+    task = Task("own", "continuation", "how good it is", 64, 16, PromptSource(prompts=("a",)))
+    own = gather(task, texts=60, pairs=1, draw=lambda: rewards.drawn(samples=32))
+    found = examine(rewards.length_loving(), own, checks_named(OWN))
+    assert "repetition" in {finding.check for finding in found.flags}
+    assert found.skipped.keys() == {
+        "agreement",
+        "calibration",
+        "constant",
+        "language",
+        "length",
+        "own-text",
+        "position",
+    }
 
 
 def test_equal_rows_are_scored_once_and_counted_by_check(materials: Materials) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks.audit.api import Bound, Measurement
-from benchmarks.audit.verdicts import exactly, judged, mean_at, root_at, slope_at
+from benchmarks.audit.verdicts import SUSPECT, UNSURE, exactly, judged, mean_at, root_at, slope_at
 from rlaif_env.api import RLAIFError
 from rlaif_env.statistics import Interval
 
@@ -38,6 +38,16 @@ def test_the_flags_of_all_judged_figures_share_what_the_level_leaves() -> None:
     assert sorted(set(levels)) == pytest.approx([0.95, 1 - 0.05 / 20])
     (free,) = judged([("c", Measurement("x", at, None, "said"))])
     assert (free.verdict, free.sentence, free.bound) == ("figure", "said", "")
+
+
+def test_a_figure_that_is_beyond_by_its_own_interval_alone_is_said_to_be() -> None:
+    def at(level: float) -> Interval:
+        return Interval(2.0, 1.5, 2.5, 9, 9) if level == 0.95 else Interval(2.0, 0.5, 3.5, 9, 9)
+
+    figure = Measurement("x", at, Bound("", -1, 1), "fine", "fault")
+    first, _ = judged([("c", figure), ("c", between(0, 0))])
+    assert (first.verdict, first.sentence) == ("unclear", SUSPECT)
+    assert judged([("c", between(0.5, 1.5))])[0].sentence == UNSURE
 
 
 def test_a_figure_of_few_units_is_unclear() -> None:
