@@ -125,15 +125,7 @@ def test_a_task_with_prompts_alone_is_audited_on_the_policy_s_samples() -> None:
     own = gather(task, texts=60, pairs=1, draw=lambda: rewards.drawn(samples=32))
     found = examine(rewards.length_loving(), own, checks_named(OWN))
     assert "repetition" in {finding.check for finding in found.flags}
-    assert found.skipped.keys() == {
-        "agreement",
-        "calibration",
-        "constant",
-        "language",
-        "length",
-        "own-text",
-        "position",
-    }
+    assert found.skipped.keys() == {"agreement", "calibration", "language", "length", "own-text"}
 
 
 def test_equal_rows_are_scored_once_and_counted_by_check(materials: Materials) -> None:
