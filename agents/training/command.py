@@ -31,7 +31,8 @@ from agents.training.interrupts import Interrupts
 from agents.training.log import Log
 from agents.training.loop import learn
 from agents.training.overlap import check_overlap, learn_overlapped
-from agents.training.safety import Parts, Safety, check_room, check_start
+from agents.training.safety import Parts, Safety
+from agents.training.start import calibrate, check_room, check_start
 from rlaif_env.api import BackendError, RLAIFError
 from rlaif_env.data.tasks import EVAL_PROMPTS, Task, held_out_prompts, load_task
 from rlaif_env.data.templates import template_for
@@ -104,6 +105,7 @@ def train(config: TrainConfig, console: Console | None = None, ranks: Ranks | No
         if isinstance(agent.sampler, ServedSampler):
             stack.callback(agent.sampler.close)
             _open_sampler(agent.sampler, config, parts, run, console)
+        calibrate(parts, run, config.seed)
         before = _evaluation("before", config, parts, run, console)
         with display(config.updates, console) as show:
             log = Log(run, console, task, config.group_size, show, config.max_dropped if config.drops else None)

@@ -94,7 +94,9 @@ class TrainConfig(TrainingConfig):
         seed: Of prompts, sampling and initial adapter.
         checkpoint_every: Updates between checkpoints; 0 is none but the last.
         keep_checkpoints: How many of the last stay, the best by validation beside them.
-        validate_every: Updates between evaluations on the validation split, which find the best checkpoint; 0 is none.
+        validate_every: Updates between evaluations on the validation split, the first before training: they find the
+            best checkpoint, and say how often the start is beaten and whether the gold measure or diversity falls; 0
+            is none.
         validation_prompts: Prompts in each of these, by default 32 or as many as there are.
         out: The run folder; a new one under runs/ where not given. One that holds an unfinished run of this
             configuration is gone on with; of a finished one the result is given.

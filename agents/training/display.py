@@ -66,6 +66,18 @@ def _figures(metrics: Mapping[str, float], spent: Mapping[str, float]) -> str:
     return "  ".join(parts)
 
 
+def validation_text(update: int, figures: Mapping[str, float], n: int) -> str:
+    """What the answers to n validation prompts say, in a line."""
+    parts = []
+    for name, label, shape in (("reward", "reward", "+.3f"), ("gold", "gold measure", "+.3f")):
+        if name in figures:
+            wins = figures.get("win_rate" if name == "reward" else f"{name}_win_rate")
+            parts.append(f"{label} {figures[name]:{shape}}" + ("" if wins is None else f" (wins {wins:.0%})"))
+    parts += [f"distinct-2 {figures['distinct-2']:.3f}", f"length {figures['length']:.1f}", f"KL {figures['kl']:.2f}"]
+    against = ", wins against the start" if "win_rate" in figures else ""
+    return f"validation after update {update}: {'  '.join(parts)}  ({n} prompts{against})"
+
+
 def report(run: RunFolder, console: Console, task: Task, before: HeldOut, after: HeldOut) -> None:
     """Print the table before / after and the samples; write evaluation.json and evaluation.jsonl."""
     compared = changes(before, after)
