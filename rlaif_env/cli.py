@@ -32,6 +32,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     ),
     "evaluate": ("benchmarks.evaluation.command:main", "compare policies on held-out prompts"),
     "compare": ("benchmarks.comparison.command:main", "compare the reward backends, end to end"),
+    "audit": ("benchmarks.audit.command:main", "hold a reward to a battery of checks before training on it"),
     "report": ("benchmarks.report:main", "write one HTML page from a run's files"),
     "annotate": ("benchmarks.annotate:main", "collect people's preferences in the browser"),
     "fetch": ("rlaif_env.models.assets:fetch_main", "fetch a model or the corpus by name, before it is needed"),

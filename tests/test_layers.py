@@ -46,7 +46,7 @@ FLOORS: dict[str, list[set[str]]] = {
         {"reinforce", "sft"},
         {"training"},
     ],
-    "benchmarks": [{"report", "evaluation"}, {"annotate", "speed"}, {"comparison"}],
+    "benchmarks": [{"report", "evaluation"}, {"annotate", "audit", "speed"}, {"comparison"}],
 }
 """The rooms and single modules of each package; each imports from its own room and from lower floors only."""
 

@@ -52,6 +52,7 @@ FILES = (".jsonl", ".jsonl.gz", ".parquet")
 """What a file of responses may be."""
 
 _CHECKPOINT = "agent.safetensors"
+_SAMPLES_AT_ONCE = 256  # of prompts that repeat, which are short beside what a batch saves
 _TOKENS_PER_PASS = 512  # response tokens whose logits are in memory at once
 
 
@@ -268,6 +269,20 @@ def answer(
     return System(name, str(source), chosen, responses, _measures(base, task, chosen, responses, kl))
 
 
+def sampled_responses(source: Source, task: Task, prompts: list[str], *, seed: int = 0) -> list[str]:
+    """A policy's response to each of n prompts, which may repeat: independent samples then.
+
+    Args:
+        source: A model or a checkpoint; it is loaded for the call.
+        task: How prompts become what the policy reads, and how long a response may be.
+        prompts: n prompts.
+        seed: Of the sampling; the numbers depend on a prompt's place, too.
+    """
+    policy = _policy(source, source.temperature, adapter=False)
+    base = policy.backbone
+    return _sampled(policy, policy, base, task, prompts, task.max_response_tokens, seed, _SAMPLES_AT_ONCE, kl=False)[0]
+
+
 def _sampled(
     policy: Policy,
     sampler: Sampler,
@@ -277,8 +292,9 @@ def _sampled(
     steps: int,
     seed: int,
     batch: int,
+    kl: bool = True,
 ) -> tuple[list[str], NDArray[np.float64] | None]:
-    """Sampled responses and each one's log pi - log pi_ref, (n,), or None where the tokenizers differ."""
+    """Sampled responses and each one's log pi - log pi_ref, (n,), or None where the tokenizers differ or on demand."""
     from agents.answers import answer as answered
     from agents.answers import response_kl
     from agents.policy import Policy
@@ -290,7 +306,7 @@ def _sampled(
     rows = (row[:length] for row, length in zip(samples.ids.tolist(), samples.lengths, strict=True))
     known = ([i for i in row if i < len(tokenizer)] for row in rows)
     responses = [continuation_text(tokenizer, *pair) for pair in zip(asked, known, strict=True)]
-    if tokenizer_fingerprint(tokenizer) != tokenizer_fingerprint(base.tokenizer):
+    if not kl or tokenizer_fingerprint(tokenizer) != tokenizer_fingerprint(base.tokenizer):
         return responses, None
     if policy.backbone is base and policy.adapter is None:
         return responses, np.zeros(len(prompts))

@@ -48,6 +48,8 @@ def read_folder(folder: Path, *, samples: int) -> Report:
     if not folder.is_dir():
         found = "a file" if folder.exists() else "nothing"
         raise RLAIFError(f"expected a folder at {folder}, found {found}: name the folder that a command wrote")
+    if (folder / "audit.json").exists():
+        raise RLAIFError(f"expected a folder without a page of its own, found {folder / 'audit.html'}: open that")
     reader = _Reader(folder, samples)
     evaluation = _json(folder / "evaluation.json")
     if (folder / "comparison.json").exists():

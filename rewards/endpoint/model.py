@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -90,6 +90,15 @@ class EndpointLM(Live, AbstractContextManager["EndpointLM"]):
                 except RequestFailed as error:
                     raise BackendError(f"probing {self.name}: {error}") from None
             return self._capabilities
+
+    @contextmanager
+    def anew(self) -> Iterator[None]:
+        """Within it the server is asked whatever answers are stored, and none is: to see how far they vary."""
+        self._client.anew = True
+        try:
+            yield
+        finally:
+            self._client.anew = False
 
     def label_facts(self) -> dict[str, Any]:
         """What decides how exact the likelihoods are, to be kept with every label; JSON-able."""

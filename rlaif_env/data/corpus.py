@@ -140,8 +140,7 @@ def human_preferences(split: str, n: int, seed: int = 0, min_gap: float = 0.0) -
     preferences = []
     for low, high, swap in zip(lows, highs, random.random(n) < 0.5, strict=True):
         pair = (snippets[high], snippets[low]) if swap else (snippets[low], snippets[high])
-        first, second = (np.array(snippet.ratings) for snippet in pair)
-        p = float(np.mean(first[:, None] > second) + 0.5 * np.mean(first[:, None] == second))
+        p = preferred_share(*pair)
         meta = {
             "ids": [snippet.id for snippet in pair],
             "means": [snippet.mean for snippet in pair],
@@ -149,6 +148,12 @@ def human_preferences(split: str, n: int, seed: int = 0, min_gap: float = 0.0) -
         }
         preferences.append(Preference("", pair[0].text, pair[1].text, p, "human", meta))
     return preferences
+
+
+def preferred_share(one: Snippet, other: Snippet) -> float:
+    """The share of pairs of one rater of each in which the first got the higher rating, equal ones counting ½."""
+    first, second = (np.array(snippet.ratings) for snippet in (one, other))
+    return float(np.mean(first[:, None] > second) + 0.5 * np.mean(first[:, None] == second))
 
 
 def _columns(path: Path, width: int) -> list[list[str]]:

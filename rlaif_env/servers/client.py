@@ -71,6 +71,7 @@ class EndpointClient:
         self.replicas = Replicas(checked_urls(url))
         self.url = self.replicas.urls[0]
         self.model, self.revision, self.limits, self.cache = model, revision, limits, cache
+        self.anew = False  # whether the server is asked whatever is stored
         self.api_key_env = api_key_env
         self.served: str | None = None  # what the server calls the model; set once it is known
         self.usage = Usage()
@@ -163,7 +164,7 @@ class EndpointClient:
         live = self._live
         assert live is not None  # `run` started it
         body = {"model": self.model, **payload}
-        if not stored:
+        if not stored or self.anew:
             return await self._fetch(live, route, body, logprobs, until, None)
         key = cache_key(route=route, body=body, endpoint=self.url, served=self.served, revision=self.revision)
         if (kept := self.cache.get(key)) is not None:

@@ -1,0 +1,150 @@
+"""The command ``rlaif audit``: every check of a reward, one verdict for each figure, one page.
+
+config.json     the resolved configuration
+audit.json      every figure with its interval, bound and verdict; what was not measured and why; rows by check
+audit.html      the same to read
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from benchmarks.audit.api import Check, Finding, Measured, Measurement, NotMeasured
+from benchmarks.audit.config import AuditConfig, checks_named, parsed
+from benchmarks.audit.materials import Materials, gather, sampler
+from benchmarks.audit.report import summary_table, write_audit
+from benchmarks.audit.subject import Subject
+from benchmarks.audit.verdicts import LEVEL, judged
+from benchmarks.report.contents import Figure
+from rlaif_env.api import BackendError, RewardBackend, RLAIFError
+from rlaif_env.data.tasks import load_task
+from rlaif_env.files import content_of
+from rlaif_env.keywords import resolve_reward
+from rlaif_env.references import code_in
+from rlaif_env.runs import RunFolder
+
+
+@dataclass
+class Audit:
+    """What an audit found."""
+
+    findings: list[Finding]
+    skipped: dict[str, str] = field(default_factory=dict)  # why a check was not made, by its name
+    failed: dict[str, str] = field(default_factory=dict)  # the reward's error, by the check that met it
+    pictures: list[Figure] = field(default_factory=list)
+
+    @property
+    def flags(self) -> list[Finding]:
+        """The findings that are surely faults."""
+        return [finding for finding in self.findings if finding.verdict == "flag"]
+
+
+def examine(
+    backend: RewardBackend,
+    materials: Materials,
+    checks: Mapping[str, Check],
+    *,
+    level: float = LEVEL,
+    subject: Subject | None = None,
+    console: Console | None = None,
+) -> Audit:
+    """Make every check and judge all figures together.
+
+    Args:
+        backend: The reward.
+        materials: What it is held against.
+        checks: By name, in their order.
+        level: As `benchmarks.audit.verdicts.judged` takes it.
+        subject: The reward as it is scored, made of the backend where not given.
+        console: Told what is being done.
+
+    Raises:
+        BackendError: If the reward failed in every check.
+    """
+    console, subject = console or Console(quiet=True), subject or Subject(backend, materials)
+    measured: list[tuple[str, Measurement]] = []
+    audit = Audit([])
+    for name, check in checks.items():
+        started, error = time.monotonic(), ""
+        with console.status(f"{name} ..."), subject.checking(name) as cost:
+            try:
+                found = check(subject, materials)
+                figures = found.figures if isinstance(found, Measured) else found
+                measured += [(name, figure) for figure in figures]
+                audit.pictures += found.pictures if isinstance(found, Measured) else ()
+            except NotMeasured as reason:
+                audit.skipped[name] = error = str(reason)
+            except BackendError as reason:
+                audit.failed[name] = error = str(reason)
+        rows = f"{cost.scored} rows scored, {time.monotonic() - started:.0f} s"
+        console.print(f"{name}: {error or rows}", highlight=False, markup=False)
+    if not measured and audit.failed:
+        raise BackendError(next(iter(audit.failed.values())))
+    audit.findings = judged(measured, level)
+    return audit
+
+
+def audit(config: AuditConfig, console: Console | None = None) -> tuple[Audit, Path]:
+    """Audit a reward and write what was found; returns it and the folder.
+
+    Raises:
+        RLAIFError: On bad settings, before anything slow happens.
+        BackendError: If the reward failed in every check.
+    """
+    console = console or Console(quiet=True)
+    if not 0.5 <= config.level < 1:
+        raise RLAIFError(f"expected a level from 0.5 and under 1, found {config.level}")
+    task, checks = load_task(config.task), checks_named(config.checks)
+    folder = config.samples or (config.out.parent if config.out else Path("runs")) / "audit-samples"
+    draw = None
+    if config.policy != "none":
+        size = {"prompts": config.prompts, "samples": config.samples_a_prompt}
+        draw = sampler(config.policy, task, **size, seed=config.seed, folder=folder)
+    materials = gather(task, texts=config.texts, pairs=config.pairs, draw=draw, policy=config.policy, seed=config.seed)
+    with console.status(f"making {config.reward}"):
+        backend = resolve_reward(config.reward, task, config.reward_options)
+    subject = Subject(backend, materials)
+    kept = {name: value for name, value in asdict(config).items() if name != "out"}
+    options = dict(config.reward_options)
+    contents = {text: content_of(text) for text in options.values() if isinstance(text, str)}
+    kept |= {"task": task.to_json(), "content": contents | code_in([config.reward, options])}
+    with RunFolder.create(config.out, kept, command="audit") as run:
+        groups = ", which judges groups" if subject.judges_groups else ""
+        console.print(f"{backend.name}{groups} on {task.name}: {len(checks)} checks", highlight=False, markup=False)
+        started = time.monotonic()
+        found = examine(backend, materials, checks, level=config.level, subject=subject, console=console)
+        facts = _facts(config, subject, found, time.monotonic() - started)
+        write_audit(run.path, found, facts, subject)
+        console.print(summary_table(found).rich())
+        console.print(f"The page is {run.path / 'audit.html'}, its figures {run.path / 'audit.json'}", soft_wrap=True)
+    return found, run.path
+
+
+def _facts(config: AuditConfig, subject: Subject, found: Audit, seconds: float) -> dict[str, Any]:
+    verdicts = Counter(finding.verdict for finding in found.findings)
+    return {
+        "reward": config.reward,
+        "name": subject.name,
+        "kind": "judges groups" if subject.judges_groups else "scores rows",
+        "task": load_task(config.task).name,
+        "policy": config.policy,
+        "verdicts": f"{verdicts['flag']} flagged, {verdicts['unclear']} unclear, {verdicts['ok']} ok",
+        "rows scored": sum(cost.scored for cost in subject.costs.values()),
+        "minutes": f"{seconds / 60:.1f}",
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command ``rlaif audit``; returns the exit code: with ``--strict`` 1 if a figure is flagged."""
+    import sys
+
+    config = parsed(sys.argv[1:] if argv is None else argv)
+    found, _ = audit(config, Console())
+    return int(config.strict and bool(found.flags))
