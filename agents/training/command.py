@@ -37,7 +37,8 @@ from rlaif_env.api import BackendError, RLAIFError
 from rlaif_env.data.tasks import EVAL_PROMPTS, Task, held_out_prompts, load_task
 from rlaif_env.data.templates import template_for
 from rlaif_env.ranks import LostRankError, Ranks, facts_of
-from rlaif_env.runs import OtherRunError, RunError, RunFolder, write_json
+from rlaif_env.records import RunError, write_json
+from rlaif_env.runs import OtherRunError, RunFolder
 from rlaif_env.tables import count_of
 
 _HELD_OUT = {"eval_prompts": EVAL_PROMPTS, "validation_prompts": 32}  # where not given and there are as many

@@ -22,7 +22,7 @@ from agents.sampler import Sampler
 from rlaif_env.batches import PROMPTS_AT_ONCE
 from rlaif_env.data.jsonl import json_object
 from rlaif_env.data.tasks import Task, gold_scores
-from rlaif_env.runs import RunError
+from rlaif_env.records import RunError
 from rlaif_env.statistics import Interval, measure_change, measure_mean
 
 

@@ -28,7 +28,8 @@ from agents.training.log import Log
 from agents.watch import Alarm
 from rlaif_env.api import BackendError, RLAIFError
 from rlaif_env.data.tasks import Task
-from rlaif_env.runs import RunFolder, write_json
+from rlaif_env.records import write_json
+from rlaif_env.runs import RunFolder
 
 Observations = Mapping[str, NDArray[Any]]
 

@@ -37,7 +37,7 @@ from rlaif_env.data.preferences import read_preferences, write_preferences
 from rlaif_env.data.tasks import load_task
 from rlaif_env.files import content_of
 from rlaif_env.options import OPERATIONAL
-from rlaif_env.runs import write_json
+from rlaif_env.records import write_json
 from rlaif_env.statistics import Floats
 
 _OPERATIONAL_TRAINING = (

@@ -35,7 +35,8 @@ from rlaif_env.batches import HOPELESS
 from rlaif_env.data.journal import Journal
 from rlaif_env.data.jsonl import write_jsonl
 from rlaif_env.data.preferences import write_preferences
-from rlaif_env.runs import RunFolder, write_json
+from rlaif_env.records import write_json
+from rlaif_env.runs import RunFolder
 from rlaif_env.tables import count_of
 
 __all__ = ["LabelConfig", "label", "main"]

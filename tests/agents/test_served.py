@@ -28,7 +28,7 @@ from rewards.language_model.config import LanguageModelConfig
 from rlaif_env.api import RLAIFError
 from rlaif_env.data.tasks import load_task
 from rlaif_env.models import LoraConfig, pad_rows
-from rlaif_env.runs import read_metrics
+from rlaif_env.records import read_metrics
 from rlaif_env.servers.vllm import VLLMConfig
 from tests.fake_vllm import FakeVLLM
 from tests.stress.survival import prepared, samples

@@ -34,7 +34,7 @@ from rewards.language_model.config import LanguageModelConfig
 from rewards.reward_model.training import RewardModelConfig
 from rlaif_env.api import RLAIFError
 from rlaif_env.data.preferences import write_preferences
-from rlaif_env.runs import write_json
+from rlaif_env.records import write_json
 from rlaif_env.servers.limits import Limits
 from tests import ROOT
 from tests.rewards.test_backends import preferences

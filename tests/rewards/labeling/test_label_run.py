@@ -26,7 +26,7 @@ from rlaif_env.api import BackendError, DataError, RLAIFError
 from rlaif_env.data.journal import Journal
 from rlaif_env.data.preferences import read_preferences
 from rlaif_env.data.tasks import load_task
-from rlaif_env.runs import RunError
+from rlaif_env.records import RunError
 from rlaif_env.servers.limits import Limits
 from tests.rewards.labeling.labelling import Judge, pair_rows, quiet, run, write_rows
 from tests.tiny import save_tiny
