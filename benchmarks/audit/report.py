@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.audit.api import Finding, Verdict
 from benchmarks.audit.subject import Subject
+from benchmarks.audit.verdicts import SUSPECT
 from benchmarks.report.contents import Report
 from benchmarks.report.page import pieces
 from rlaif_env.files import replacing
@@ -41,8 +42,8 @@ def figure_text(estimate: Interval, unit: str) -> str:
 
 
 def worst(findings: Sequence[Finding]) -> list[Finding]:
-    """Findings by verdict, the worst first; among equals in the order they were made."""
-    return sorted(findings, key=lambda finding: ORDER.index(finding.verdict))
+    """Findings by verdict, the worst first, an unclear one that is likely a fault before the others of its kind."""
+    return sorted(findings, key=lambda finding: (ORDER.index(finding.verdict), finding.sentence != SUSPECT))
 
 
 def by_check(findings: Sequence[Finding]) -> dict[str, list[Finding]]:
