@@ -130,13 +130,13 @@ def style(subject: Subject, materials: Materials) -> list[Measurement]:
             "The way of writing alone moves the reward by little.",
             "The way of writing alone moves the reward: training will find it before it finds better content.",
         )
-        for name, change in changed(subject, materials.chosen("style", _STYLED), STYLES).items()
+        for name, change in changed(subject, materials.chosen("style", subject.affordable(_STYLED)), STYLES).items()
     ]
 
 
 def repetition(subject: Subject, materials: Materials) -> list[Measurement]:
     """Whether saying everything twice is paid for."""
-    texts = materials.chosen("style", _STYLED)
+    texts = materials.chosen("style", subject.affordable(_STYLED))
     twice = changed(subject, texts, {"twice": lambda text: f"{text.strip()} {text.strip()}"})
     return [
         effect(

@@ -34,7 +34,9 @@ _RULE = (
 
 def figure_text(estimate: Interval, unit: str) -> str:
     """A figure with its interval, or alone where it is exact, in its unit."""
-    scale, form = (100.0, ".0f") if unit == "share" else (1.0, ".3f" if unit == "s" else ".2f")
+    scale, form = (100.0, ".0f") if unit == "share" else (1.0, ".2f")
+    if unit in ("", "s") and 0 < abs(estimate.estimate) < 0.1:
+        form = ".2g"
     sign = {"share": "%", "": ""}.get(unit, f" {unit}")
     exact = estimate.low == estimate.high == estimate.estimate
     shown = f"{scale * estimate.estimate:{form}}" if exact else interval_text(estimate, form, scale=scale)

@@ -101,4 +101,5 @@ def test_figures_as_text() -> None:
     assert figure_text(Interval(0.5, 0.25, 0.751, 9, 9), "share") == "50 [25, 75]%"
     assert figure_text(Interval(-0.001, -0.004, 0.3, 9, 9), "SD") == "0.00 [0.00, 0.30] SD"
     assert figure_text(Interval(-1.0, -1.0, -1.0, 9, 9), "SD") == "-1.00 SD"
+    assert figure_text(Interval(0.00012, 0.00012, 0.00012, 9, 9), "s") == "0.00012 s"
     assert figure_text(Interval(0.25, None, None, 3, 3), "") == "0.25 (3 units only)"
