@@ -18,8 +18,9 @@ from rich.console import Console
 
 from benchmarks.audit.api import Check, Finding, Measured, Measurement, NotMeasured
 from benchmarks.audit.config import AuditConfig, checks_named, parsed
-from benchmarks.audit.materials import SET, gather, sampler
+from benchmarks.audit.materials import SET, gather
 from benchmarks.audit.report import summary_table, write_audit
+from benchmarks.audit.samples import sampler
 from benchmarks.audit.subject import Subject
 from benchmarks.audit.verdicts import LEVEL, judged
 from benchmarks.report.contents import Figure

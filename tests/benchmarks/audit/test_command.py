@@ -13,8 +13,8 @@ import pytest
 from benchmarks.audit import config
 from benchmarks.audit.command import main
 from benchmarks.audit.config import checks_named, parsed
-from benchmarks.audit.materials import sampler
 from benchmarks.audit.report import figure_text
+from benchmarks.audit.samples import sampler
 from benchmarks.report import write_report
 from rlaif_env.api import RLAIFError
 from rlaif_env.data.tasks import load_task
