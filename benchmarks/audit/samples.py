@@ -1,4 +1,4 @@
-"""A policy's samples for audits: drawn once for a policy, task, seed and number, and kept in a folder that they share."""
+"""A policy's samples for audits: drawn once for a policy, task, seed and number, kept in a folder that they share."""
 
 from __future__ import annotations
 

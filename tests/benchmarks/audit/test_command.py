@@ -17,10 +17,11 @@ from benchmarks.audit.report import figure_text
 from benchmarks.audit.samples import sampler
 from benchmarks.report import write_report
 from rlaif_env.api import RLAIFError
-from rlaif_env.data.tasks import load_task
+from rlaif_env.data.tasks import PromptSource, Task, load_task
 from rlaif_env.statistics import Interval
 from tests import ROOT
 from tests.benchmarks.audit.rewards import own_file
+from tests.tiny import tiny_backbone
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +96,21 @@ def test_a_policy_may_be_a_file_of_responses(tmp_path: Path) -> None:
     task = load_task("movie-review")
     found = sampler(str(file), task, prompts=1, samples=2, seed=0, folder=tmp_path)()
     assert [(one.prompt, one.responses) for one in found] == [("a", ("x", "z")), ("b", ("y",))]
+
+
+def test_samples_are_drawn_once_and_are_those_of_the_seed(tmp_path: Path) -> None:
+    tiny_backbone(0).save_merged(None, tmp_path / "policy")
+    source = PromptSource(prompts={"test": ("ab", "film", "xyz.", "Q")})
+    task = Task("toy", "continuation", "how good it is", 8, 6, source)
+    sizes = {"prompts": 2, "samples": 5, "folder": tmp_path / "kept"}
+    found = sampler(str(tmp_path / "policy"), task, seed=0, **sizes)()
+    assert [one.prompt for one in found] == ["ab", "xyz."] and [len(one.responses) for one in found] == [5, 5]
+    (file,) = (tmp_path / "kept").iterdir()
+    written = file.stat().st_mtime_ns
+    assert sampler(str(tmp_path / "policy"), task, seed=0, **sizes)() == found and file.stat().st_mtime_ns == written
+    assert sampler(str(tmp_path / "policy"), task, seed=1, **sizes)() != found
+    with pytest.raises(RLAIFError, match="expected at least 1 prompt and 2 samples of each, found 2 and 1"):
+        sampler(str(tmp_path / "policy"), task, prompts=2, samples=1, seed=0, folder=tmp_path)
 
 
 def test_figures_as_text() -> None:
