@@ -7,6 +7,7 @@ is known by its name and the server's URL.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
@@ -101,26 +102,40 @@ class Pipeline:
 
     def labels(self, who: str) -> Stage:
         """The preferences of the labeler, or ("same-size") of the policy's own base."""
+        return self._labels(who)[-1]
+
+    def _labels(self, who: str) -> tuple[Stage, ...]:
+        """The labels and, where they are to be calibrated, those: of the same answers."""
         c = self.config
         labeler = LanguageModelConfig(c.model) if who == "same-size" else c.labeler
         policy = None if self._has_preferences("train") else self.initial
         asked = vars(c.label.preference)
         settings = LabelConfig(**asked, task=c.task, pairs=c.label_pairs, labeler=labeler, policy=policy)
-        return self.labelled("labels", settings)
+        plain = self.labelled("labels", settings)
+        if not c.label_calibrate:
+            return (plain,)
+        calibrated = replace(settings, calibrate=c.label_calibrate, calibrate_on=c.human_labels)
+        return plain, self.labelled("labels-calibrated", calibrated, plain)
 
-    def labelled(self, name: str, settings: LabelConfig) -> Stage:
-        """What ``rlaif label`` leaves of the task's own pairs or prompts."""
+    def labelled(self, name: str, settings: LabelConfig, answered: Stage | None = None) -> Stage:
+        """What ``rlaif label`` leaves of the task's own pairs or prompts; it goes on from another's answers, if any."""
         key = settings_of(settings, "task", "out", "batch", "dry_run") | {"labeler": self.model_key(settings.labeler)}
+        key["calibrate_on"] = settings.calibrate_on and self.content(settings.calibrate_on)
         if settings.policy is not None:
             key["policy"] = self.content(settings.policy)
 
         def make(folder: Path) -> None:
+            if answered is not None and not (folder / "config.json").exists():
+                for file in ("responses.jsonl", "usage.jsonl", "journal.jsonl", "config.json"):
+                    if (answered.path / file).exists():
+                        shutil.copyfile(answered.path / file, folder / file)
             with self.console.status(f"{settings.labeler.model} labels {settings.pairs} pairs"):
                 report = label(replace(settings, out=folder), Console(quiet=True))
             if not report["labelled"]:
                 raise RLAIFError(f"expected the labeler to label some of {report['pairs']} pairs, see {folder}")
 
-        return self.stages.run(name, key | self.shared, make, goes_on=True)
+        needs = () if answered is None else (answered,)
+        return self.stages.run(name, key | self.shared, make, needs=needs, goes_on=True)
 
     def reward_model(self, who: str, pairs: int | None = None) -> Stage:
         """A reward model on "human", "ai", "same-size", "both" or "gold" preferences; its folder is "run/model"."""
@@ -240,5 +255,6 @@ class Pipeline:
         if (who := ARMS[arm].labels) is not None:
             costs["reward model"] = self.reward_model(who)
             if who != "human":
-                costs["labels"] = self.labels(who)
+                stages = self._labels(who)
+                costs["labels"] = replace(stages[-1], seconds=sum(stage.seconds for stage in stages))
         return Outcome(arm, seed, system, History.read(costs["training"].path, self.task), costs)

@@ -12,6 +12,12 @@ from numpy.typing import NDArray
 
 from rlaif_env.api import DataError
 
+
+def half_and(difference: float) -> float:
+    """1/2 + d on a grid of 2^-52, from 0 to 1: with -d it is 1 minus this to the last bit."""
+    return 0.5 + round(min(max(difference, -0.5), 0.5) * 2**52) / 2**52
+
+
 Status = Literal["ok", "low mass", "too long", "failed"]
 
 
@@ -59,7 +65,8 @@ class Label:
     reason: str  # what is wrong, in words; "" if nothing is
     # Everything there is to know of it, JSON-able: mode, model, parameters, and for both questions the hash of the
     # prompt, the raw log-likelihoods, the mass, the probability of "1" or the score, the rationales, and of a model
-    # behind a server what it can do and which likelihoods are only upper bounds
+    # behind a server what it can do and which likelihoods are only upper bounds; of a calibrated label the
+    # temperature and what p_first was without
     record: Mapping[str, Any]
 
 

@@ -8,6 +8,9 @@
     errors.jsonl         the pairs without a label, each with the reason
     report.json, .md     position bias, label mass, agreement with people
 
+With ``calibrate`` so many more pairs, that people judged, are asked first, and the labels are written with the
+temperature that fits those. The answers in the journal are the same, so a finished run can be calibrated, or no more.
+
 A run that was killed goes on where it was when the same command is given again: what is in the journal under the hash
 of the question, the model and the parameters is not asked again; what failed is.
 """
@@ -18,6 +21,7 @@ import time
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +30,8 @@ from rich.markdown import Markdown
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from rewards.api import LanguageModel
-from rewards.labeling.job import OPERATIONAL, LabelConfig, LabelJob
+from rewards.labeling.calibration import Calibration
+from rewards.labeling.job import CALIBRATION, OPERATIONAL, LabelConfig, LabelJob
 from rewards.labeling.pair_source import Pair, SampledPairs
 from rewards.labeling.report import Tally, as_markdown
 from rewards.labeling.served import ServedPolicy
@@ -67,7 +72,9 @@ def label(config: LabelConfig, console: Console, model: LanguageModel | None = N
             return _estimate(job, prompts, console)
         total = sum(1 for _ in job.stored_pairs()) if prompts is None else len(prompts)
         settings = asdict(config) | {"task": job.task.to_json(), "content": job.content()}
-        run = stack.enter_context(RunFolder.create(config.out, settings, command="label", exist=True, free=OPERATIONAL))
+        free = (*OPERATIONAL, *CALIBRATION)
+        run = stack.enter_context(RunFolder.create(config.out, settings, command="label", exist=True, free=free))
+        run.amend(CALIBRATION)
         console.print(f"Writing to {run.path}; the same command with --out {run.path} goes on", soft_wrap=True)
         journal = stack.enter_context(Journal(run.path / "journal.jsonl", job.note))
         usage = stack.enter_context(Journal(run.path / "usage.jsonl", job.note_usage))
@@ -76,7 +83,11 @@ def label(config: LabelConfig, console: Console, model: LanguageModel | None = N
             responses = stack.enter_context(Journal(run.path / "responses.jsonl", SampledPairs.check))
             pairs = _sampled(job, prompts, responses, console)
         started, before = time.monotonic(), len(journal)
-        _ask_all(job, pairs, total, journal, usage, console)
+        calibration, asked = None, (job, journal, usage, console)
+        if judged := job.judged_pairs(pairs()):
+            _ask_all(judged.__iter__, len(judged), *asked, doing="calibrating")
+            calibration = Calibration.fitted((job.label(pair, journal), pair.human) for pair in judged)
+        _ask_all(pairs, total, *asked)
         tokens = job.tokens
         facts = {
             "task": job.task.name,
@@ -89,7 +100,7 @@ def label(config: LabelConfig, console: Console, model: LanguageModel | None = N
             "cost": job.cost(tokens["input"], tokens["output"]),
             **job.server(),
         }
-        report = _write(job, pairs(), journal, run.path, facts)
+        report = _write(job, pairs(), journal, run.path, facts, calibration)
     console.print(Markdown(as_markdown(report)))
     return report
 
@@ -114,12 +125,20 @@ def _sampled(job: LabelJob, prompts: Sequence[str], journal: Journal, console: C
     return sampled.__iter__
 
 
-def _ask_all(job: LabelJob, pairs: Pairs, total: int, journal: Journal, usage: Journal, console: Console) -> None:
+def _ask_all(
+    pairs: Pairs,
+    total: int,
+    job: LabelJob,
+    journal: Journal,
+    usage: Journal,
+    console: Console,
+    doing: str = "labelling",
+) -> None:
     """Ask everything that is not in the journal, batch by batch."""
     started = time.monotonic()
     hopeless = asked = 0
     with _progress(console) as progress:
-        bar = progress.add_task("labelling", total=total, figures="")
+        bar = progress.add_task(doing, total=total, figures="")
         for batch, finished in _batches(job, pairs, journal):
             job.load()
             hopeless = 0 if job.ask(batch, journal, usage) else hopeless + 1
@@ -156,7 +175,12 @@ def _batches(job: LabelJob, pairs: Pairs, journal: Container[str]) -> Iterator[t
 
 
 def _write(
-    job: LabelJob, pairs: Iterable[Pair], journal: Journal, folder: Path, facts: Mapping[str, Any]
+    job: LabelJob,
+    pairs: Iterable[Pair],
+    journal: Journal,
+    folder: Path,
+    facts: Mapping[str, Any],
+    calibration: Calibration | None,
 ) -> dict[str, Any]:
     """Write the labelled pairs in the order of the input, the others with their reasons, and the report."""
     tally = Tally()
@@ -165,6 +189,8 @@ def _write(
     def labelled() -> Iterator[Preference]:
         for row, pair in enumerate(pairs, start=1):
             result = job.label(pair, journal)
+            if calibration is not None:
+                result = calibration.applied(result)
             tally.add(pair, result)
             texts = {name: getattr(pair, name) for name in ("prompt", "response_1", "response_2")}
             human = {} if pair.human is None else {"human_p_first": pair.human}
@@ -176,7 +202,7 @@ def _write(
 
     write_preferences(folder / "preferences.jsonl", labelled())
     write_jsonl(folder / "errors.jsonl", errors)
-    report = tally.report(facts)
+    report = tally.report({**facts, "calibration": calibration and asdict(calibration)})
     write_json(folder / "report.json", report)
     (folder / "report.md").write_text(as_markdown(report), encoding="utf-8")
     return report
@@ -193,15 +219,16 @@ def _estimate(job: LabelJob, prompts: list[str] | None, console: Console) -> dic
     pairs: Iterable[Pair] = job.stored_pairs()
     if prompts is not None:
         pairs = (Pair(prompt, longest, longest + "s") for prompt in prompts)
+    judged = job.judged_pairs(job.stored_pairs() if prompts is None else ())
     journal: Container[str] = () if config.out is None else Journal(config.out / "journal.jsonl")
     count = done = 0
     asked: set[str] = set()
     sample: dict[str, str] = {}  # the questions with the least keys; those are hashes, so that they may be any
     tokens = [0, 0]
-    for pair in pairs:
-        count += 1
+    for i, pair in enumerate(chain(judged, pairs), start=1 - len(judged)):
         new = {key: question for key, question in job.questions(pair).items() if key not in journal}
-        done += not new
+        count = max(i, 0)
+        done += i > 0 and not new
         spent = [job.spent(question) for key, question in new.items() if key not in asked]
         tokens = [sum(column) for column in zip(tokens, *spent, strict=True)]
         asked |= new.keys()
@@ -216,8 +243,9 @@ def _estimate(job: LabelJob, prompts: list[str] | None, console: Console) -> dic
     cost = job.cost(*tokens)
     prices = "--labeler.server.limits.price-in and price-out"
     priced = f"; give {prices} for the cost" if cost is None else f"; cost {about}{cost:.4f}"
+    beside = f", and {len(judged)} to calibrate on" if judged else ""
     console.print(
-        f"{count} pairs, {done} of them labelled already; {len(asked)} questions to "
+        f"{count} pairs, {done} of them labelled already{beside}; {len(asked)} questions to "
         f"{job.labeler.language_model.name}{measured}: {about}{tokens[0]:,} tokens read, {about}{tokens[1]:,} "
         f"written{priced}",
         highlight=False,

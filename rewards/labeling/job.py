@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -11,8 +11,9 @@ from typing import Any
 from rewards.api import LanguageModel
 from rewards.endpoint.model import EndpointLM
 from rewards.labeling.answers import Answer, Label
+from rewards.labeling.calibration import LEAST_PAIRS
 from rewards.labeling.labeler import LabelingConfig, PreferenceLabeler
-from rewards.labeling.pair_source import Pair, builtin_pairs, holds_prompts, prompts_of_file, read_pairs
+from rewards.labeling.pair_source import Pair, builtin_pairs, held_out_pairs, holds_prompts, prompts_of_file, read_pairs
 from rewards.labeling.served import ServedPolicy
 from rewards.language_model.choice import language_model_from
 from rewards.language_model.config import LanguageModelConfig
@@ -31,6 +32,8 @@ OPERATIONAL = (
     *(f"labeler.{name}" for name in options.OPERATIONAL),
 )
 """The settings with others of which a run can go on."""
+CALIBRATION = ("calibrate", "calibrate_on")
+"""Those too: the answers stay, and the labels are written anew."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,9 @@ class LabelConfig(LabelingConfig):
         sampler: vLLM servers that sample them.
         labeler: The language model that labels; its prices (those of server.limits) count wherever it runs.
         template_file: A text file with the template.
+        calibrate: Fit a temperature of the labels on so many pairs that people judged, none of them labelled here; 0
+            for none.
+        calibrate_on: A file of those pairs; without it the task's own of its training split, with the same min_gap.
         batch: Pairs asked at a time; so much is lost at most when the process is killed.
         dry_run: Only say how many tokens it would take and what they would cost; of a server it is measured on a few
             of the questions, whose answers are not kept.
@@ -68,6 +74,8 @@ class LabelConfig(LabelingConfig):
     sampler: VLLMConfig = field(default_factory=VLLMConfig)
     labeler: LanguageModelConfig = field(default_factory=LanguageModelConfig)
     template_file: Path | None = None
+    calibrate: int = 0
+    calibrate_on: Path | None = None
     batch: int = 16
     dry_run: bool = False
 
@@ -75,6 +83,12 @@ class LabelConfig(LabelingConfig):
         super().__post_init__()
         if self.batch < 1 or (self.pairs is not None and self.pairs < 1):
             raise RLAIFError(f"expected batch and pairs from 1, found {self.batch} and {self.pairs}")
+        if 0 != self.calibrate < LEAST_PAIRS or (self.calibrate_on is not None and not self.calibrate):
+            file = f" with the file {self.calibrate_on}" if self.calibrate_on else ""
+            raise RLAIFError(
+                f"expected calibrate, a number of pairs, from {LEAST_PAIRS}, or 0 without a file (calibrate_on), found "
+                f"{self.calibrate}{file}"
+            )
         if self.mode == "pairwise" and self.scale is not None:
             raise RLAIFError(f"expected a scale with mode 'score' only, found {self.scale} with mode {self.mode!r}")
         if self.sampler.url and self.policy is None:
@@ -139,6 +153,12 @@ class LabelJob:
         for i, pair in enumerate(read_pairs(config.input)):  # read to its end: what is wrong there is said now
             if config.pairs is None or i < config.pairs:
                 yield pair
+
+    def judged_pairs(self, labelled: Iterable[Pair]) -> list[Pair]:
+        """The pairs to calibrate on; none without calibration."""
+        c = self.config
+        settings: dict[str, Any] = {"source": c.calibrate_on, "seed": c.seed, "min_gap": c.min_gap}
+        return held_out_pairs(self.task, labelled, c.calibrate, **settings) if c.calibrate else []
 
     def policy(self, tell: Callable[[str], object]) -> LocalLM | ServedPolicy:
         """The policy, on the labeler's device or servers; it reads prompts as the task's template has them."""

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from rewards.api import BoundedModel, LanguageModel, seen_logprobs, usable_scale
 from rewards.direct_score import ScoreConfig, expected_scores, score_distribution
-from rewards.labeling.answers import Answer, Label, Labels
+from rewards.labeling.answers import Answer, Label, Labels, half_and
 from rewards.labeling.pairwise_prompts import label_prompt, pair_wording, pairwise_prompt
 from rewards.prompts import score_prompt
 from rlaif_env.api import BackendError, ContextError, RLAIFError
@@ -51,7 +51,7 @@ def mean_of_orders(p_1: float, p_1_swapped: float) -> float:
         p_1: Probability of the response shown first, with the first response shown first.
         p_1_swapped: The same after the swap, which speaks for the second response.
     """
-    return _half_and((p_1 - p_1_swapped) / 2)
+    return half_and((p_1 - p_1_swapped) / 2)
 
 
 def compare_scores(one: NDArray[np.float64], two: NDArray[np.float64]) -> float:
@@ -64,12 +64,7 @@ def compare_scores(one: NDArray[np.float64], two: NDArray[np.float64]) -> float:
         two: P2, that of the second, (k,).
     """
     joint = np.outer(one, two)
-    return _half_and(float((np.tril(joint, -1) - np.tril(joint.T, -1)).sum()) / 2)
-
-
-def _half_and(difference: float) -> float:
-    """1/2 + d on a grid of 2^-52: with -d it is 1 minus this to the last bit."""
-    return 0.5 + round(min(max(difference, -0.5), 0.5) * 2**52) / 2**52
+    return half_and(float((np.tril(joint, -1) - np.tril(joint.T, -1)).sum()) / 2)
 
 
 @dataclass(frozen=True)

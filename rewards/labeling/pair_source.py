@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
-from rlaif_env.api import BackendError, DataError, Preference
+from rlaif_env.api import BackendError, DataError, Preference, RLAIFError
 from rlaif_env.data.forms import PreferenceForms, holds_responses, judgement_of
 from rlaif_env.data.journal import Journal
 from rlaif_env.data.jsonl import check_text
@@ -74,6 +74,36 @@ def builtin_pairs(task: Task, split: str, *, n: int | None, seed: int, min_gap: 
     records = human_preferences(split, n or 0, seed, min_gap) if drawn else islice(task.preferences(split), n)
     own = task.source.corpus is None
     return (_pair(_mixed(record) if own else record, labelled=True) for record in records)
+
+
+def held_out_pairs(
+    task: Task, labelled: Iterable[Pair], n: int, *, source: Path | None, seed: int, min_gap: float
+) -> list[Pair]:
+    """Pairs that people judged, n of a file or of the task's training split, none the pair of texts of a labelled one.
+
+    Raises:
+        RLAIFError: If there are not so many.
+    """
+    known = {_texts(pair) for pair in labelled}
+    # None is all; of the corpus, twice as many: few of its millions of pairs are labelled
+    drawn = 2 * n if task.source.corpus == "movie-review" else None
+    there = read_pairs(source) if source else builtin_pairs(task, "train", n=drawn, seed=seed + 1, min_gap=min_gap)
+    pairs: dict[bytes, Pair] = {}  # each once
+    for pair in there:
+        if len(pairs) < n and pair.human is not None and not pair.problem and _texts(pair) not in known:
+            pairs.setdefault(_texts(pair), pair)
+    if len(pairs) < n:
+        where = source or f"the training split of {task.name!r}"
+        raise RLAIFError(
+            f"expected {n} pairs in {where} that people judged and that are not labelled here, to calibrate on, found "
+            f"{len(pairs)}; calibrate on fewer, or name a file of more (calibrate_on)"
+        )
+    return list(pairs.values())
+
+
+def _texts(pair: Pair) -> bytes:
+    """Stands for the texts of a pair, in either order."""
+    return _digest(pair.prompt, *sorted((pair.response_1, pair.response_2)))
 
 
 class Responder(Protocol):

@@ -16,15 +16,18 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from rewards.labeling.answers import Label
+from rewards.labeling.calibration import log_odds
 from rewards.labeling.pair_source import Pair
 from rlaif_env.statistics import (
     Clusters,
     Dyads,
+    Floats,
     Interval,
     accuracy,
     brier,
     clusters_of_pairs,
     cohens_kappa,
+    excess_cross_entropy,
     expected_calibration_error,
     interval_text,
     position_bias,
@@ -79,6 +82,8 @@ class Tally:
             tuple[float, float, float, int]
         ] = []  # p_first, human, longer, labelled pair: where both are
         self._positions: list[tuple[float, float]] = []  # P("1") in both orders
+        self._each_order: list[tuple[float, float]] = []  # p_first by either order alone, of the judged pairs
+        self._raw: list[float] = []  # p_first before the calibration, of the judged pairs
         self._texts: list[tuple[str, str, str]] = []  # what stands for prompt and responses of each labelled pair
 
     def add(self, pair: Pair, label: Label) -> None:
@@ -91,10 +96,15 @@ class Tally:
         if pair.human is not None:
             longer = 0.5 + 0.5 * float(np.sign(len(pair.response_1) - len(pair.response_2)))
             self._judged.append((label.p_first, pair.human, longer, len(self._texts)))
+            self._raw.append(label.record.get("calibration", {}).get("p_first", label.p_first))
         self._texts.append((_stand_in(pair.prompt), _stand_in(pair.response_1), _stand_in(pair.response_2)))
         if label.record["mode"] == "pairwise":
             one, two = label.record["answers"]
             self._positions.append((one["p_1"], two["p_1"]))
+            if pair.human is not None:
+                sides = (one["p_1"], 1 - two["p_1"])
+                inverted = label.record["parameters"]["inverted"]
+                self._each_order.append((1 - sides[0], 1 - sides[1]) if inverted else sides)
 
     def report(self, facts: Mapping[str, Any]) -> dict[str, Any]:
         """The report, JSON-able, what the run knows of itself (``facts``) in front."""
@@ -110,7 +120,7 @@ class Tally:
             **{name: self._status[name] for name in _WITHOUT},
             "label_mass": mass,
             "position_bias": self._position_bias(clusters),
-            "human": self._against_people(clusters),
+            "human": self._against_people(clusters, facts.get("calibration")),
         }
 
     def _position_bias(self, clusters: Clusters | Dyads) -> dict[str, Any] | None:
@@ -124,7 +134,7 @@ class Tally:
             "mean_p_first_position": float((one + two).mean() / 2),
         }
 
-    def _against_people(self, clusters: Clusters | Dyads) -> dict[str, Any] | None:
+    def _against_people(self, clusters: Clusters | Dyads, calibrated: object) -> dict[str, Any] | None:
         if not self._judged:
             return None
         p, human, longer, rows = (np.array(column) for column in zip(*self._judged, strict=True))
@@ -135,6 +145,13 @@ class Tally:
         if labeler.share is None:
             return None
         decided = np.flatnonzero(human != 0.5)
+        each: dict[str, Any] | None = None
+        if self._each_order:
+            one, two = np.array(self._each_order)[decided].T
+            twice = taken(of_rows, np.tile(decided, 2))
+            share = accuracy(np.concatenate([one, two]), np.tile(human[decided], 2), clusters=twice)
+            each = asdict(replace(share, n=decided.size))
+        raw = {} if calibrated is None else {"uncalibrated": _calibration(np.array(self._raw)[decided], human[decided])}
         p, human, of_decided = p[decided], human[decided], taken(of_rows, decided)
         return {
             "pairs": labeler.share.n,
@@ -142,14 +159,24 @@ class Tally:
             "ties_left_out": labeler.ties,
             **{name: asdict(judge.share) for name, judge in aligned.items() if judge.share},
             "kappa": asdict(labeler.kappa) if labeler.kappa else None,
-            "brier": brier(p, human),
-            "calibration_error": expected_calibration_error(p, human),
+            "one_order_alone": each,
+            **_calibration(p, human),
+            **raw,
             "reliability": [
                 {"from": b.low, "to": b.high, "pairs": b.n, "predicted": b.predicted, "observed": asdict(b.observed)}
                 for b in reliability_table(p, human, clusters=of_decided)
                 if b.observed
             ],
         }
+
+
+def _calibration(p: Floats, human: Floats) -> dict[str, float]:
+    """How far n labels are from what people say, (n,) both."""
+    return {
+        "brier": brier(p, human),
+        "calibration_error": expected_calibration_error(p, human),
+        "excess_cross_entropy": excess_cross_entropy(log_odds(p), human),
+    }
 
 
 def _stand_in(text: str) -> str:
@@ -175,6 +202,11 @@ def as_markdown(report: Mapping[str, Any]) -> str:
             "**Label mass** (probability on the labels, the lesser of a pair's two questions): mean "
             f"{mass['mean']:.3f}, median {mass['median']:.3f}, 5 % of pairs under {mass['5 %']:.3f}, "
             f"least {mass['minimum']:.3g}."
+        )
+    if calibration := report.get("calibration"):
+        parts.append(
+            f"**Calibrated** with temperature {calibration['temperature']:.3f}, fitted on {calibration['pairs']} other "
+            "pairs that people judged (under 1: the labels were too modest)."
         )
     parts += ["## Position bias", *_bias_parts(report["position_bias"], report["mode"])]
     parts += _people_parts(report["human"])
@@ -205,12 +237,14 @@ def _people_parts(human: Mapping[str, Any] | None) -> list[str]:
     ties = f" ({human['ties_left_out']} ties of people left out)" if human["ties_left_out"] else ""
     kappa = "not defined" if human["kappa"] is None else interval_text(human["kappa"], ".3f")
     judges = {"labeler": "alignment", "always the longer": "always_longer", "always the first": "always_first"}
+    alone = human["one_order_alone"]
+    single = [] if alone is None else [("labeler, one order alone", interval_text(alone, ".1%"))]
     agreement = Table(
         "Agreement with people",
         ("choice", "agrees with people"),
-        [(name, interval_text(human[key], ".1%")) for name, key in judges.items()],
-        f"{_pairs(human['alignment'])}{ties}; 95 % intervals. Cohen's kappa {kappa}; Brier score "
-        f"{human['brier']:.3f}; calibration error {human['calibration_error']:.3f}.",
+        [*((name, interval_text(human[key], ".1%")) for name, key in judges.items()), *single],
+        f"{_pairs(human['alignment'])}{ties}; 95 % intervals. Cohen's kappa {kappa}; {_calibration_text(human)}"
+        + (f"; before the calibration: {_calibration_text(raw)}." if (raw := human.get("uncalibrated")) else "."),
     )
     bins = [
         (
@@ -223,6 +257,13 @@ def _people_parts(human: Mapping[str, Any] | None) -> list[str]:
     ]
     reliability = Table("Predicted and observed", ("confidence", "pairs", "mean confidence", "people agree"), bins)
     return [agreement.markdown(), reliability.markdown()]
+
+
+def _calibration_text(figures: Mapping[str, float]) -> str:
+    return (
+        f"Brier score {figures['brier']:.3f}, calibration error {figures['calibration_error']:.3f}, excess "
+        f"cross-entropy {figures['excess_cross_entropy']:.3f} nats"
+    )
 
 
 def _pairs(figure: Mapping[str, Any]) -> str:

@@ -28,11 +28,13 @@ from benchmarks.comparison.stages import Stage, Stages
 from benchmarks.evaluation.systems import System
 from rewards.direct_score import ScoreConfig
 from rewards.endpoint.config import ServerConfig
-from rewards.labeling.labeler import LabelingConfig
+from rewards.labeling.calibration import tempered
+from rewards.labeling.labeler import LabelingConfig, PreferenceLabeler
 from rewards.language_model.config import LanguageModelConfig
+from rewards.language_model.local import LocalLM
 from rewards.reward_model.training import RewardModelConfig
 from rlaif_env.api import RLAIFError
-from rlaif_env.data.preferences import write_preferences
+from rlaif_env.data.preferences import read_preferences, write_preferences
 from rlaif_env.runs import write_json
 from rlaif_env.servers.limits import Limits
 from tests import ROOT
@@ -229,6 +231,30 @@ def test_what_a_server_answers_is_kept_apart_by_its_url(folder: Path, tmp_path: 
     for server in ({"revision": "2"}, {"route": "chat"}, {"boundaries": "prefix"}, {"extra": {"x": 1}}, {"chat": True}):
         other = keys("http://localhost:1/v1", **server)
         assert {name for name in here if here[name] == other[name]} == alike, server
+
+
+def test_calibrated_labels_are_made_of_the_answers_that_are_there(folder: Path, tmp_path: Path) -> None:
+    there = list(read_preferences(folder / "human.jsonl"))
+    labeler = PreferenceLabeler(
+        LocalLM(folder / "policy"), str(folder / "toy.toml"), **vars(settings(folder, tmp_path).label)
+    )
+    columns = ([getattr(p, name) for p in there[120:180]] for name in ("prompt", "response_1", "response_2"))
+    surer = [tempered(p, 0.5) for p in labeler.label(*columns).p_first]
+    people = [replace(p, p_first=q) for p, q in zip(there[120:180], surer, strict=True)]
+    write_preferences(tmp_path / "people.jsonl", people)
+    plain = replace(settings(folder, tmp_path / "out"), human_labels=tmp_path / "people.jsonl")
+    console = Console(quiet=True)
+    raw = Pipeline(plain, console).labels("ai")
+    stage = Pipeline(replace(plain, label_calibrate=60), console).labels("ai")
+    report = stage.read_json("report.json")
+    assert report["calibration"] == {"temperature": pytest.approx(0.5, rel=1e-6), "pairs": 60}
+    before, after = (list(read_preferences(s.path / "preferences.jsonl")) for s in (raw, stage))
+    assert [p.p_first for p in after] == [tempered(p.p_first, report["calibration"]["temperature"]) for p in before]
+    answers = (raw.path / "journal.jsonl").read_bytes()
+    assert (stage.path / "journal.jsonl").read_bytes().startswith(answers)  # none was asked for again
+    assert report["asked_in_this_run"] == len((stage.path / "journal.jsonl").read_bytes().splitlines()) - len(
+        answers.splitlines()
+    )
 
 
 def test_the_direct_score_is_asked_for_as_the_labels_are() -> None:
