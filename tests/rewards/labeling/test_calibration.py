@@ -189,3 +189,16 @@ def test_a_judge_at_chance_gets_no_calibration_and_its_answers_are_kept(tmp_path
     with pytest.raises(RLAIFError, match="better than chance"):
         run(tmp_path, **options, calibrate=30, calibrate_on=people)
     assert run(tmp_path, **options)["labelled"] == 5
+
+
+def test_either_order_alone_of_a_task_that_asks_for_the_worse_one_is_turned_round(tmp_path: Path) -> None:
+    """Without a push for the first position both orders agree with each other, and with people who like the rest."""
+    source = write_rows(tmp_path / "pairs.jsonl", pair_rows(30))
+    judge = Judge(push=0.05)  # 0.75 and 0.25
+    run(tmp_path, judge, input=source, task="harmless")
+    labels = read_preferences(tmp_path / "out" / "preferences.jsonl")
+    rows = [{**row, "p_first": float(p.p_first > 0.5)} for row, p in zip(pair_rows(30), labels, strict=True)]
+    (tmp_path / "judged").mkdir()
+    source = write_rows(tmp_path / "judged.jsonl", rows)
+    human = run(tmp_path / "judged", judge, input=source, task="harmless")["human"]
+    assert human["one_order_alone"]["estimate"] == human["alignment"]["estimate"] == 1
