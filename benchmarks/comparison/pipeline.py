@@ -29,7 +29,7 @@ from benchmarks.evaluation.judges import judged, with_gold
 from benchmarks.evaluation.systems import System, answer, read_system, write_system
 from rewards import make_reward
 from rewards.labeling.command import label
-from rewards.labeling.job import LabelConfig
+from rewards.labeling.config import LabelConfig
 from rewards.language_model.config import LanguageModelConfig
 from rewards.reward_model.command import TrainRMConfig, train_and_save
 from rlaif_env.api import DataError, Preference, RLAIFError
@@ -111,7 +111,12 @@ class Pipeline:
 
     def labelled(self, name: str, settings: LabelConfig) -> Stage:
         """What ``rlaif label`` leaves of the task's own pairs or prompts."""
+        settings = settings.with_shots(settings.labeler, self.task)
+        if settings.calibrate and settings.calibration is None:
+            settings = replace(settings, calibration=self.config.human_labels)
         key = settings_of(settings, "task", "out", "batch", "dry_run") | {"labeler": self.model_key(settings.labeler)}
+        if settings.calibration is not None:
+            key["calibration"] = self.content(settings.calibration)
         if settings.policy is not None:
             key["policy"] = self.content(settings.policy)
 
@@ -170,7 +175,7 @@ class Pipeline:
             stage = self.reward_model(who)
             return Reward(name, {"model": str(stage.path / "run" / "model")}, {"reward": name}, (stage,))
         scorer = self.config.labeler if ARMS[arm].scorer == "labeler" else LanguageModelConfig(self.initial)
-        asked = settings_of(self.config.score)
+        asked = settings_of(self.config.label.direct_score(scorer, self.task))
         options = {**settings_of(scorer, *(() if scorer.url is not None else ("server",))), **asked}
         return Reward(ARMS[arm].reward, options, {"scorer": self.model_key(scorer), **asked}, ())
 

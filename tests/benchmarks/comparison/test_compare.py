@@ -29,11 +29,12 @@ from benchmarks.comparison.stages import Stage, Stages
 from benchmarks.evaluation.systems import System
 from rewards.direct_score import ScoreConfig
 from rewards.endpoint.config import ServerConfig
-from rewards.labeling.labeler import LabelingConfig
+from rewards.labeling.config import LabelOptions
 from rewards.language_model.config import LanguageModelConfig
 from rewards.reward_model.training import RewardModelConfig
 from rlaif_env.api import RLAIFError
 from rlaif_env.data.preferences import write_preferences
+from rlaif_env.data.tasks import load_task
 from rlaif_env.runs import write_json
 from rlaif_env.servers.limits import Limits
 from tests import ROOT
@@ -79,7 +80,7 @@ def settings(folder: Path, out: Path) -> CompareConfig:
         model=str(folder / "policy"),
         labeler=LanguageModelConfig(str(folder / "policy")),
         out=out,
-        label=LabelingConfig(mode="score", minimum_mass=1e-9, scale=(1, 3)),
+        label=LabelOptions(mode="score", minimum_mass=1e-9, scale=(1, 3)),
         label_pairs=120,
         reward_model=RewardModelConfig(test_pairs=50),
         train=TrainingConfig(
@@ -243,10 +244,10 @@ def test_what_a_server_answers_is_kept_apart_by_its_url(folder: Path, tmp_path: 
 
 
 def test_the_direct_score_is_asked_for_as_the_labels_are() -> None:
-    score = CompareConfig(label=LabelingConfig(mode="score", scale=(1, 5), shots=3, minimum_mass=0.1)).score
-    assert score == ScoreConfig((1, 5), 3, None, 0.1)
-    pairwise = CompareConfig(label=LabelingConfig(scale=(1, 5), shots=3, minimum_mass=0.1)).score
-    assert pairwise == ScoreConfig((1, 5), 0, None, 0.1)
+    asked: dict[str, Any] = {"scale": (1, 5), "shots": 3, "minimum_mass": 0.1}
+    served, movie = LanguageModelConfig("served", "http://localhost:1"), load_task("movie-review")
+    assert LabelOptions(mode="score", **asked).direct_score(served, movie) == ScoreConfig((1, 5), 3, None, 0.1)
+    assert LabelOptions(**asked).direct_score(served, movie) == ScoreConfig((1, 5), 0, None, 0.1)
     assert CompareConfig().label.mode == "score"
 
 
