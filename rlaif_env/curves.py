@@ -11,13 +11,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PANELS: Mapping[str, str] = {
-    "reward": "reward (mean of the update)",
+    "reward": "reward (mean)",
     "kl": "KL to the reference (nats per response)",
     "length": "response length (tokens)",
     "entropy": "policy entropy (nats per token)",
-    "gold": "gold measure (mean of the update)",
-    "win_rate": "share of held-out prompts better than at the start",
-    "distinct-2": "distinct pairs of words (held-out prompts)",
+    "gold": "gold measure (mean)",
+    "win_rate": "share of prompts better than at the start",
+    "distinct-2": "distinct pairs of words over all pairs",
 }
 """The metrics that are drawn, each with the label of its axis."""
 

@@ -6,7 +6,7 @@
     warnings.jsonl   one JSON object a line: what a command warned about, if anything
     tensorboard/     the same scalars, and text samples
     checkpoints/     one folder a saved step, whole or not there
-    curves.png       reward, KL, length and entropy by update
+    curves.png       reward, KL, length, entropy and gold by update
 
 Importing this module is light; torch (for TensorBoard) and matplotlib load when first written to.
 """

@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from agents.training.config import TrainingConfig
-from rewards.direct_score import ScoreConfig
-from rewards.labeling.job import LabelConfig
-from rewards.labeling.labeler import LabelingConfig
+from rewards.labeling.config import LabelOptions
 from rewards.language_model.config import LanguageModelConfig
 from rewards.reward_model.training import RewardModelConfig
 from rlaif_env.api import RLAIFError
@@ -75,10 +73,8 @@ class CompareConfig:
         sft_data: Fine-tune the initial policy first: a file of demonstrations, or "builtin" for the built-in corpus.
         labeler: The language model that labels and scores.
         label: How the labeler is asked. Scale and minimum_mass hold for its direct score too, and in mode "score" so do
-            shots and template.
+            shots and template. Its calibration, where there is one, is on human_labels or on the task's preferences.
         label_pairs: Pairs that the labeler labels.
-        label_calibrate: Fit a temperature of its labels on so many other pairs that people judged (human_labels where
-            given); 0 for none.
         human_labels: A file of people's preferences; those of the task where not given.
         reward_model: How the reward models are trained.
         train: How the policies are trained; its eval_prompts are what every policy answers in the end.
@@ -95,9 +91,8 @@ class CompareConfig:
     model: str = BUILTIN_MODEL
     sft_data: str | None = None
     labeler: LanguageModelConfig = field(default_factory=LanguageModelConfig)
-    label: LabelingConfig = field(default_factory=lambda: LabelingConfig(mode="score"))
+    label: LabelOptions = field(default_factory=lambda: LabelOptions(mode="score"))
     label_pairs: int = 1_500
-    label_calibrate: int = 0
     human_labels: Path | None = None
     reward_model: RewardModelConfig = field(default_factory=RewardModelConfig)
     train: TrainingConfig = field(default_factory=TrainingConfig)
@@ -114,11 +109,5 @@ class CompareConfig:
         for name, count in {"label_pairs": self.label_pairs, "ablation.pairs": self.ablation.pairs}.items():
             if count < 1:
                 raise RLAIFError(f"expected {name} of at least 1, found {count}")
-        LabelConfig(calibrate=self.label_calibrate)  # refused now, not after the labelling
         if self.train.eval_prompts is not None and self.train.eval_prompts < 2:
             raise RLAIFError(f"expected at least 2 eval_prompts, for an interval, found {self.train.eval_prompts}")
-
-    @property
-    def score(self) -> ScoreConfig:
-        """How the direct score is asked for."""
-        return self.label.score

@@ -30,7 +30,7 @@ from benchmarks.evaluation.judges import judged, with_gold
 from benchmarks.evaluation.systems import System, answer, read_system, write_system
 from rewards import make_reward
 from rewards.labeling.command import label
-from rewards.labeling.job import LabelConfig
+from rewards.labeling.config import LabelConfig
 from rewards.language_model.config import LanguageModelConfig
 from rewards.reward_model.command import TrainRMConfig, train_and_save
 from rlaif_env.api import DataError, Preference, RLAIFError
@@ -46,7 +46,8 @@ _OPERATIONAL_TRAINING = (
     "agent.pass_tokens",
     "eval_prompts",
     "eval_split",
-)  # the answers are a stage of their own
+    "sampler",
+)  # the answers are a stage of their own; of the sampler its precision counts
 
 
 @dataclass(frozen=True)
@@ -102,40 +103,39 @@ class Pipeline:
 
     def labels(self, who: str) -> Stage:
         """The preferences of the labeler, or ("same-size") of the policy's own base."""
-        return self._labels(who)[-1]
-
-    def _labels(self, who: str) -> tuple[Stage, ...]:
-        """The labels and, where they are to be calibrated, those: of the same answers."""
         c = self.config
         labeler = LanguageModelConfig(c.model) if who == "same-size" else c.labeler
         policy = None if self._has_preferences("train") else self.initial
         asked = vars(c.label.preference)
         settings = LabelConfig(**asked, task=c.task, pairs=c.label_pairs, labeler=labeler, policy=policy)
-        plain = self.labelled("labels", settings)
-        if not c.label_calibrate:
-            return (plain,)
-        calibrated = replace(settings, calibrate=c.label_calibrate, calibrate_on=c.human_labels)
-        return plain, self.labelled("labels-calibrated", calibrated, plain)
+        return self.labelled("labels", settings)
 
-    def labelled(self, name: str, settings: LabelConfig, answered: Stage | None = None) -> Stage:
-        """What ``rlaif label`` leaves of the task's own pairs or prompts; it goes on from another's answers, if any."""
+    def labelled(self, name: str, settings: LabelConfig) -> Stage:
+        """What ``rlaif label`` leaves of the task's own pairs or prompts; calibrated ones are of the same answers."""
+        settings = settings.with_shots(settings.labeler, self.task)
+        answered: tuple[Stage, ...] = ()
+        if settings.calibrate:
+            answered = (self.labelled(name, replace(settings, calibrate=0, calibration=None)),)
+            settings = replace(settings, calibration=settings.calibration or self.config.human_labels)
+            name += "-calibrated"
         key = settings_of(settings, "task", "out", "batch", "dry_run") | {"labeler": self.model_key(settings.labeler)}
-        key["calibrate_on"] = settings.calibrate_on and self.content(settings.calibrate_on)
+        if settings.calibration is not None:
+            key["calibration"] = self.content(settings.calibration)
         if settings.policy is not None:
             key["policy"] = self.content(settings.policy)
 
         def make(folder: Path) -> None:
-            if answered is not None and not (folder / "config.json").exists():
+            for stage in answered if not (folder / "config.json").exists() else ():
                 for file in ("responses.jsonl", "usage.jsonl", "journal.jsonl", "config.json"):
-                    if (answered.path / file).exists():
-                        shutil.copyfile(answered.path / file, folder / file)
+                    if (stage.path / file).exists():
+                        shutil.copyfile(stage.path / file, folder / file)
             with self.console.status(f"{settings.labeler.model} labels {settings.pairs} pairs"):
                 report = label(replace(settings, out=folder), Console(quiet=True))
             if not report["labelled"]:
                 raise RLAIFError(f"expected the labeler to label some of {report['pairs']} pairs, see {folder}")
 
-        needs = () if answered is None else (answered,)
-        return self.stages.run(name, key | self.shared, make, needs=needs, goes_on=True)
+        made = self.stages.run(name, key | self.shared, make, needs=answered, goes_on=True)
+        return replace(made, seconds=made.seconds + sum(stage.seconds for stage in answered))
 
     def reward_model(self, who: str, pairs: int | None = None) -> Stage:
         """A reward model on "human", "ai", "same-size", "both" or "gold" preferences; its folder is "run/model"."""
@@ -184,7 +184,7 @@ class Pipeline:
             stage = self.reward_model(who)
             return Reward(name, {"model": str(stage.path / "run" / "model")}, {"reward": name}, (stage,))
         scorer = self.config.labeler if ARMS[arm].scorer == "labeler" else LanguageModelConfig(self.initial)
-        asked = settings_of(self.config.score)
+        asked = settings_of(self.config.label.direct_score(scorer, self.task))
         options = {**settings_of(scorer, *(() if scorer.url is not None else ("server",))), **asked}
         return Reward(ARMS[arm].reward, options, {"scorer": self.model_key(scorer), **asked}, ())
 
@@ -192,6 +192,7 @@ class Pipeline:
         """A policy trained with an arm's reward."""
         c, reward = self.config, self.reward(arm)
         named = {"reward": reward.key, "seed": seed, "model": self.content(self.initial)}
+        named |= {"sampler": c.train.sampler.dtype} if c.train.sampler.dtype else {}
         key = {**settings_of(c.train, *_OPERATIONAL_TRAINING), **named, **self.shared}
 
         def make(folder: Path) -> None:
@@ -255,6 +256,5 @@ class Pipeline:
         if (who := ARMS[arm].labels) is not None:
             costs["reward model"] = self.reward_model(who)
             if who != "human":
-                stages = self._labels(who)
-                costs["labels"] = replace(stages[-1], seconds=sum(stage.seconds for stage in stages))
+                costs["labels"] = self.labels(who)
         return Outcome(arm, seed, system, History.read(costs["training"].path, self.task), costs)

@@ -21,7 +21,7 @@ from benchmarks.evaluation.metrics import holm, paired_bootstrap_test
 from benchmarks.evaluation.systems import System
 from rlaif_env.data.tasks import Task
 from rlaif_env.statistics import FEWEST_UNITS, Floats, Interval, interval_text, measure_change, measure_mean
-from rlaif_env.tables import Cell, Table
+from rlaif_env.tables import Cell, Table, count_of
 
 PAPER: Sequence[tuple[str, str, str, str, str]] = (
     ("distilled-rm", "sft", "RLAIF vs SFT", "71; 63", "59; 61"),
@@ -114,7 +114,7 @@ def _prompts(outcomes: Sequence[Outcome], rows: NDArray[np.bool_]) -> list[str]:
 
 
 def _over(outcomes: Sequence[Outcome]) -> str:
-    return f"{len(set(outcomes[0].system.prompts))} held-out prompts"
+    return count_of(len(set(outcomes[0].system.prompts)), "held-out prompt")
 
 
 def _mean(outcomes: Sequence[Outcome], arm: str, measure: str, start: str | None = None) -> str:
@@ -247,11 +247,11 @@ def _costs(outcomes: Sequence[Outcome]) -> Table:
         chosen = [outcome.costs for outcome in outcomes if outcome.arm == arm]
         training = sum(costs["training"].seconds for costs in chosen) / len(chosen)
         labels, model = chosen[0].get("labels"), chosen[0].get("reward model")
-        report = None if labels is None else labels.read_json("report.json")
-        tokens = 0 if report is None else int(report["tokens"]["input"])
+        report = {} if labels is None else labels.read_json("report.json")
+        tokens = int(report["tokens"]["input"]) if report else 0
         sources = {} if model is None else model.read_json("run/report.json")["labels"]["sources"]
         people = sum(count for who, count in sources.items() if who.startswith("human"))
-        people += report["calibration"]["pairs"] if report and report["calibration"] else 0
+        people += (report.get("calibration") or {"asked": 0})["asked"]
         seconds = [0.0 if stage is None else stage.seconds for stage in (labels, model)] + [training]
         rows.append([arm, people, tokens, *map(round, seconds), round(sum(seconds))])
     asked, spent = ["people's judgements", "labeler's input tokens"], ["labelling", "reward model", "training", "sum"]

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rewards.labeling.probabilities import tempered
 from rlaif_env.api import DataError
-
-
-def half_and(difference: float) -> float:
-    """1/2 + d on a grid of 2^-52, from 0 to 1: with -d it is 1 minus this to the last bit."""
-    return 0.5 + round(min(max(difference, -0.5), 0.5) * 2**52) / 2**52
-
 
 Status = Literal["ok", "low mass", "too long", "failed"]
 
@@ -65,9 +60,15 @@ class Label:
     reason: str  # what is wrong, in words; "" if nothing is
     # Everything there is to know of it, JSON-able: mode, model, parameters, and for both questions the hash of the
     # prompt, the raw log-likelihoods, the mass, the probability of "1" or the score, the rationales, and of a model
-    # behind a server what it can do and which likelihoods are only upper bounds; of a calibrated label the
-    # temperature and what p_first was without
+    # behind a server what it can do and which likelihoods are only upper bounds
     record: Mapping[str, Any]
+
+    def calibrated(self, temperature: float) -> Label:
+        """The label at a temperature, what it was before in its record; as it is where there is none."""
+        if self.status != "ok":
+            return self
+        kept = {"temperature": temperature, "raw_p_first": self.p_first}
+        return replace(self, p_first=tempered(self.p_first, temperature), record={**self.record, "calibration": kept})
 
 
 @dataclass(frozen=True)

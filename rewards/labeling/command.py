@@ -8,9 +8,6 @@
     errors.jsonl         the pairs without a label, each with the reason
     report.json, .md     position bias, label mass, agreement with people
 
-With ``calibrate`` so many more pairs, that people judged, are asked first, and the labels are written with the
-temperature that fits those. The answers in the journal are the same, so a finished run can be calibrated, or no more.
-
 A run that was killed goes on where it was when the same command is given again: what is in the journal under the hash
 of the question, the model and the parameters is not asked again; what failed is.
 """
@@ -30,9 +27,10 @@ from rich.markdown import Markdown
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from rewards.api import LanguageModel
-from rewards.labeling.calibration import Calibration
-from rewards.labeling.job import CALIBRATION, OPERATIONAL, LabelConfig, LabelJob
+from rewards.labeling.config import CALIBRATION, OPERATIONAL, LabelConfig
+from rewards.labeling.job import LabelJob
 from rewards.labeling.pair_source import Pair, SampledPairs
+from rewards.labeling.probabilities import fitted_temperature
 from rewards.labeling.report import Tally, as_markdown
 from rewards.labeling.served import ServedPolicy
 from rlaif_env.api import BackendError, Preference
@@ -41,6 +39,7 @@ from rlaif_env.data.journal import Journal
 from rlaif_env.data.jsonl import write_jsonl
 from rlaif_env.data.preferences import write_preferences
 from rlaif_env.runs import RunFolder, write_json
+from rlaif_env.tables import count_of
 
 __all__ = ["LabelConfig", "label", "main"]
 
@@ -71,9 +70,10 @@ def label(config: LabelConfig, console: Console, model: LanguageModel | None = N
         if config.dry_run:
             return _estimate(job, prompts, console)
         total = sum(1 for _ in job.stored_pairs()) if prompts is None else len(prompts)
-        settings = asdict(config) | {"task": job.task.to_json(), "content": job.content()}
-        free = (*OPERATIONAL, *CALIBRATION)
-        run = stack.enter_context(RunFolder.create(config.out, settings, command="label", exist=True, free=free))
+        judged = job.calibration(job.stored_pairs() if prompts is None else ())
+        settings = asdict(config) | {"task": job.task.to_json(), "content": job.content(), "shots": job.config.shots}
+        may_differ = (*OPERATIONAL, *CALIBRATION)
+        run = stack.enter_context(RunFolder.create(config.out, settings, command="label", exist=True, free=may_differ))
         run.amend(CALIBRATION)
         console.print(f"Writing to {run.path}; the same command with --out {run.path} goes on", soft_wrap=True)
         journal = stack.enter_context(Journal(run.path / "journal.jsonl", job.note))
@@ -83,11 +83,12 @@ def label(config: LabelConfig, console: Console, model: LanguageModel | None = N
             responses = stack.enter_context(Journal(run.path / "responses.jsonl", SampledPairs.check))
             pairs = _sampled(job, prompts, responses, console)
         started, before = time.monotonic(), len(journal)
-        calibration, asked = None, (job, journal, usage, console)
-        if judged := job.judged_pairs(pairs()):
-            _ask_all(judged.__iter__, len(judged), *asked, doing="calibrating")
-            calibration = Calibration.fitted((job.label(pair, journal), pair.human) for pair in judged)
-        _ask_all(pairs, total, *asked)
+        everything = len(judged) + total
+        calibration = None
+        if judged:  # first: where no temperature fits, that is said before the long work
+            _ask_all(job, judged.__iter__, everything, journal, usage, console)
+            calibration = _calibrated(job, judged, journal)
+        _ask_all(job, lambda: chain(judged, pairs()), everything, journal, usage, console)
         tokens = job.tokens
         facts = {
             "task": job.task.name,
@@ -99,8 +100,9 @@ def label(config: LabelConfig, console: Console, model: LanguageModel | None = N
             "tokens": tokens,
             "cost": job.cost(tokens["input"], tokens["output"]),
             **job.server(),
+            "calibration": calibration,
         }
-        report = _write(job, pairs(), journal, run.path, facts, calibration)
+        report = _write(job, pairs(), journal, run.path, facts)
     console.print(Markdown(as_markdown(report)))
     return report
 
@@ -125,20 +127,12 @@ def _sampled(job: LabelJob, prompts: Sequence[str], journal: Journal, console: C
     return sampled.__iter__
 
 
-def _ask_all(
-    pairs: Pairs,
-    total: int,
-    job: LabelJob,
-    journal: Journal,
-    usage: Journal,
-    console: Console,
-    doing: str = "labelling",
-) -> None:
+def _ask_all(job: LabelJob, pairs: Pairs, total: int, journal: Journal, usage: Journal, console: Console) -> None:
     """Ask everything that is not in the journal, batch by batch."""
     started = time.monotonic()
     hopeless = asked = 0
     with _progress(console) as progress:
-        bar = progress.add_task(doing, total=total, figures="")
+        bar = progress.add_task("labelling", total=total, figures="")
         for batch, finished in _batches(job, pairs, journal):
             job.load()
             hopeless = 0 if job.ask(batch, journal, usage) else hopeless + 1
@@ -174,13 +168,19 @@ def _batches(job: LabelJob, pairs: Pairs, journal: Container[str]) -> Iterator[t
         yield batch, finished
 
 
+def _calibrated(job: LabelJob, judged: Sequence[Pair], journal: Journal) -> dict[str, Any]:
+    """The temperature of the labels, fitted on pairs that people judged; raises where none fits."""
+    labels = [(label.p_first, pair.human) for pair in judged if (label := job.label(pair, journal)).status == "ok"]
+    if not labels:
+        raise BackendError(
+            f"expected labels of {job.labeler.language_model.name} on some of the {len(judged)} pairs to calibrate on, "
+            "found none; without calibration (calibrate 0) the same command says why in errors.jsonl"
+        )
+    return {"temperature": fitted_temperature(*zip(*labels, strict=True)), "pairs": len(labels), "asked": len(judged)}
+
+
 def _write(
-    job: LabelJob,
-    pairs: Iterable[Pair],
-    journal: Journal,
-    folder: Path,
-    facts: Mapping[str, Any],
-    calibration: Calibration | None,
+    job: LabelJob, pairs: Iterable[Pair], journal: Journal, folder: Path, facts: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Write the labelled pairs in the order of the input, the others with their reasons, and the report."""
     tally = Tally()
@@ -189,8 +189,8 @@ def _write(
     def labelled() -> Iterator[Preference]:
         for row, pair in enumerate(pairs, start=1):
             result = job.label(pair, journal)
-            if calibration is not None:
-                result = calibration.applied(result)
+            if facts["calibration"]:
+                result = result.calibrated(facts["calibration"]["temperature"])
             tally.add(pair, result)
             texts = {name: getattr(pair, name) for name in ("prompt", "response_1", "response_2")}
             human = {} if pair.human is None else {"human_p_first": pair.human}
@@ -202,7 +202,7 @@ def _write(
 
     write_preferences(folder / "preferences.jsonl", labelled())
     write_jsonl(folder / "errors.jsonl", errors)
-    report = tally.report({**facts, "calibration": calibration and asdict(calibration)})
+    report = tally.report(facts)
     write_json(folder / "report.json", report)
     (folder / "report.md").write_text(as_markdown(report), encoding="utf-8")
     return report
@@ -219,16 +219,16 @@ def _estimate(job: LabelJob, prompts: list[str] | None, console: Console) -> dic
     pairs: Iterable[Pair] = job.stored_pairs()
     if prompts is not None:
         pairs = (Pair(prompt, longest, longest + "s") for prompt in prompts)
-    judged = job.judged_pairs(job.stored_pairs() if prompts is None else ())
     journal: Container[str] = () if config.out is None else Journal(config.out / "journal.jsonl")
+    judged = job.calibration(job.stored_pairs() if prompts is None else ())
     count = done = 0
     asked: set[str] = set()
     sample: dict[str, str] = {}  # the questions with the least keys; those are hashes, so that they may be any
     tokens = [0, 0]
-    for i, pair in enumerate(chain(judged, pairs), start=1 - len(judged)):
+    for labelled, pair in chain(((False, pair) for pair in judged), ((True, pair) for pair in pairs)):
         new = {key: question for key, question in job.questions(pair).items() if key not in journal}
-        count = max(i, 0)
-        done += i > 0 and not new
+        count += labelled
+        done += labelled and not new
         spent = [job.spent(question) for key, question in new.items() if key not in asked]
         tokens = [sum(column) for column in zip(tokens, *spent, strict=True)]
         asked |= new.keys()
@@ -245,7 +245,7 @@ def _estimate(job: LabelJob, prompts: list[str] | None, console: Console) -> dic
     priced = f"; give {prices} for the cost" if cost is None else f"; cost {about}{cost:.4f}"
     beside = f", and {len(judged)} to calibrate on" if judged else ""
     console.print(
-        f"{count} pairs, {done} of them labelled already{beside}; {len(asked)} questions to "
+        f"{count_of(count, 'pair')}, {done} of them labelled already{beside}; {len(asked)} questions to "
         f"{job.labeler.language_model.name}{measured}: {about}{tokens[0]:,} tokens read, {about}{tokens[1]:,} "
         f"written{priced}",
         highlight=False,

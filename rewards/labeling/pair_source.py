@@ -76,33 +76,47 @@ def builtin_pairs(task: Task, split: str, *, n: int | None, seed: int, min_gap: 
     return (_pair(_mixed(record) if own else record, labelled=True) for record in records)
 
 
-def held_out_pairs(
-    task: Task, labelled: Iterable[Pair], n: int, *, source: Path | None, seed: int, min_gap: float
+def calibration_pairs(
+    task: Task, n: int, labelled: Iterable[Pair], *, file: Path | None, seed: int, min_gap: float
 ) -> list[Pair]:
-    """Pairs that people judged, n of a file or of the task's training split, none the pair of texts of a labelled one.
+    """Pairs that people judged, n of them, none among those to label, to calibrate labels on.
+
+    They are the first of a file, or the task's own of its training split; of the movie corpus another draw than that
+    of `builtin_pairs` with this seed.
 
     Raises:
-        RLAIFError: If there are not so many.
+        DataError: If there are not so many, or a row of the file is bad.
+        RLAIFError: If nobody judged pairs of the task.
     """
-    known = {_texts(pair) for pair in labelled}
-    # None is all; of the corpus, twice as many: few of its millions of pairs are labelled
-    drawn = 2 * n if task.source.corpus == "movie-review" else None
-    there = read_pairs(source) if source else builtin_pairs(task, "train", n=drawn, seed=seed + 1, min_gap=min_gap)
-    pairs: dict[bytes, Pair] = {}  # each once
-    for pair in there:
-        if len(pairs) < n and pair.human is not None and not pair.problem and _texts(pair) not in known:
-            pairs.setdefault(_texts(pair), pair)
-    if len(pairs) < n:
-        where = source or f"the training split of {task.name!r}"
+    beside = {_same_pair(pair) for pair in labelled}
+    found: dict[bytes, Pair] = {}
+    try:
+        drawn: dict[str, Any] = {"n": n + len(beside), "seed": seed + 1, "min_gap": min_gap}
+        for pair in builtin_pairs(task, "train", **drawn) if file is None else read_pairs(file):
+            if (
+                len(found) < n
+                and pair.human is not None
+                and not pair.problem
+                and (key := _same_pair(pair)) not in beside
+            ):
+                found.setdefault(key, pair)
+    except DataError:
+        raise
+    except RLAIFError as error:
         raise RLAIFError(
-            f"expected {n} pairs in {where} that people judged and that are not labelled here, to calibrate on, found "
-            f"{len(pairs)}; calibrate on fewer, or name a file of more (calibrate_on)"
+            f"{error}; or give a file of pairs that people judged, to calibrate on (calibration)"
+        ) from error
+    if len(found) < n:
+        where = f"the training split of task {task.name!r}" if file is None else str(file)
+        raise DataError(
+            f"expected {n} pairs that people judged and that are not labelled in {where}, found {len(found)}; "
+            "calibrate on fewer, label fewer (pairs), or give a file of other pairs (calibration)"
         )
-    return list(pairs.values())
+    return list(found.values())
 
 
-def _texts(pair: Pair) -> bytes:
-    """Stands for the texts of a pair, in either order."""
+def _same_pair(pair: Pair) -> bytes:
+    """What stands for a pair in either order."""
     return _digest(pair.prompt, *sorted((pair.response_1, pair.response_2)))
 
 

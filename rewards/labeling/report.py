@@ -13,11 +13,11 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from rewards.labeling.answers import Label
-from rewards.labeling.calibration import log_odds
 from rewards.labeling.pair_source import Pair
+from rewards.labeling.probabilities import log_odds
 from rlaif_env.statistics import (
     Clusters,
     Dyads,
@@ -34,7 +34,7 @@ from rlaif_env.statistics import (
     reliability_table,
     taken,
 )
-from rlaif_env.tables import Table
+from rlaif_env.tables import Table, count_of
 
 
 @dataclass(frozen=True)
@@ -78,12 +78,10 @@ class Tally:
     def __init__(self) -> None:
         self._status: Counter[str] = Counter()
         self._masses: list[float] = []
-        self._judged: list[
-            tuple[float, float, float, int]
-        ] = []  # p_first, human, longer, labelled pair: where both are
+        # p_first, the same without calibration, human, longer, labelled pair: where both are
+        self._judged: list[tuple[float, float, float, float, int]] = []
         self._positions: list[tuple[float, float]] = []  # P("1") in both orders
-        self._each_order: list[tuple[float, float]] = []  # p_first by either order alone, of the judged pairs
-        self._raw: list[float] = []  # p_first before the calibration, of the judged pairs
+        self._orders: list[tuple[float, float]] = []  # p_first by either order alone, of the judged ones
         self._texts: list[tuple[str, str, str]] = []  # what stands for prompt and responses of each labelled pair
 
     def add(self, pair: Pair, label: Label) -> None:
@@ -95,16 +93,16 @@ class Tally:
             return
         if pair.human is not None:
             longer = 0.5 + 0.5 * float(np.sign(len(pair.response_1) - len(pair.response_2)))
-            self._judged.append((label.p_first, pair.human, longer, len(self._texts)))
-            self._raw.append(label.record.get("calibration", {}).get("p_first", label.p_first))
+            raw = label.record.get("calibration", {}).get("raw_p_first", label.p_first)
+            self._judged.append((label.p_first, raw, pair.human, longer, len(self._texts)))
         self._texts.append((_stand_in(pair.prompt), _stand_in(pair.response_1), _stand_in(pair.response_2)))
         if label.record["mode"] == "pairwise":
             one, two = label.record["answers"]
             self._positions.append((one["p_1"], two["p_1"]))
             if pair.human is not None:
-                sides = (one["p_1"], 1 - two["p_1"])
+                alone = (one["p_1"], 1 - two["p_1"])
                 inverted = label.record["parameters"]["inverted"]
-                self._each_order.append((1 - sides[0], 1 - sides[1]) if inverted else sides)
+                self._orders.append((1 - alone[0], 1 - alone[1]) if inverted else alone)
 
     def report(self, facts: Mapping[str, Any]) -> dict[str, Any]:
         """The report, JSON-able, what the run knows of itself (``facts``) in front."""
@@ -120,7 +118,7 @@ class Tally:
             **{name: self._status[name] for name in _WITHOUT},
             "label_mass": mass,
             "position_bias": self._position_bias(clusters),
-            "human": self._against_people(clusters, facts.get("calibration")),
+            "human": self._against_people(clusters),
         }
 
     def _position_bias(self, clusters: Clusters | Dyads) -> dict[str, Any] | None:
@@ -134,10 +132,10 @@ class Tally:
             "mean_p_first_position": float((one + two).mean() / 2),
         }
 
-    def _against_people(self, clusters: Clusters | Dyads, calibrated: object) -> dict[str, Any] | None:
+    def _against_people(self, clusters: Clusters | Dyads) -> dict[str, Any] | None:
         if not self._judged:
             return None
-        p, human, longer, rows = (np.array(column) for column in zip(*self._judged, strict=True))
+        p, raw, human, longer, rows = (np.array(column) for column in zip(*self._judged, strict=True))
         judges = {"alignment": p, "always_longer": longer, "always_first": np.ones_like(p)}
         of_rows = taken(clusters, rows)
         aligned = {name: alignment(choice, human, of_rows) for name, choice in judges.items()}
@@ -145,23 +143,17 @@ class Tally:
         if labeler.share is None:
             return None
         decided = np.flatnonzero(human != 0.5)
-        each: dict[str, Any] | None = None
-        if self._each_order:
-            one, two = np.array(self._each_order)[decided].T
-            twice = taken(of_rows, np.tile(decided, 2))
-            share = accuracy(np.concatenate([one, two]), np.tile(human[decided], 2), clusters=twice)
-            each = asdict(replace(share, n=decided.size))
-        raw = {} if calibrated is None else {"uncalibrated": _calibration(np.array(self._raw)[decided], human[decided])}
-        p, human, of_decided = p[decided], human[decided], taken(of_rows, decided)
+        either = self._one_order_alone(decided, human, of_rows)
+        p, raw, human, of_decided = p[decided], raw[decided], human[decided], taken(of_rows, decided)
         return {
             "pairs": labeler.share.n,
             "units": labeler.share.units,
             "ties_left_out": labeler.ties,
             **{name: asdict(judge.share) for name, judge in aligned.items() if judge.share},
             "kappa": asdict(labeler.kappa) if labeler.kappa else None,
-            "one_order_alone": each,
-            **_calibration(p, human),
-            **raw,
+            "one_order_alone": either,
+            **_distance(p, human),
+            "without_calibration": _distance(raw, human),
             "reliability": [
                 {"from": b.low, "to": b.high, "pairs": b.n, "predicted": b.predicted, "observed": asdict(b.observed)}
                 for b in reliability_table(p, human, clusters=of_decided)
@@ -169,13 +161,23 @@ class Tally:
             ],
         }
 
+    def _one_order_alone(
+        self, rows: NDArray[np.int64], human: Floats, clusters: Clusters | Dyads
+    ) -> dict[str, Any] | None:
+        """How some of the judged pairs (n,) would agree were each asked in one order only, either as likely."""
+        if not self._orders:
+            return None
+        choices, people = np.array(self._orders)[rows].T.ravel(), human[rows]
+        share = accuracy(choices, np.tile(people, 2), clusters=taken(clusters, np.tile(rows, 2)))
+        return asdict(replace(share, n=rows.size))
 
-def _calibration(p: Floats, human: Floats) -> dict[str, float]:
-    """How far n labels are from what people say, (n,) both."""
+
+def _distance(p_first: Floats, human: Floats) -> dict[str, float]:
+    """How far labels are from people's choices."""
     return {
-        "brier": brier(p, human),
-        "calibration_error": expected_calibration_error(p, human),
-        "excess_cross_entropy": excess_cross_entropy(log_odds(p), human),
+        "brier": brier(p_first, human),
+        "calibration_error": expected_calibration_error(p_first, human),
+        "excess_cross_entropy": excess_cross_entropy(log_odds(p_first), human),
     }
 
 
@@ -194,7 +196,7 @@ _WITHOUT = {
 def as_markdown(report: Mapping[str, Any]) -> str:
     """The report as a page to read."""
     without = [f"{report[name]} {words}" for name, words in _WITHOUT.items() if report[name]]
-    counted = ", ".join([f"{report['pairs']} pairs", f"{report['labelled']} labelled", *without])
+    counted = ", ".join([count_of(report["pairs"], "pair"), f"{report['labelled']} labelled", *without])
     errors = "\nThe pairs without a label are in errors.jsonl, each with its reason." if without else ""
     parts = [f"# Labels of {report['model']} on {report['task']}", f"Mode {report['mode']}. {counted}.{errors}"]
     if mass := report["label_mass"]:
@@ -203,13 +205,13 @@ def as_markdown(report: Mapping[str, Any]) -> str:
             f"{mass['mean']:.3f}, median {mass['median']:.3f}, 5 % of pairs under {mass['5 %']:.3f}, "
             f"least {mass['minimum']:.3g}."
         )
-    if calibration := report.get("calibration"):
+    if fitted := report.get("calibration"):
         parts.append(
-            f"**Calibrated** with temperature {calibration['temperature']:.3f}, fitted on {calibration['pairs']} other "
-            "pairs that people judged (under 1: the labels were too modest)."
+            f"**Calibrated** at the temperature {fitted['temperature']:.3g}, fitted on {fitted['pairs']} of "
+            f"{fitted['asked']} pairs that people judged and that are not labelled here."
         )
     parts += ["## Position bias", *_bias_parts(report["position_bias"], report["mode"])]
-    parts += _people_parts(report["human"])
+    parts += _people_parts(report["human"], calibrated=report.get("calibration") is not None)
     if tokens := report.get("tokens"):
         cost = "" if report.get("cost") is None else f"; {report['cost']:.4f} at the prices given"
         about = "" if tokens["exact"] else "about "
@@ -231,20 +233,21 @@ def _bias_parts(bias: Mapping[str, Any] | None, mode: str) -> list[str]:
     return [text, warning] if same["estimate"] >= 0.5 else [text]
 
 
-def _people_parts(human: Mapping[str, Any] | None) -> list[str]:
+def _people_parts(human: Mapping[str, Any] | None, *, calibrated: bool) -> list[str]:
     if human is None:
         return ["## Agreement with people", "There are no human choices to compare with."]
     ties = f" ({human['ties_left_out']} ties of people left out)" if human["ties_left_out"] else ""
     kappa = "not defined" if human["kappa"] is None else interval_text(human["kappa"], ".3f")
-    judges = {"labeler": "alignment", "always the longer": "always_longer", "always the first": "always_first"}
-    alone = human["one_order_alone"]
-    single = [] if alone is None else [("labeler, one order alone", interval_text(alone, ".1%"))]
+    judges = {"labeler": "alignment"}
+    if human["one_order_alone"] is not None:
+        judges["labeler, in one order alone"] = "one_order_alone"
+    judges |= {"always the longer": "always_longer", "always the first": "always_first"}
     agreement = Table(
         "Agreement with people",
         ("choice", "agrees with people"),
-        [*((name, interval_text(human[key], ".1%")) for name, key in judges.items()), *single],
-        f"{_pairs(human['alignment'])}{ties}; 95 % intervals. Cohen's kappa {kappa}; {_calibration_text(human)}"
-        + (f"; before the calibration: {_calibration_text(raw)}." if (raw := human.get("uncalibrated")) else "."),
+        [(name, interval_text(human[key], ".1%")) for name, key in judges.items()],
+        f"{_pairs(human['alignment'])}{ties}; 95 % intervals. Cohen's kappa {kappa}; Brier score "
+        f"{human['brier']:.3f}; calibration error {human['calibration_error']:.3f}.",
     )
     bins = [
         (
@@ -256,16 +259,20 @@ def _people_parts(human: Mapping[str, Any] | None) -> list[str]:
         for b in human["reliability"]
     ]
     reliability = Table("Predicted and observed", ("confidence", "pairs", "mean confidence", "people agree"), bins)
-    return [agreement.markdown(), reliability.markdown()]
-
-
-def _calibration_text(figures: Mapping[str, float]) -> str:
-    return (
-        f"Brier score {figures['brier']:.3f}, calibration error {figures['calibration_error']:.3f}, excess "
-        f"cross-entropy {figures['excess_cross_entropy']:.3f} nats"
+    if not calibrated:
+        return [agreement.markdown(), reliability.markdown()]
+    names = {"brier": "Brier score", "calibration_error": "calibration error"}
+    names["excess_cross_entropy"] = "excess cross-entropy, nats"
+    distances = {"as answered": human["without_calibration"], "calibrated": human}
+    calibration = Table(
+        "Calibration",
+        ("labels", *names.values()),
+        [(labels, *(f"{figures[name]:.3f}" for name in names)) for labels, figures in distances.items()],
+        "On these pairs, which the temperature was not fitted on.",
     )
+    return [agreement.markdown(), calibration.markdown(), reliability.markdown()]
 
 
 def _pairs(figure: Mapping[str, Any]) -> str:
     """How many pairs a figure is of, and so many of them are independent."""
-    return f"{figure['n']} pairs" + (f", {figure['units']} independent" if figure["units"] < figure["n"] else "")
+    return count_of(figure["n"], "pair") + (f", {figure['units']} independent" if figure["units"] < figure["n"] else "")

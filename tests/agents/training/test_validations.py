@@ -14,6 +14,7 @@ from rich.console import Console
 
 from agents.training.command import train
 from agents.training.config import TrainConfig
+from agents.training.display import validation_text
 from agents.watch import Validations, distinct_lost
 from rlaif_env.files import content_of
 from rlaif_env.references import load_reference
@@ -145,6 +146,7 @@ def test_validations_are_shown_and_change_nothing_that_is_learned(
     assert all({"win_rate", "gold_win_rate", "reward", "gold", "distinct-2", "length", "kl"} <= set(r) for r in later)
     shown = console.export_text()
     assert "validation after update 0: reward" in shown and "2 prompts, wins against the start)" in shown
+    assert validation_text(0, first, 1).endswith("(1 prompt)")
     assert not (plain / "validation.jsonl").exists()
 
 

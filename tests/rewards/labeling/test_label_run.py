@@ -328,7 +328,7 @@ def test_a_dry_run_needs_no_weights_and_counts_tokens(
     source = write_rows(tmp_path / "pairs.jsonl", pair_rows(3))
     options = ["--task", "helpful", "--input", str(source), "--labeler.model", str(unloadable), "--dry-run"]
     assert main([*options, f"{LIMITS}price-in", "2", f"{LIMITS}price-out", "10"]) == 0
-    labeler = PreferenceLabeler(Judge(), "helpful")
+    labeler = PreferenceLabeler(Judge(), "helpful", shots=2)  # all there are: a model without a chat template
     questions = [
         q for pair in read_pairs(source) for q in labeler.questions(pair.prompt, pair.response_1, pair.response_2)
     ]
