@@ -270,6 +270,20 @@ def test_calibrated_labels_are_made_of_the_answers_that_are_there(folder: Path, 
     assert stage.seconds > raw.seconds
 
 
+def test_labels_are_calibrated_on_the_people_that_the_comparison_has(folder: Path, tmp_path: Path) -> None:
+    def key(**changed: Any) -> str:
+        label = LabelOptions(mode="score", scale=(1, 3), calibrate=10 * (len(changed) > 0))
+        pipeline = Pipeline(replace(settings(folder, tmp_path), label=label, **changed), Console(quiet=True))
+        pipeline.stages = DryStages(tmp_path / "stages", Console(quiet=True))
+        return pipeline.labels("ai").key
+
+    people = [folder / "gold.jsonl", tmp_path / "copy.jsonl", folder / "test.jsonl"]
+    people[1].write_bytes(people[0].read_bytes())
+    keys = [key(human_labels=path) for path in people]
+    assert keys[0] == keys[1] != keys[2]  # by content
+    assert key() not in keys
+
+
 def test_the_direct_score_is_asked_for_as_the_labels_are() -> None:
     asked: dict[str, Any] = {"scale": (1, 5), "shots": 3, "minimum_mass": 0.1}
     served, movie = LanguageModelConfig("served", "http://localhost:1"), load_task("movie-review")
