@@ -229,7 +229,10 @@ def _bias_parts(bias: Mapping[str, Any] | None, mode: str) -> list[str]:
         "" if first is None else f" Of those {_pairs(first)}, {interval_text(first, '.1%')} prefer the first position."
     )
     text += f" Mean probability of the first position: {bias['mean_p_first_position']:.3f} (0.5 without bias)."
-    warning = "**Most of these choices follow the position, not the responses: use these labels with care.**"
+    warning = (
+        "**Most of these choices follow the position, not the responses: what the mean of both orders leaves may be "
+    )
+    warning += "noise; hold it to people's choices.**"
     return [text, warning] if same["estimate"] >= 0.5 else [text]
 
 
