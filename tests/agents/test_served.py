@@ -23,7 +23,7 @@ from agents.training.command import train
 from agents.training.config import TrainConfig
 from benchmarks.evaluation.systems import answer
 from rewards.labeling.command import label
-from rewards.labeling.job import LabelConfig
+from rewards.labeling.config import LabelConfig
 from rewards.language_model.config import LanguageModelConfig
 from rlaif_env.api import RLAIFError
 from rlaif_env.data.tasks import load_task

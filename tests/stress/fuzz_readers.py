@@ -236,7 +236,8 @@ _METRICS: tuple[list[Any], ...] = (
 
 
 def _journal(folder: Path) -> Read:
-    from rewards.labeling.job import LabelConfig, LabelJob
+    from rewards.labeling.config import LabelConfig
+    from rewards.labeling.job import LabelJob
 
     file = folder / "journal.jsonl"
     job = LabelJob(LabelConfig(), Fair())
