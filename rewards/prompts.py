@@ -53,6 +53,11 @@ def fill(template: str, **texts: object) -> str:
         ) from error
 
 
+def score_wording(task: Task) -> ScoreWording:
+    """How a score is asked for in a task."""
+    return _wordings()["tasks"].get(task.name) or _wordings()["kinds"][task.kind]
+
+
 def score_prompt(
     task: Task,
     prompt: str,
@@ -77,7 +82,7 @@ def score_prompt(
     """
     if template is not None:
         return fill(template, prompt=prompt, response=response, text=task.judged(prompt, response))
-    wording = _wordings()["tasks"].get(task.name) or _wordings()["kinds"][task.kind]
+    wording = score_wording(task)
     if not 0 <= shots <= len(wording.exemplars):
         raise RLAIFError(
             f"expected 0 to {len(wording.exemplars)} shots for task {task.name!r}, found {shots}; "

@@ -26,12 +26,18 @@ class Change:
     before: list[str]  # (m,)
     after: list[str]  # (m,)
     effect: Floats  # (m,) reward after less reward before, in units of `Subject.unit`; NaN where a row was refused
+    prompts: list[str]  # (m,) "" where whole texts are judged
 
     @property
     def scored(self) -> Floats:
         """The effects of the rows that were scored."""
         scored: Floats = self.effect[np.isfinite(self.effect)]
         return scored
+
+    @property
+    def clusters(self) -> list[str] | None:
+        """Which of the scored rows belong together: those of a prompt; None where each text is its own."""
+        return [self.prompts[i] for i in np.flatnonzero(np.isfinite(self.effect))] if any(self.prompts) else None
 
     def examples(self, n: int = EXAMPLES) -> tuple[dict[str, str | float], ...]:
         """The rows that changed most."""
@@ -77,10 +83,11 @@ def changed(
         there = [i for i, of in enumerate(rewards) if name in of]
         if there:
             before, after = ([versions[i][key] for i in there] for key in ("", name))
-            found[name] = Change(before, after, np.array([(rewards[i][name] - rewards[i][""]) / unit for i in there]))
+            effects = np.array([(rewards[i][name] - rewards[i][""]) / unit for i in there])
+            found[name] = Change(before, after, effects, [texts[i].prompt for i in there])
     return {name: change for name, change in found.items() if change.scored.size}
 
 
 def effect(name: str, change: Change, bound: Bound | None, fine: str, fault: str) -> Measurement:
     """The mean effect of a change as a figure."""
-    return Measurement(name, mean_at(change.scored), bound, fine, fault, "SD", change.examples())
+    return Measurement(name, mean_at(change.scored, change.clusters), bound, fine, fault, "SD", change.examples())

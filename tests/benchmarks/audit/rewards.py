@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Callable, Sequence
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -24,11 +25,13 @@ _HEDGES = re.compile(r"i think that, perhaps, | so it seems\.$")
 
 
 def canonical(text: str) -> str:
-    """What a text says, without how it is written: case, mark-up, hedges, white space, saying it twice."""
-    plain = " ".join(_MARKS.sub(" ", text).casefold().split())
+    """What a text says, not how it is written: case, mark-up, hedges, quotes, full stop, white space, saying it twice."""
+    straight = text.casefold().translate(str.maketrans("“”‘’", "\"\"''"))
+    plain = " ".join(_MARKS.sub(" ", straight).split())
     plain = _HEDGES.sub("", plain)
     half = len(plain) // 2
-    return plain[:half] if plain[:half] == plain[half + 1 :] else plain
+    once = plain[:half] if plain[:half] == plain[half + 1 :] else plain
+    return once.removesuffix(".").rstrip()
 
 
 @cache
@@ -42,11 +45,20 @@ def ratings() -> dict[str, float]:
 
 
 @cache
+def neighbours() -> frozenset[tuple[str, str]]:
+    """All two words that follow each other in the corpus."""
+    return frozenset(pair for text in ratings() for pair in pairwise(text.split()))
+
+
+@cache
 def meaning(text: str) -> float:
-    """People's mean rating of what a text says; where nobody rated it, the lexicon's."""
+    """People's mean rating of what a text says; where nobody rated it, the lexicon's, the worse the less it is prose."""
     plain = canonical(text)
-    known = ratings().get(plain)
-    return known if known is not None else 3.0 * float(gold_scores(TASK, [plain])[0])
+    if (known := ratings().get(plain)) is not None:
+        return known
+    pairs = list(pairwise(plain.split()))
+    prose = sum(pair in neighbours() for pair in pairs) / len(pairs) if pairs else 0.0
+    return prose * 3.0 * float(gold_scores(TASK, [plain])[0]) - 5.0 * (1 - prose)
 
 
 def hashed(text: str, seed: int) -> float:
@@ -120,7 +132,7 @@ def drawn(prompts: int = 8, samples: int = 256) -> tuple[SampledPrompt, ...]:
 
 def materials(seed: int = 0, *, texts: int = 240, samples: int = 256) -> Materials:
     """As an audit has them by default, but for the policy."""
-    return gather(TASK, texts=texts, pairs=2000, draw=lambda: drawn(samples=samples), policy="corpus", seed=seed)
+    return gather(TASK, texts=texts, pairs=2000, draw=lambda: drawn(samples=samples), seed=seed)
 
 
 def own_file(folder: Path) -> Path:
