@@ -74,6 +74,7 @@ class Materials:
         draw: Draws the policy's samples, or reads them; called once, when first needed.
         policy: What the policy is called.
         seed: Of all that is random.
+        runs: Folders of trainings on the reward, to be held against what its best of n says.
     """
 
     task: Task
@@ -82,6 +83,7 @@ class Materials:
     draw: Callable[[], Sequence[SampledPrompt]]
     policy: str = ""
     seed: int = 0
+    runs: tuple[Path, ...] = ()
 
     @cached_property
     def samples(self) -> tuple[SampledPrompt, ...]:
