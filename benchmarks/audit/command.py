@@ -107,8 +107,8 @@ def audit(config: AuditConfig, console: Console | None = None) -> tuple[Audit, P
     folder = config.samples or (config.out.parent if config.out else Path("runs")) / "audit-samples"
     if config.test:
         checks = {"cases": check_of(read_cases(config.test)), **checks}
-    for run in config.runs:
-        read_run(run)
+    for trained in config.runs:
+        read_run(trained)
     draw = None
     if config.policy != "none":
         size = {"prompts": config.prompts, "samples": config.samples_a_prompt}
