@@ -287,9 +287,10 @@ def _picture(curve: Curve, runs: Sequence[Trained], groups: bool) -> Figure:
         drawn.append(Line(name, curve.kl, values.mean(axis=0), *band))
     drawn += [Line(f"gold, run {run.name}", run.kl, run.gold) for run in runs]
     last = int(curve.n[-1])
+    size = f"{len(curve.gold)} prompts, n = 1 to {last}; bands of 95 % over prompts at each n"
     caption = (
-        f"Above one sample's, in SDs over a prompt's samples; {len(curve.gold)} prompts, n = 1 to {last}, bands of 95 % "
-        "over prompts at each n. The KL of the best of n is at most log n - (n - 1)/n."
+        f"Above one sample's, in SDs over a prompt's samples; {size}. The KL of the best of n is at most "
+        "log n - (n - 1)/n."
     )
     if groups:
         caption += (

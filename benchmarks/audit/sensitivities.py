@@ -108,7 +108,7 @@ def invariances(subject: Subject, materials: Materials) -> list[Measurement]:
     figures.append(
         Measurement(
             "usual change by form, either way (root mean square)",
-            root_at(mean_at(squares, rows)),
+            root_at(mean_at(squares, rows), squares=True),
             None,
             "What form moves a single reward by, up or down: noise that training can choose from; 1.4 would be as much "
             "as another text.",

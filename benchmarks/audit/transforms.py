@@ -25,7 +25,7 @@ _JUDGING = re.compile(
     r"predictable|smart|stupid|superb|terrible|terrific|touching|true|well|wonderful|worst|worth|worthy)\b",
     re.I,
 )
-_NEGATED_VERB = re.compile(r"\b(?P<verb>cannot|\w*n['’]t)\b", re.I)
+_NEGATED_VERB = re.compile(r"\b(?P<verb>cannot|\w+n['’]t)\b|\s*\bn['’]t\b", re.I)
 _NEGATOR = re.compile(r"\s*\b(?:not|never)\b", re.I)
 _WHOLE = {"cannot": "can", "can't": "can", "won't": "will", "shan't": "shall"}
 _NAMES = ("Anderson", "Miriam", "Kowalski", "Oslo")
@@ -96,7 +96,7 @@ def negated(text: str) -> str | None:
     words of praise and blame; None without any of them, too.
     """
     if _NEGATOR.search(text) or _NEGATED_VERB.search(text):
-        plain = _NEGATED_VERB.sub(lambda match: _affirmed(match["verb"]), text)
+        plain = _NEGATED_VERB.sub(lambda match: _affirmed(match["verb"] or ""), text)
         return _unless_same(text, re.sub(r"  +", " ", _NEGATOR.sub("", plain)).lstrip())
     if _VERB.search(text):
         return _VERB.sub(lambda match: f"{match[0]} not", text)
@@ -105,7 +105,7 @@ def negated(text: str) -> str | None:
 
 def _affirmed(verb: str) -> str:
     straight = verb.replace("’", "'")
-    return _WHOLE.get(straight.lower(), straight[: -len("n't")])
+    return _WHOLE.get(straight.lower(), straight.removesuffix("n't"))
 
 
 def shuffled(text: str) -> str | None:

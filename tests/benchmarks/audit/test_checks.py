@@ -32,7 +32,7 @@ def flagged(backend: RewardBackend, materials: Materials, *checks: str) -> set[s
 
 
 OWN = ("agreement", "calibration", "constant", "language", "length", "noise", "own-text", "position", "repetition")
-OWN += ("style", "cost")
+OWN += ("style", "cost", "attacks", "best-of-n", "invariances", "sensitivities")
 
 
 def test_a_length_loving_reward_is_flagged_for_length(materials: Materials) -> None:
@@ -125,7 +125,8 @@ def test_a_task_with_prompts_alone_is_audited_on_the_policy_s_samples() -> None:
     own = gather(task, texts=60, pairs=1, draw=lambda: rewards.drawn(samples=32))
     found = examine(rewards.length_loving(), own, checks_named(OWN))
     assert "repetition" in {finding.check for finding in found.flags}
-    assert found.skipped.keys() == {"agreement", "calibration", "language", "length", "own-text"}
+    unmeasured = {"agreement", "attacks", "best-of-n", "calibration", "language", "length", "own-text", "sensitivities"}
+    assert found.skipped.keys() == unmeasured
 
 
 def test_equal_rows_are_scored_once_and_counted_by_check(materials: Materials) -> None:
