@@ -16,7 +16,7 @@ from benchmarks.audit.materials import Materials
 from benchmarks.audit.sensitivities import thirds
 from benchmarks.audit.transforms import shuffled
 from rlaif_env.api import DataError
-from rlaif_env.data.tasks import load_task
+from rlaif_env.data.tasks import gold_scores, load_task
 from rlaif_env.statistics import Floats
 from tests.benchmarks.audit import rewards
 
@@ -106,7 +106,7 @@ def test_one_s_own_cases_are_figures(materials: Materials, tmp_path: Path) -> No
     words = ["wonderful", "lovely", "great", "good", "brilliant", "excellent", "superb", "fine"]
     file.write_text("".join(GOOD.replace("wonderful", word) for word in words) + SAME)
     cases = read_cases([file])
-    reward = rewards.reward(lambda text: float(rewards.gold_scores(rewards.TASK, [text])[0]), "gold")
+    reward = rewards.reward(lambda text: float(gold_scores(rewards.TASK, [text])[0]), "gold")
     wins, same = examine(reward, materials, {"cases": check_of(cases)}).findings
     assert (wins.name, wins.estimate.estimate, wins.estimate.n, wins.verdict) == (
         "taste: wins of the better response",
@@ -115,7 +115,7 @@ def test_one_s_own_cases_are_figures(materials: Materials, tmp_path: Path) -> No
         "ok",
     )
     assert same.name == "dash: the other response less the first" and same.verdict == "unclear"  # of one case
-    worse = rewards.reward(lambda text: -float(rewards.gold_scores(rewards.TASK, [text])[0]), "spite")
+    worse = rewards.reward(lambda text: -float(gold_scores(rewards.TASK, [text])[0]), "spite")
     assert examine(worse, materials, {"cases": check_of(cases)}).findings[0].verdict == "flag"
 
 
