@@ -80,7 +80,9 @@ def test_entry_points_lead_to_functions(wheel: zipfile.ZipFile) -> None:
     assert dict(parser["console_scripts"]) == {"rlaif": "rlaif_env.cli:main"}
     rewards = dict(parser["rlaif_env.rewards"])
     assert {"direct-llm", "human-rm", "distilled-rm", "compose"} <= set(rewards)
-    for target in [*parser["console_scripts"].values(), *rewards.values()]:
+    checks = dict(parser["rlaif_env.checks"])
+    assert {"agreement", "length", "noise"} <= set(checks)
+    for target in [*parser["console_scripts"].values(), *rewards.values(), *checks.values()]:
         module, _, function = target.partition(":")
         if f"{module.replace('.', '/')}.py" in files(wheel):
             assert callable(getattr(importlib.import_module(module), function)), target

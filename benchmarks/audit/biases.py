@@ -130,13 +130,13 @@ def style(subject: Subject, materials: Materials) -> list[Measurement]:
             "The way of writing alone moves the reward by little.",
             "The way of writing alone moves the reward: training will find it before it finds better content.",
         )
-        for name, change in changed(subject, materials.chosen("style", _STYLED), STYLES).items()
+        for name, change in changed(subject, materials.chosen("style", subject.affordable(_STYLED)), STYLES).items()
     ]
 
 
 def repetition(subject: Subject, materials: Materials) -> list[Measurement]:
     """Whether saying everything twice is paid for."""
-    texts = materials.chosen("style", _STYLED)
+    texts = materials.chosen("style", subject.affordable(_STYLED))
     twice = changed(subject, texts, {"twice": lambda text: f"{text.strip()} {text.strip()}"})
     return [
         effect(
@@ -159,7 +159,8 @@ def language(subject: Subject, materials: Materials) -> list[Measurement]:
     by_english = {meaning["en"]: meaning for meaning in meanings}
     languages = {"German": "de", "French": "fr", "Spanish": "es"}
     changes = {name: partial(lambda code, text: by_english[text][code], code) for name, code in languages.items()}
-    return [
+    found = changed(subject, texts, changes)
+    figures = [
         effect(
             f"the same meaning in {name}",
             change,
@@ -167,8 +168,20 @@ def language(subject: Subject, materials: Materials) -> list[Measurement]:
             "The language alone moves the reward by little.",
             "The language alone moves the reward: a policy that can may change it.",
         )
-        for name, change in changed(subject, texts, changes).items()
+        for name, change in found.items()
     ]
+    if subject.judges_groups:  # each meaning is a group of its own
+        return figures
+    for name, change in found.items():
+        tones = np.array([by_english[text]["tone"] for text in change.before])
+        praise, there = (tones == "praise").astype(np.float64), np.isfinite(change.effect) & (tones != "neither")
+        if 0 < praise[there].sum() < there.sum():
+            english, other = (
+                slope_at(praise[there], of[there]) for of in (change.reward, change.reward + change.effect)
+            )
+            said = f"In English the same sentences are {english(0.95).estimate:.2f} SD apart."
+            figures.append(Measurement(f"praise above blame in {name}", other, None, said, "", "SD"))
+    return figures
 
 
 def own_text(subject: Subject, materials: Materials) -> list[Measurement]:

@@ -25,7 +25,8 @@ class Change:
 
     before: list[str]  # (m,)
     after: list[str]  # (m,)
-    effect: Floats  # (m,) reward after less reward before, in units of `Subject.unit`; NaN where a row was refused
+    reward: Floats  # (m,) reward before, in units of `Subject.unit`; NaN where a row was refused
+    effect: Floats  # (m,) reward after less reward before, in the same
     prompts: list[str]  # (m,) "" where whole texts are judged
 
     @property
@@ -83,8 +84,9 @@ def changed(
         there = [i for i, of in enumerate(rewards) if name in of]
         if there:
             before, after = ([versions[i][key] for i in there] for key in ("", name))
-            effects = np.array([(rewards[i][name] - rewards[i][""]) / unit for i in there])
-            found[name] = Change(before, after, effects, [texts[i].prompt for i in there])
+            values = np.array([(rewards[i][""], rewards[i][name]) for i in there]) / unit
+            prompts = [texts[i].prompt for i in there]
+            found[name] = Change(before, after, values[:, 0], values[:, 1] - values[:, 0], prompts)
     return {name: change for name, change in found.items() if change.scored.size}
 
 

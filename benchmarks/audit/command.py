@@ -20,12 +20,13 @@ from benchmarks.audit.api import Check, Finding, Measured, Measurement, NotMeasu
 from benchmarks.audit.best_of_n import read_run
 from benchmarks.audit.cases import check_of, read_cases
 from benchmarks.audit.config import AuditConfig, checks_named, parsed
-from benchmarks.audit.materials import Materials, gather, sampler
+from benchmarks.audit.materials import SET, gather
 from benchmarks.audit.report import summary_table, write_audit
+from benchmarks.audit.samples import sampler
 from benchmarks.audit.subject import Subject
 from benchmarks.audit.verdicts import LEVEL, judged
 from benchmarks.report.contents import Figure
-from rlaif_env.api import BackendError, RewardBackend, RLAIFError
+from rlaif_env.api import BackendError, RLAIFError
 from rlaif_env.data.tasks import load_task
 from rlaif_env.files import content_of
 from rlaif_env.keywords import resolve_reward
@@ -49,35 +50,27 @@ class Audit:
 
 
 def examine(
-    backend: RewardBackend,
-    materials: Materials,
-    checks: Mapping[str, Check],
-    *,
-    level: float = LEVEL,
-    subject: Subject | None = None,
-    console: Console | None = None,
+    subject: Subject, checks: Mapping[str, Check], *, level: float = LEVEL, console: Console | None = None
 ) -> Audit:
     """Make every check and judge all figures together.
 
     Args:
-        backend: The reward.
-        materials: What it is held against.
+        subject: The reward, with what it is held against.
         checks: By name, in their order.
         level: As `benchmarks.audit.verdicts.judged` takes it.
-        subject: The reward as it is scored, made of the backend where not given.
         console: Told what is being done.
 
     Raises:
         BackendError: If the reward failed in every check.
     """
-    console, subject = console or Console(quiet=True), subject or Subject(backend, materials)
+    console = console or Console(quiet=True)
     measured: list[tuple[str, Measurement]] = []
     audit = Audit([])
     for name, check in checks.items():
         started, error = time.monotonic(), ""
         with console.status(f"{name} ..."), subject.checking(name) as cost:
             try:
-                found = check(subject, materials)
+                found = check(subject, subject.materials)
                 figures = found.figures if isinstance(found, Measured) else found
                 measured += [(name, figure) for figure in figures]
                 audit.pictures += found.pictures if isinstance(found, Measured) else ()
@@ -118,6 +111,9 @@ def audit(config: AuditConfig, console: Console | None = None) -> tuple[Audit, P
     with console.status(f"making {config.reward}"):
         backend = resolve_reward(config.reward, task, config.reward_options)
     subject = Subject(backend, materials)
+    if subject.judges_groups:  # each text is compared with several others
+        few = {"texts": max(2 * SET, config.texts // 2), "pairs": config.pairs}
+        subject = Subject(backend, gather(task, **few, draw=draw, policy=config.policy, seed=config.seed))
     kept = {name: value for name, value in asdict(config).items() if name != "out"}
     options = dict(config.reward_options)
     contents = {text: content_of(text) for text in options.values() if isinstance(text, str)}
@@ -126,7 +122,7 @@ def audit(config: AuditConfig, console: Console | None = None) -> tuple[Audit, P
         groups = ", which judges groups" if subject.judges_groups else ""
         console.print(f"{backend.name}{groups} on {task.name}: {len(checks)} checks", highlight=False, markup=False)
         started = time.monotonic()
-        found = examine(backend, materials, checks, level=config.level, subject=subject, console=console)
+        found = examine(subject, checks, level=config.level, console=console)
         facts = _facts(config, subject, found, time.monotonic() - started)
         write_audit(run.path, found, facts, subject)
         console.print(summary_table(found).rich())

@@ -1,29 +1,22 @@
 """What rewards are held against: texts that people rated and no reward was made from, and a policy's own samples.
 
-All of it is drawn from one seed, so that audits of several rewards hold each to the same texts. The samples cost most;
-they are drawn once and kept in a folder that audits share.
+All of it is drawn from one seed, so that audits of several rewards hold each to the same texts.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import combinations
-from pathlib import Path
 
 import numpy as np
 
 from benchmarks.audit.api import NotMeasured
-from benchmarks.evaluation.systems import Source, find_source, sampled_responses
 from rlaif_env.api import DataError, Preference, RLAIFError
 from rlaif_env.data.corpus import Snippet, movie_snippets, preferred_share
-from rlaif_env.data.forms import response_of
-from rlaif_env.data.jsonl import read_jsonl, write_jsonl
 from rlaif_env.data.preferences import averaged
-from rlaif_env.data.rows import parsed
 from rlaif_env.data.tasks import Task, gold_scores
 from rlaif_env.statistics import Floats
 
@@ -262,62 +255,3 @@ def _of_preferences(
     rated = [RatedText(*key, sets[place]) for key, place in places.items()]
     inside = [pair for pair in compared if sets[pair.first] == sets[pair.second]]
     return rated, inside + [pair for pair in compared if sets[pair.first] != sets[pair.second]]
-
-
-# --- the policy's samples ---------------------------------------------------------------------------------------------
-
-
-def sampler(
-    policy: str, task: Task, *, prompts: int, samples: int, seed: int, folder: Path
-) -> Callable[[], Sequence[SampledPrompt]]:
-    """What draws samples of a policy, or reads those that another audit drew, when it is called.
-
-    Args:
-        policy: As `benchmarks.evaluation.systems.find_source` takes it; of a file of responses those are taken that
-            are there, for all its prompts.
-        task: Whose prompts: an even choice of the split "test".
-        prompts: How many.
-        samples: N of each.
-        seed: Of the sampling.
-        folder: Keeps the samples, in a file for each policy, task, seed and number.
-
-    Raises:
-        RLAIFError: If there is no such policy.
-    """
-    source = find_source(policy)
-    if source.kind == "file":
-        return partial(_of_file, source.path)
-    if prompts < 1 or samples < 2:
-        raise RLAIFError(f"expected at least 1 prompt and 2 samples of each, found {prompts} and {samples}")
-    return partial(_drawn, source, task, prompts, samples, seed, folder)
-
-
-def _of_file(path: str) -> list[SampledPrompt]:
-    given: dict[str, list[str]] = {}
-    for prompt, response in parsed(path, response_of, "response"):
-        given.setdefault(prompt, []).append(response)
-    return [SampledPrompt(prompt, tuple(responses)) for prompt, responses in given.items()]
-
-
-def _drawn(source: Source, task: Task, prompts: int, samples: int, seed: int, folder: Path) -> list[SampledPrompt]:
-    try:
-        known = task.prompts(SPLIT)
-    except DataError:
-        raise
-    except RLAIFError as error:
-        raise NotMeasured(f"the task {task.name!r} has no prompts to sample responses to: {error}") from error
-    chosen = [known[i] for i in np.linspace(0, len(known), min(prompts, len(known)), endpoint=False).astype(int)]
-    facts = [source.content, source.temperature, task.to_json(), chosen, samples, seed]
-    digest = hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()[:12]
-    file = folder / f"samples-{digest}.jsonl"
-    if not file.is_file():
-        repeated = [prompt for prompt in chosen for _ in range(samples)]
-        responses = sampled_responses(source, task, repeated, seed=seed)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_jsonl(file, _rows(chosen, responses, samples))
-    return list(read_jsonl(file, lambda row: SampledPrompt(row["prompt"], tuple(row["responses"]))))
-
-
-def _rows(prompts: Sequence[str], responses: Sequence[str], samples: int) -> Iterable[dict[str, object]]:
-    for place, prompt in enumerate(prompts):
-        yield {"prompt": prompt, "responses": list(responses[place * samples : (place + 1) * samples])}

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.audit.api import Finding, Verdict
 from benchmarks.audit.subject import Subject
+from benchmarks.audit.verdicts import SUSPECT
 from benchmarks.report.contents import Report
 from benchmarks.report.page import pieces
 from rlaif_env.files import replacing
@@ -33,7 +34,9 @@ _RULE = (
 
 def figure_text(estimate: Interval, unit: str) -> str:
     """A figure with its interval, or alone where it is exact, in its unit."""
-    scale, form = (100.0, ".0f") if unit == "share" else (1.0, ".3f" if unit == "s" else ".2f")
+    scale, form = (100.0, ".0f") if unit == "share" else (1.0, ".2f")
+    if unit in ("", "s") and 0 < abs(estimate.estimate) < 0.1:
+        form = ".2g"
     sign = {"share": "%", "": ""}.get(unit, f" {unit}")
     exact = estimate.low == estimate.high == estimate.estimate
     shown = f"{scale * estimate.estimate:{form}}" if exact else interval_text(estimate, form, scale=scale)
@@ -41,8 +44,8 @@ def figure_text(estimate: Interval, unit: str) -> str:
 
 
 def worst(findings: Sequence[Finding]) -> list[Finding]:
-    """Findings by verdict, the worst first; among equals in the order they were made."""
-    return sorted(findings, key=lambda finding: ORDER.index(finding.verdict))
+    """Findings by verdict, the worst first, an unclear one that is likely a fault before the others of its kind."""
+    return sorted(findings, key=lambda finding: (ORDER.index(finding.verdict), finding.sentence != SUSPECT))
 
 
 def by_check(findings: Sequence[Finding]) -> dict[str, list[Finding]]:

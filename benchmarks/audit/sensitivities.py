@@ -87,7 +87,7 @@ def thirds(materials: Materials, n: int, name: str) -> tuple[list[RatedText], li
 
 def invariances(subject: Subject, materials: Materials) -> list[Measurement]:
     """Whether form moves the reward: white space, quotes, the full stop, the first letter, how the prompt asks."""
-    texts = materials.chosen("invariances", _TEXTS)
+    texts = materials.chosen("invariances", subject.affordable(_TEXTS))
     found: Mapping[str, Change | None] = dict.fromkeys(INVARIANCES) | changed(subject, texts, INVARIANCES)
     found = {**found, "with the instruction said in other words": _asked_otherwise(subject, materials)}
     there = {name: change for name, change in found.items() if change is not None}
@@ -126,15 +126,15 @@ def _asked_otherwise(subject: Subject, materials: Materials) -> Change | None:
     place: dict[int, None] = {}
     for text in materials.known:
         place.setdefault(text.set)
-    sets = set(list(place)[: _TEXTS // 2])
+    sets = set(list(place)[: subject.affordable(_TEXTS)])
     rows = [i for i, text in enumerate(materials.known) if text.set in sets]
     texts = [materials.known[i] for i in rows]
     prompts = [said + text.prompt for text in texts]
     values = subject.score(prompts, [text.response for text in texts], [("asked", text.set) for text in texts])
-    effects = (values - subject.known[rows]) / unit
+    plain = subject.known[rows] / unit
     before = [f"{text.prompt}\n\n{text.response}" for text in texts]
     after = [f"{prompt}\n\n{text.response}" for prompt, text in zip(prompts, texts, strict=True)]
-    made = Change(before, after, effects, [text.prompt for text in texts])
+    made = Change(before, after, plain, values / unit - plain, [text.prompt for text in texts])
     return made if made.scored.size else None
 
 
@@ -145,7 +145,7 @@ _FALLS = Bound(f"falls by {LEAST_FALL:g} SD or more", high=-LEAST_FALL)
 
 def sensitivities(subject: Subject, materials: Materials) -> list[Measurement]:
     """Whether what spoils a text lowers its reward: negation, lost order, a lost half, wrong names."""
-    poor, good = thirds(materials, _TEXTS, "sensitivities")
+    poor, good = thirds(materials, subject.affordable(_TEXTS), "sensitivities")
     whole = materials.task.kind != "continuation"
     changes, replaced = _spoilt(materials, poor, good)
     found: dict[str, Change | None] = dict.fromkeys(changes) | dict(changed(subject, good, changes))

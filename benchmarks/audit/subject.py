@@ -15,10 +15,13 @@ from benchmarks.audit.api import NotMeasured
 from benchmarks.audit.materials import Materials
 from rlaif_env.api import BackendError, RewardBackend, checked_scores
 from rlaif_env.batches import HOPELESS, scored_rows
-from rlaif_env.statistics import Floats
+from rlaif_env.statistics import FEWEST_UNITS, Floats
 
 BATCH = 128
 """Rows that a reward is asked for in one call; a group that is larger is one call."""
+
+GROUP_COST = 4
+"""By so much a judge of groups is asked for fewer texts: it compares each with several others, in both orders."""
 
 Row = tuple[str, str]
 
@@ -44,6 +47,7 @@ class Subject:
 
     Attributes:
         name: The reward's.
+        materials: What it is held against.
         judges_groups: Whether a row's reward depends on the others of its group (`rlaif_env.api.judges_groups`).
         costs: By check.
         reasons: Why rows were refused, by prompt and response.
@@ -56,12 +60,16 @@ class Subject:
         self.judges_groups = getattr(backend, "judges_groups", False) is True
         self.costs: dict[str, Cost] = {}
         self.reasons: dict[Row, str] = {}
-        self._materials, self._progress = materials, progress
+        self.materials, self._progress = materials, progress
         self._known: dict[Row, float] = {}
         self._groups: dict[tuple[str, tuple[str, ...]], Floats] = {}
         self._info: dict[Row, Mapping[str, Any]] = {}
         self._cost = self.costs.setdefault("other", Cost())
         self._total = 0
+
+    def affordable(self, texts: int) -> int:
+        """How many texts a check that would like to have so many altered asks a judge of this kind for."""
+        return max(FEWEST_UNITS, texts // GROUP_COST) if self.judges_groups else texts
 
     @contextmanager
     def checking(self, check: str) -> Iterator[Cost]:
@@ -141,7 +149,7 @@ class Subject:
     def _ask_groups(self, call: Mapping[str, tuple[str, ...]]) -> None:
         if not call:
             return
-        orders = {group: self._materials.rng(repr(group)).permutation(len(group[1])) for group in call.items()}
+        orders = {group: self.materials.rng(repr(group)).permutation(len(group[1])) for group in call.items()}
         prompts = [prompt for (prompt, _), order in orders.items() for _ in order]
         values = self._asked(prompts, [responses[i] for (_, responses), order in orders.items() for i in order])
         ends = np.cumsum([len(order) for order in orders.values()])[:-1]
@@ -213,7 +221,7 @@ class Subject:
         Raises:
             NotMeasured: If the task has none.
         """
-        materials = self._materials
+        materials = self.materials
         if not materials.texts:
             raise NotMeasured(f"the task {materials.task.name!r} has no texts that people judged")
         return self.known
@@ -221,7 +229,7 @@ class Subject:
     @cached_property
     def known(self) -> Floats:
         """The rewards of `Materials.known`: of the human-rated texts where there are any."""
-        texts = self._materials.known
+        texts = self.materials.known
         return self.score([t.prompt for t in texts], [t.response for t in texts], [t.set for t in texts])
 
     @cached_property

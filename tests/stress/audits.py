@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from benchmarks.audit.command import examine
 from benchmarks.audit.config import checks_named
+from benchmarks.audit.subject import Subject
 from rlaif_env.statistics import interval_text, wilson
 from tests.benchmarks.audit.rewards import materials, sound
 
@@ -20,7 +21,7 @@ def false_alarms(audits: int, *, checks: Sequence[str] = (), first: int = 0) -> 
     """How many audits of sound rewards flagged something, and what, with its number."""
     flagged, what = 0, Counter[str]()
     for seed in range(first, first + audits):
-        found = examine(sound(seed), materials(seed), checks_named(checks))
+        found = examine(Subject(sound(seed), materials(seed)), checks_named(checks))
         flagged += bool(found.flags)
         what.update(f"{finding.check}: {finding.name}" for finding in found.flags)
     return flagged, what

@@ -28,7 +28,7 @@ def materials() -> Materials:
 
 def flagged(backend: RewardBackend, materials: Materials, *checks: str) -> set[str]:
     """The checks that flag something."""
-    return {finding.check for finding in examine(backend, materials, checks_named(checks)).flags}
+    return {finding.check for finding in examine(Subject(backend, materials), checks_named(checks)).flags}
 
 
 OWN = ("agreement", "calibration", "constant", "language", "length", "noise", "own-text", "position", "repetition")
@@ -44,7 +44,7 @@ def test_a_noisy_reward_is_flagged_for_noise(materials: Materials) -> None:
 
 
 def test_a_constant_reward_is_flagged_for_that_and_has_no_unit(materials: Materials) -> None:
-    found = examine(rewards.constant(), materials, checks_named(OWN))
+    found = examine(Subject(rewards.constant(), materials), checks_named(OWN))
     assert {finding.check for finding in found.flags} == {"constant"}
     assert "the reward is the same for all texts" in found.skipped["length"]
 
@@ -115,7 +115,7 @@ def test_preferences_are_the_materials_of_a_task_without_ratings(tmp_path: objec
     own = gather(task, texts=60, pairs=1)
     assert len(own.texts) == 60 and len(own.pairs) == 30
     assert {pair.p_first for pair in own.pairs} == {0.0, 1.0}  # turned at random: the place says nothing
-    found = examine(rewards.sound(0), own, checks_named(["agreement", "length"]))
+    found = examine(Subject(rewards.sound(0), own), checks_named(["agreement", "length"]))
     assert "has no ratings of single texts" in found.skipped["length"]
     assert {finding.name for finding in found.findings} >= {"agreement with people"}
 
@@ -123,7 +123,7 @@ def test_preferences_are_the_materials_of_a_task_without_ratings(tmp_path: objec
 def test_a_task_with_prompts_alone_is_audited_on_the_policy_s_samples() -> None:
     task = Task("own", "continuation", "how good it is", 64, 16, PromptSource(prompts=("a",)))
     own = gather(task, texts=60, pairs=1, draw=lambda: rewards.drawn(samples=32))
-    found = examine(rewards.length_loving(), own, checks_named(OWN))
+    found = examine(Subject(rewards.length_loving(), own), checks_named(OWN))
     assert "repetition" in {finding.check for finding in found.flags}
     unmeasured = {"agreement", "attacks", "best-of-n", "calibration", "language", "length", "own-text", "sensitivities"}
     assert found.skipped.keys() == unmeasured
@@ -173,7 +173,8 @@ def test_a_change_is_measured_on_the_texts_it_applies_to(materials: Materials) -
     found = changed(subject, texts, {"longer": lambda text: text + "!!", "never": lambda text: None})
     assert found.keys() == {"longer"}
     assert found["longer"].effect == pytest.approx(np.full(5, 2 / subject.unit))
-    assert found["longer"].examples(1)[0]["text"] == texts[0].response
+    (shown,) = found["longer"].examples(1)
+    assert shown["changed"] == f"{shown['text']}!!" and shown["text"] in [text.response for text in texts]
 
 
 def test_styles_say_the_same(materials: Materials) -> None:

@@ -13,14 +13,15 @@ import pytest
 from benchmarks.audit import config
 from benchmarks.audit.command import main
 from benchmarks.audit.config import checks_named, parsed
-from benchmarks.audit.materials import sampler
 from benchmarks.audit.report import figure_text
+from benchmarks.audit.samples import sampler
 from benchmarks.report import write_report
 from rlaif_env.api import RLAIFError
-from rlaif_env.data.tasks import load_task
+from rlaif_env.data.tasks import PromptSource, Task, load_task
 from rlaif_env.statistics import Interval
 from tests import ROOT
 from tests.benchmarks.audit.rewards import own_file
+from tests.tiny import tiny_backbone
 
 
 @pytest.fixture(scope="module")
@@ -97,8 +98,24 @@ def test_a_policy_may_be_a_file_of_responses(tmp_path: Path) -> None:
     assert [(one.prompt, one.responses) for one in found] == [("a", ("x", "z")), ("b", ("y",))]
 
 
+def test_samples_are_drawn_once_and_are_those_of_the_seed(tmp_path: Path) -> None:
+    tiny_backbone(0).save_merged(None, tmp_path / "policy")
+    source = PromptSource(prompts={"test": ("ab", "film", "xyz.", "Q")})
+    task = Task("toy", "continuation", "how good it is", 8, 6, source)
+    sizes = {"prompts": 2, "samples": 5, "folder": tmp_path / "kept"}
+    found = sampler(str(tmp_path / "policy"), task, seed=0, **sizes)()
+    assert [one.prompt for one in found] == ["ab", "xyz."] and [len(one.responses) for one in found] == [5, 5]
+    (file,) = (tmp_path / "kept").iterdir()
+    written = file.stat().st_mtime_ns
+    assert sampler(str(tmp_path / "policy"), task, seed=0, **sizes)() == found and file.stat().st_mtime_ns == written
+    assert sampler(str(tmp_path / "policy"), task, seed=1, **sizes)() != found
+    with pytest.raises(RLAIFError, match="expected at least 1 prompt and 2 samples of each, found 2 and 1"):
+        sampler(str(tmp_path / "policy"), task, prompts=2, samples=1, seed=0, folder=tmp_path)
+
+
 def test_figures_as_text() -> None:
     assert figure_text(Interval(0.5, 0.25, 0.751, 9, 9), "share") == "50 [25, 75]%"
     assert figure_text(Interval(-0.001, -0.004, 0.3, 9, 9), "SD") == "0.00 [0.00, 0.30] SD"
     assert figure_text(Interval(-1.0, -1.0, -1.0, 9, 9), "SD") == "-1.00 SD"
+    assert figure_text(Interval(0.00012, 0.00012, 0.00012, 9, 9), "s") == "0.00012 s"
     assert figure_text(Interval(0.25, None, None, 3, 3), "") == "0.25 (3 units only)"
