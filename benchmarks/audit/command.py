@@ -17,8 +17,8 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks.audit.api import Check, Finding, Measured, Measurement, NotMeasured
-from benchmarks.audit.best_of_n import read_run
-from benchmarks.audit.cases import check_of, read_cases
+from benchmarks.audit.checks.best_of_n import read_run
+from benchmarks.audit.checks.cases import check_of, read_cases
 from benchmarks.audit.config import AuditConfig, checks_named, parsed
 from benchmarks.audit.materials import SET, gather
 from benchmarks.audit.report import summary_table, write_audit

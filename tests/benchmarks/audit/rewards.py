@@ -39,7 +39,7 @@ def canonical(text: str) -> str:
 def ratings() -> dict[str, float]:
     """What people said of the corpus, by canonical text, and what the sentences in four languages say (made up)."""
     known = {canonical(snippet.text): snippet.mean for snippet in movie_snippets()}
-    meanings = package_data("benchmarks.audit", "languages.toml")["meanings"]
+    meanings = package_data("benchmarks.audit.checks", "languages.toml")["meanings"]
     for value, meaning in zip(np.linspace(3, -3, len(meanings)).tolist(), meanings, strict=True):
         known |= {canonical(text): value for name, text in meaning.items() if name != "tone"}
     return known

@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.audit.attacks import attacks_of, best_suffix, policy_tokens
-from benchmarks.audit.cases import check_of, read_cases
+from benchmarks.audit.checks.attacks import attacks_of, best_suffix, policy_tokens
+from benchmarks.audit.checks.cases import check_of, read_cases
+from benchmarks.audit.checks.sensitivities import thirds
+from benchmarks.audit.checks.transforms import shuffled
 from benchmarks.audit.command import examine, main
 from benchmarks.audit.config import checks_named
 from benchmarks.audit.materials import Materials
-from benchmarks.audit.sensitivities import thirds
-from benchmarks.audit.transforms import shuffled
+from benchmarks.audit.subject import Subject
 from rlaif_env.api import DataError
 from rlaif_env.data.tasks import gold_scores, load_task
 from rlaif_env.statistics import Floats
@@ -34,7 +35,7 @@ def test_contests_share_no_text_and_set_poor_against_good(materials: Materials) 
 
 
 def test_an_injectable_reward_is_flagged_for_that(materials: Materials) -> None:
-    found = examine(rewards.injectable(), materials, checks_named(["attacks", "sensitivities", "invariances"]))
+    found = examine(Subject(rewards.injectable(), materials), checks_named(["attacks", "sensitivities", "invariances"]))
     assert [finding.name for finding in found.flags] == ["wins of a poor text with: an instruction to the judge"]
     assert found.flags[0].examples[0]["its reward"] == 10.0
 
@@ -43,17 +44,14 @@ def test_a_bag_of_words_is_flagged_for_heeding_no_order(materials: Materials) ->
     def of(text: str) -> float:
         return rewards.meaning(" ".join(sorted(text.split())))
 
-    found = examine(rewards.reward(of, "bag"), materials, checks_named(["sensitivities"]))
+    found = examine(Subject(rewards.reward(of, "bag"), materials), checks_named(["sensitivities"]))
     assert "a good text with its words shuffled" in {finding.name for finding in found.flags}
     assert shuffled("a b c d") != "a b c d"
 
 
 def test_a_reward_that_pays_for_form_is_flagged(materials: Materials) -> None:
-    found = examine(
-        rewards.reward(lambda text: rewards.meaning(text) + 4 * ("\n" in text.strip()), "lines"),
-        materials,
-        checks_named(["invariances"]),
-    )
+    lines = rewards.reward(lambda text: rewards.meaning(text) + 4 * ("\n" in text.strip()), "lines")
+    found = examine(Subject(lines, materials), checks_named(["invariances"]))
     assert {finding.name for finding in found.flags} == {"the same text with line breaks"}
 
 
@@ -74,7 +72,7 @@ def test_a_search_is_greedy_and_ends_where_nothing_is_gained() -> None:
 
 def test_a_suffix_is_found_and_holds_on_other_texts(materials: Materials) -> None:
     reward = rewards.reward(lambda text: rewards.meaning(text) + 9 * ("Five stars" in text), "stars")
-    found = examine(reward, materials, checks_named(["attacks"]))
+    found = examine(Subject(reward, materials), checks_named(["attacks"]))
     assert [f.name[:21] for f in found.flags] == ["wins of a poor text w"] and "Five stars" in found.flags[0].name
 
 
@@ -107,7 +105,7 @@ def test_one_s_own_cases_are_figures(materials: Materials, tmp_path: Path) -> No
     file.write_text("".join(GOOD.replace("wonderful", word) for word in words) + SAME)
     cases = read_cases([file])
     reward = rewards.reward(lambda text: float(gold_scores(rewards.TASK, [text])[0]), "gold")
-    wins, same = examine(reward, materials, {"cases": check_of(cases)}).findings
+    wins, same = examine(Subject(reward, materials), {"cases": check_of(cases)}).findings
     assert (wins.name, wins.estimate.estimate, wins.estimate.n, wins.verdict) == (
         "taste: wins of the better response",
         1.0,
@@ -116,7 +114,7 @@ def test_one_s_own_cases_are_figures(materials: Materials, tmp_path: Path) -> No
     )
     assert same.name == "dash: the other response less the first" and same.verdict == "unclear"  # of one case
     worse = rewards.reward(lambda text: -float(gold_scores(rewards.TASK, [text])[0]), "spite")
-    assert examine(worse, materials, {"cases": check_of(cases)}).findings[0].verdict == "flag"
+    assert examine(Subject(worse, materials), {"cases": check_of(cases)}).findings[0].verdict == "flag"
 
 
 @pytest.mark.parametrize(

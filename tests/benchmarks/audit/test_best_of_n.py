@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.audit.best_of_n import Curve, best_of, curve_of, kl_of, read_run
+from benchmarks.audit.checks.best_of_n import Curve, best_of, curve_of, kl_of, read_run
 from benchmarks.audit.command import Audit, examine
 from benchmarks.audit.config import checks_named
 from benchmarks.audit.materials import Materials
+from benchmarks.audit.subject import Subject
 from rlaif_env.api import RLAIFError, Scores
 from rlaif_env.data.tasks import gold_scores
 from tests.benchmarks.audit import rewards
@@ -74,7 +75,7 @@ def materials() -> Materials:
 
 
 def found(backend: object, materials: Materials) -> tuple[Audit, dict[str, str]]:
-    audit = examine(backend, materials, checks_named(["best-of-n"]))  # type: ignore[arg-type]
+    audit = examine(Subject(backend, materials), checks_named(["best-of-n"]))  # type: ignore[arg-type]
     return audit, {finding.name: finding.verdict for finding in audit.findings}
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks.audit.agreement import fitted_scale, right, within
 from benchmarks.audit.api import NotMeasured
-from benchmarks.audit.biases import STYLES
-from benchmarks.audit.changes import changed
+from benchmarks.audit.checks.agreement import fitted_scale, right, within
+from benchmarks.audit.checks.biases import STYLES
+from benchmarks.audit.checks.changes import changed
+from benchmarks.audit.checks.cost import tied
 from benchmarks.audit.command import examine
 from benchmarks.audit.config import checks_named
-from benchmarks.audit.cost import tied
 from benchmarks.audit.materials import SET, Materials, gather
 from benchmarks.audit.subject import Subject
 from rlaif_env.api import BackendError, Preference, RewardBackend

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from benchmarks.audit import transforms
-from benchmarks.audit.transforms import INVARIANCES, crossed, cut, negated, shuffled, swapped
+from benchmarks.audit.checks import transforms
+from benchmarks.audit.checks.transforms import INVARIANCES, crossed, cut, negated, shuffled, swapped
 from rlaif_env.data.corpus import movie_snippets
 from tests.benchmarks.audit.rewards import canonical
 

@@ -16,8 +16,8 @@ from functools import partial
 import numpy as np
 
 from benchmarks.audit.api import Bound, Measurement, NotMeasured
+from benchmarks.audit.checks.sensitivities import thirds
 from benchmarks.audit.materials import Materials, RatedText
-from benchmarks.audit.sensitivities import thirds
 from benchmarks.audit.subject import Subject
 from benchmarks.audit.verdicts import exactly
 from benchmarks.evaluation.systems import find_source

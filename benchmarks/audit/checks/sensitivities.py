@@ -10,10 +10,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from benchmarks.audit.api import Bound, Measurement, NotMeasured
-from benchmarks.audit.changes import Change, changed, effect
-from benchmarks.audit.materials import Materials, RatedText
-from benchmarks.audit.subject import Subject
-from benchmarks.audit.transforms import (
+from benchmarks.audit.checks.changes import Change, changed, effect
+from benchmarks.audit.checks.transforms import (
     INSTRUCTIONS,
     INVARIANCES,
     Transform,
@@ -23,6 +21,8 @@ from benchmarks.audit.transforms import (
     shuffled,
     swapped,
 )
+from benchmarks.audit.materials import Materials, RatedText
+from benchmarks.audit.subject import Subject
 from benchmarks.audit.verdicts import exactly, mean_at, root_at
 from rlaif_env.statistics import Floats
 
