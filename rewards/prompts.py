@@ -58,11 +58,6 @@ def fill(template: str, **texts: object) -> str:
         ) from error
 
 
-def score_wording(task: Task) -> ScoreWording:
-    """How a score is asked for in a task."""
-    return _wordings()["tasks"].get(task.name) or _wordings()["kinds"][task.kind]
-
-
 def score_prompt(
     task: Task,
     prompt: str,
