@@ -34,6 +34,11 @@ def _wordings() -> dict[str, dict[str, ScoreWording]]:
     return {group: {name: ScoreWording(**wording) for name, wording in named.items()} for group, named in groups}
 
 
+def score_wording(task: Task) -> ScoreWording:
+    """The wording for a task: its own, or that of its kind."""
+    return _wordings()["tasks"].get(task.name) or _wordings()["kinds"][task.kind]
+
+
 def fill(template: str, **texts: object) -> str:
     """Put texts in the ``{name}`` places of a template, in one pass, so that braces inside a text stay text.
 
@@ -51,11 +56,6 @@ def fill(template: str, **texts: object) -> str:
             f"expected a template with the places {places} only (a brace meant as text is doubled), "
             f"found {template[:80]!r} ({error})"
         ) from error
-
-
-def score_wording(task: Task) -> ScoreWording:
-    """How a score is asked for in a task."""
-    return _wordings()["tasks"].get(task.name) or _wordings()["kinds"][task.kind]
 
 
 def score_prompt(

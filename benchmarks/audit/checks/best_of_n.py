@@ -28,7 +28,7 @@ from benchmarks.audit.verdicts import LEVEL, IntervalAt, exactly, mean_at, slope
 from benchmarks.report.contents import Figure
 from benchmarks.report.curves import Line, lines
 from rlaif_env.api import RLAIFError
-from rlaif_env.runs import read_metrics
+from rlaif_env.records import read_metrics
 from rlaif_env.statistics import Floats
 
 MOST_FALL = 0.1
