@@ -11,10 +11,12 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.status import Status
 
 from benchmarks.audit.api import Check, Finding, Measured, Measurement, NotMeasured
 from benchmarks.audit.config import AuditConfig, checks_named, parsed
@@ -66,7 +68,8 @@ def examine(
     audit = Audit([])
     for name, check in checks.items():
         started, error = time.monotonic(), ""
-        with console.status(f"{name} ..."), subject.checking(name) as cost:
+        with console.status(name) as status, subject.checking(name) as cost:
+            subject.progress = partial(_show, status, name)
             try:
                 found = check(subject, subject.materials)
                 figures = found.figures if isinstance(found, Measured) else found
@@ -82,6 +85,10 @@ def examine(
         raise BackendError(next(iter(audit.failed.values())))
     audit.findings = judged(measured, level)
     return audit
+
+
+def _show(status: Status, check: str, rows: int) -> None:
+    status.update(f"{check}: {rows} rows scored")
 
 
 def audit(config: AuditConfig, console: Console | None = None) -> tuple[Audit, Path]:

@@ -43,29 +43,27 @@ class Subject:
     Args:
         backend: The reward.
         materials: What it is held against; its human-rated texts give the unit.
-        progress: Told how many rows were scored so far.
 
     Attributes:
         name: The reward's.
         materials: What it is held against.
         judges_groups: Whether a row's reward depends on the others of its group (`rlaif_env.api.judges_groups`).
         costs: By check.
+        progress: Told how many rows the check at hand had scored.
         reasons: Why rows were refused, by prompt and response.
     """
 
-    def __init__(
-        self, backend: RewardBackend, materials: Materials, progress: Callable[[int], object] = lambda rows: None
-    ) -> None:
+    def __init__(self, backend: RewardBackend, materials: Materials) -> None:
         self.backend, self.name = backend, backend.name
         self.judges_groups = getattr(backend, "judges_groups", False) is True
         self.costs: dict[str, Cost] = {}
         self.reasons: dict[Row, str] = {}
-        self.materials, self._progress = materials, progress
+        self.materials = materials
+        self.progress: Callable[[int], object] = lambda rows: None
         self._known: dict[Row, float] = {}
         self._groups: dict[tuple[str, tuple[str, ...]], Floats] = {}
         self._info: dict[Row, Mapping[str, Any]] = {}
         self._cost = self.costs.setdefault("other", Cost())
-        self._total = 0
 
     def affordable(self, texts: int) -> int:
         """How many texts a check that would like to have so many altered asks a judge of this kind for."""
@@ -189,8 +187,7 @@ class Subject:
             cost.scored += rows
             cost.seconds += time.monotonic() - wall
             cost.processor_seconds += time.process_time() - processor
-            self._total += rows
-            self._progress(self._total)
+            self.progress(self._cost.scored)
 
     @property
     def language_models(self) -> list[Any]:
