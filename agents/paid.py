@@ -53,6 +53,24 @@ class Paid:
         """Why the judge failed on the first response that it failed on; "" where it did not."""
         return next((str(text) for text in self.final.get("judge_failed", ()) if text is not None), "")
 
+    def figures(self) -> dict[str, float]:
+        """What the rewards of the whole groups teach, as metrics.
+
+        Returns:
+            "equal_reward_groups": share of groups whose K > 1 rewards are all equal. "reward_length_correlation":
+            Pearson's, of rewards and lengths in tokens less their means over the prompt's responses (over all where
+            K = 1); absent where rewards or lengths do not differ.
+        """
+        k = len(self.whole) // self.groups
+        lengths = np.asarray(self.final["response_length"], dtype=np.float64)[self.whole]
+        pairs = np.stack([self.rewards[self.whole], lengths]).reshape(2, -1, k)  # (reward or length, groups, K)
+        figures = {"equal_reward_groups": float((np.ptp(pairs[0], axis=1) == 0).mean())} if k > 1 else {}
+        rows = pairs if k > 1 else pairs.reshape(2, 1, -1)
+        if (np.ptp(rows, axis=2).max(axis=1) > 0).all():
+            apart = (rows - rows.mean(axis=2, keepdims=True)).reshape(2, -1)
+            figures["reward_length_correlation"] = float(np.corrcoef(apart)[0, 1])
+        return figures
+
     def column(self, name: str, values: ArrayLike) -> NDArray[Any]:
         """Values (n,) of a name in ``final``, or of another, None where the judge failed and told nothing."""
         array = np.asarray(values)

@@ -26,25 +26,28 @@ class Composite(Live):
     """A weighted sum of reward backends; a reward backend.
 
     ``score`` returns the sum of weight times part and, for each part, info "part/<name>" (its own reward, before the
-    weight) and "<name>/<key>" for whatever else it reports. After `calibrated` a part is (reward - mean) / std, which
+    weight) and "<name>/<key>" for whatever else it reports. After `calibrate` a part is (reward - mean) / std, which
     is in info "scaled/<name>", and means and deviations are in info "calibration", as JSON.
 
     Args:
         parts: Weight and backend of each term by the name that it has in the log.
+        calibration_samples: Score nothing before `calibrate` was called, or ``moments`` were set, by whoever has so
+            many samples of the start policy.
     """
 
-    def __init__(self, parts: Mapping[str, tuple[float, RewardBackend]]) -> None:
+    def __init__(self, parts: Mapping[str, tuple[float, RewardBackend]], calibration_samples: int = 0) -> None:
         if not parts:
             raise RLAIFError("expected at least one part to compose a reward of, found none")
         for name, (weight, _) in parts.items():
             if not math.isfinite(weight):
                 raise RLAIFError(f"expected a finite weight for the part {name!r}, found {weight}")
         self.parts = dict(parts)
-        self.moments: dict[str, tuple[float, float]] = {}  # mean and standard deviation by part, where calibrated
+        self.calibration_samples = calibration_samples
+        self.moments: Mapping[str, Sequence[float]] = {}  # mean and standard deviation by part, where calibrated
         self.name = "compose:" + "+".join(f"{weight:g}*{name}" for name, (weight, _) in parts.items())
 
-    def calibrated(self, prompts: Sequence[str], responses: Sequence[str]) -> Composite:
-        """This sum with every part standardised by its mean and standard deviation over n samples.
+    def calibrate(self, prompts: Sequence[str], responses: Sequence[str]) -> None:
+        """From now on standardise every part by its mean and standard deviation over n samples.
 
         Raises:
             RLAIFError: If there are less than two samples, or a part says the same of all.
@@ -52,7 +55,7 @@ class Composite(Live):
         """
         if len(responses) < 2:
             raise RLAIFError(f"expected two samples or more to calibrate {self.name} on, found {len(responses)}")
-        made = Composite(self.parts)
+        moments = {}
         for name, values in self._rewards(prompts, responses).items():
             rewards = values.values.astype(np.float64)
             if np.ptp(rewards) == 0:
@@ -60,8 +63,8 @@ class Composite(Live):
                     f"expected rewards of the part {name!r} that differ, found {rewards[0]:g} for all {len(rewards)} "
                     "samples; there is no scale in that. Take more samples, or leave calibration away"
                 )
-            made.moments[name] = float(rewards.mean()), float(rewards.std())
-        return made
+            moments[name] = float(rewards.mean()), float(rewards.std())
+        self.moments = moments
 
     def _rewards(self, prompts: Sequence[str], responses: Sequence[str]) -> dict[str, Scores]:
         found = {}
@@ -76,8 +79,15 @@ class Composite(Live):
         """Weighted sums; see `rlaif_env.api.RewardBackend`.
 
         Raises:
-            BackendError: If a part fails or breaks its contract; the message names it.
+            BackendError: If a part fails or breaks its contract; the message names it. Or if the sum is not calibrated
+                and was to be.
         """
+        if self.calibration_samples and not self.moments:
+            raise BackendError(
+                f"expected {self.name} to be calibrated on {self.calibration_samples} samples of the start policy "
+                "before it scores, found that it is not: rlaif train does that; elsewhere call calibrate(prompts, "
+                "responses), or give calibration a file of samples"
+            )
         total: NDArray[np.float64] = np.zeros(len(responses))
         info: dict[str, NDArray[Any]] = {}
         for name, scores in self._rewards(prompts, responses).items():
@@ -97,6 +107,7 @@ def compose(
     parts: Mapping[str, Any] | None = None,
     *,
     calibration: str | Path | None = None,
+    calibration_samples: int = 0,
     task: TaskLike = DEFAULT_TASK,
 ) -> Composite:
     """The reward "compose": a weighted sum of named or live rewards.
@@ -113,6 +124,7 @@ def compose(
         parts: The parts by name, such as {"direct-llm": 0.5, "human-rm": {"weight": 0.5, "model": "runs/rm"}}.
         calibration: A JSON lines file of the start policy's samples (prompt, response), such as the responses.jsonl of
             rlaif evaluate: each part is standardised over them, so that weights compare parts of any scale.
+        calibration_samples: In place of a file, have rlaif train draw so many samples of the policy before training.
         task: What the named backends judge.
 
     Raises:
@@ -130,8 +142,15 @@ def compose(
         if isinstance(weight, bool) or not isinstance(weight, int | float) or abs(weight) > sys.float_info.max:
             raise RLAIFError(f"expected a number as the weight of the part {name!r}, found {weight!r:.60}")
         made[name] = float(weight), resolve_reward(reward, judged, settings)
-    composite = Composite(made)
-    return composite if calibration is None else composite.calibrated(*_samples(calibration))
+    if calibration_samples and (calibration is not None or calibration_samples < 2):
+        raise RLAIFError(
+            f"expected a file as calibration, or calibration_samples of at least 2, found {calibration} and "
+            f"{calibration_samples}"
+        )
+    composite = Composite(made, calibration_samples)
+    if calibration is not None:
+        composite.calibrate(*_samples(calibration))
+    return composite
 
 
 def _samples(file: str | Path) -> tuple[list[str], list[str]]:

@@ -6,7 +6,7 @@
     warnings.jsonl   one JSON object a line: what a command warned about, if anything
     tensorboard/     the same scalars, and text samples
     checkpoints/     one folder a saved step, whole or not there
-    curves.png       reward, KL, length and entropy by update
+    curves.png       reward, KL, length, entropy and gold by update
 
 Importing this module is light; torch (for TensorBoard) and matplotlib load when first written to.
 """
@@ -98,7 +98,7 @@ class RunFolder:
                 left.unlink(missing_ok=True)  # of a process killed while it wrote a JSON file
             if known := file.exists():
                 _refuse_another_run(file, command, resolved, exist, free)
-                for name in ("metrics.jsonl", "samples.jsonl", "warnings.jsonl"):
+                for name in ("metrics.jsonl", "samples.jsonl", "validation.jsonl", "warnings.jsonl"):
                     # What follows the last line end is a line whose writer was killed in the middle.
                     with writing(folder / name), suppress(FileNotFoundError), (folder / name).open("rb+") as stream:
                         stream.truncate(stream.read().rfind(b"\n") + 1)
@@ -121,23 +121,23 @@ class RunFolder:
         if amended != record:
             write_json(self.path / "config.json", amended)
 
-    def log(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Append an update's figures (NumPy scalars and one-element tensors too) to metrics.jsonl and to TensorBoard.
+    def log(self, step: int, metrics: Mapping[str, Any], name: str = "metrics") -> None:
+        """Append an update's figures (NumPy scalars and one-element tensors too) to <name>.jsonl and to TensorBoard.
 
         Raises:
             RunError: If a figure is not a finite number. Nothing is written then.
         """
         figures: dict[str, Any] = {}
-        for name, value in metrics.items():
-            figures[name] = number = value.item() if math.prod(getattr(value, "shape", (2,))) == 1 else value
+        for metric, value in metrics.items():
+            figures[metric] = number = value.item() if math.prod(getattr(value, "shape", (2,))) == 1 else value
             if not is_number(number):
-                raise RunError(f"expected metric {name!r} at step {step} to be a finite number, found {number!r}")
+                raise RunError(f"expected metric {metric!r} at step {step} to be a finite number, found {number!r}")
         if "step" in figures:
             raise RunError("expected metrics by other names than 'step', which is the line's own")
-        self.record("metrics.jsonl", {"step": step, **figures})
+        self.record(f"{name}.jsonl", {"step": step, **figures})
         with self._tensorboard() as writer:
-            for name, value in figures.items():
-                writer.add_scalar(name, value, step)
+            for metric, value in figures.items():
+                writer.add_scalar(metric if name == "metrics" else f"{name}/{metric}", value, step)
 
     def log_samples(
         self,
@@ -212,9 +212,10 @@ class RunFolder:
             shutil.rmtree(unfinished, ignore_errors=True)
 
     def curves(self) -> Path | None:
-        """Draw the metrics by update into curves.png; None where none of `rlaif_env.curves.PANELS` has been logged."""
+        """Draw the figures by update into curves.png; None where none of `rlaif_env.curves.PANELS` has been logged."""
         rows = read_metrics(self.path) if (self.path / "metrics.jsonl").exists() else []
-        figure, file = draw(rows, title=self.path.resolve().name), self.path / "curves.png"
+        held_out = read_metrics(validation) if (validation := self.path / "validation.jsonl").exists() else []
+        figure, file = draw(rows, self.path.resolve().name, held_out), self.path / "curves.png"
         if figure is None:
             return None
         with writing(file):
@@ -271,7 +272,7 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def read_metrics(path: str | Path) -> list[dict[str, float]]:
-    """The rows of a run's metrics.jsonl, in order, each with its "step".
+    """The rows of a run's metrics.jsonl, or of a file like it, in order, each with its "step".
 
     A last line without a line end is still being written, or was when its process was killed; it is not a row yet.
 

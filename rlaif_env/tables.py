@@ -28,6 +28,11 @@ def is_number(value: object) -> bool:
         return False
 
 
+def count_of(number: int, noun: str) -> str:
+    """A number of things in words: "1 prompt", "2 prompts"."""
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
 def printable(text: str) -> str:
     """The text with control characters, lone surrogates and direction overrides made visible; newlines, tabs stay."""
     return "".join(map(_sign, text))

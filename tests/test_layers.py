@@ -36,7 +36,7 @@ FLOORS: dict[str, list[set[str]]] = {
         {"task"},
     ],
     "agents": [
-        {"functional", "paid", "settings", "targets"},
+        {"functional", "paid", "settings", "targets", "watch"},
         {"logprobs"},
         {"policy"},
         {"served"},

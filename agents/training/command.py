@@ -31,12 +31,14 @@ from agents.training.interrupts import Interrupts
 from agents.training.log import Log
 from agents.training.loop import learn
 from agents.training.overlap import check_overlap, learn_overlapped
-from agents.training.safety import Parts, Safety, check_room, check_start
+from agents.training.safety import Parts, Safety
+from agents.training.start import calibrate, check_room, check_start
 from rlaif_env.api import BackendError, RLAIFError
 from rlaif_env.data.tasks import EVAL_PROMPTS, Task, held_out_prompts, load_task
 from rlaif_env.data.templates import template_for
 from rlaif_env.ranks import LostRankError, Ranks, facts_of
 from rlaif_env.runs import OtherRunError, RunError, RunFolder, write_json
+from rlaif_env.tables import count_of
 
 _HELD_OUT = {"eval_prompts": EVAL_PROMPTS, "validation_prompts": 32}  # where not given and there are as many
 
@@ -104,6 +106,7 @@ def train(config: TrainConfig, console: Console | None = None, ranks: Ranks | No
         if isinstance(agent.sampler, ServedSampler):
             stack.callback(agent.sampler.close)
             _open_sampler(agent.sampler, config, parts, run, console)
+        calibrate(parts, run, config.seed)
         before = _evaluation("before", config, parts, run, console)
         with display(config.updates, console) as show:
             log = Log(run, console, task, config.group_size, show, config.max_dropped if config.drops else None)
@@ -240,7 +243,7 @@ def _evaluation(when: str, config: TrainConfig, parts: Parts, run: RunFolder, co
     reward = reward_facts(run.config)
     if when == "before" and file.exists() and read_json(file).get("reward") == reward:
         return HeldOut.read(file)
-    with console.status(f"{when}: answering {parts.held_out.num_envs} held-out prompts"):
+    with console.status(f"{when}: answering {count_of(parts.held_out.num_envs, 'held-out prompt')}"):
         agent, seed = parts.agent, config.seed
         evaluation = evaluate_policy(agent.policy, parts.held_out, parts.task, seed=seed, sampler=agent.sampler)
     if len(evaluation.failures) == len(evaluation.prompts):
@@ -287,8 +290,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     if result.dropped:
         console.print(
-            f"{result.dropped} groups were left out because the judge failed on a response of theirs; `rlaif rescore "
-            f"{result.folder}` asks again",
+            f"{count_of(result.dropped, 'group')} left out because the judge failed on a response of theirs; "
+            f"`rlaif rescore {result.folder}` asks again",
             highlight=False,
         )
     console.print(

@@ -53,6 +53,7 @@ class TrainingConfig:
         eval_split: The split they come from.
         decay: Let the learning rate fall linearly to 0 over the run.
         agent: The algorithm's settings.
+        sampler: What writes the responses, of training and of evaluations during it.
     """
 
     updates: int = 50
@@ -62,6 +63,7 @@ class TrainingConfig:
     eval_split: str = EVAL_SPLIT
     decay: bool = True
     agent: ReinforceConfig = field(default_factory=ReinforceConfig)
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
 
     def __post_init__(self) -> None:
         for name in ("updates", "prompts_per_update", "group_size"):
@@ -86,7 +88,6 @@ class TrainConfig(TrainingConfig):
         on_judge_failure: What becomes of a response that the reward cannot score: "raise" ends the run, which can be
             gone on with; "drop-group" leaves its prompt's responses out of the update.
         max_dropped: End the run where more than this share of the groups of ten batches in a row was dropped.
-        sampler: What writes the responses, of training and of evaluations.
         overlap: Ask a judge elsewhere, and servers that sample, for the next batch while the gradient of the last is
             computed. Responses are then one update old, and weighed for it (agent.importance_cap).
         shard: Divide the frozen weights of the policy's layers over the processes that torchrun started: for a policy
@@ -94,7 +95,9 @@ class TrainConfig(TrainingConfig):
         seed: Of prompts, sampling and initial adapter.
         checkpoint_every: Updates between checkpoints; 0 is none but the last.
         keep_checkpoints: How many of the last stay, the best by validation beside them.
-        validate_every: Updates between evaluations on the validation split, which find the best checkpoint; 0 is none.
+        validate_every: Updates between evaluations on the validation split, the first before training: they find the
+            best checkpoint, and say how often the start is beaten and whether the gold measure or diversity falls; 0
+            is none.
         validation_prompts: Prompts in each of these, by default 32 or as many as there are.
         out: The run folder; a new one under runs/ where not given. One that holds an unfinished run of this
             configuration is gone on with; of a finished one the result is given.
@@ -111,7 +114,6 @@ class TrainConfig(TrainingConfig):
     on_judge_failure: Literal["raise", "drop-group"] = "raise"
     max_dropped: float = 0.5
     overlap: bool = False
-    sampler: SamplerConfig = field(default_factory=SamplerConfig)
     shard: bool = False
     seed: int = 0
     checkpoint_every: int = 10

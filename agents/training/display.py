@@ -17,7 +17,7 @@ from agents.training.heldout import HeldOut, changes, read_json
 from rlaif_env.data.tasks import Task
 from rlaif_env.runs import RunFolder, write_json
 from rlaif_env.statistics import interval_text
-from rlaif_env.tables import Table, printable, side_by_side
+from rlaif_env.tables import Table, count_of, printable, side_by_side
 
 Show = Callable[[int, Mapping[str, float], Mapping[str, float], str], None]
 """Called with the update, its metrics, the seconds spent, and its best response."""
@@ -66,6 +66,18 @@ def _figures(metrics: Mapping[str, float], spent: Mapping[str, float]) -> str:
     return "  ".join(parts)
 
 
+def validation_text(update: int, figures: Mapping[str, float], n: int) -> str:
+    """What the answers to n validation prompts say, in a line."""
+    parts = []
+    for name, label, shape in (("reward", "reward", "+.3f"), ("gold", "gold measure", "+.3f")):
+        if name in figures:
+            wins = figures.get("win_rate" if name == "reward" else f"{name}_win_rate")
+            parts.append(f"{label} {figures[name]:{shape}}" + ("" if wins is None else f" (wins {wins:.0%})"))
+    parts += [f"distinct-2 {figures['distinct-2']:.3f}", f"length {figures['length']:.1f}", f"KL {figures['kl']:.2f}"]
+    against = ", wins against the start" if "win_rate" in figures else ""
+    return f"validation after update {update}: {'  '.join(parts)}  ({count_of(n, 'prompt')}{against})"
+
+
 def report(run: RunFolder, console: Console, task: Task, before: HeldOut, after: HeldOut) -> None:
     """Print the table before / after and the samples; write evaluation.json and evaluation.jsonl."""
     compared = changes(before, after)
@@ -78,10 +90,10 @@ def report(run: RunFolder, console: Console, task: Task, before: HeldOut, after:
         old, new, change = compared[name]
         label = f"{_HEADLINES[name]} ({task.gold})" if name == "gold" else _HEADLINES[name]
         label += f", {change.n} scored both times" if change.n < len(before.prompts) else ""
-        label += f", {change.units} different prompts" if change.units < change.n else ""
+        label += f", {count_of(change.units, 'different prompt')}" if change.units < change.n else ""
         rows.append([label, f"{old.estimate:.3f}", f"{new.estimate:.3f}", interval_text(change, "+.3f")])
     table = Table(
-        f"before / after on {len(before.prompts)} held-out prompts",
+        f"before / after on {count_of(len(before.prompts), 'held-out prompt')}",
         ["measure", "before", "after", "change, 95 % interval"],
         rows,
         "change: after - before, mean over prompts, bootstrap interval" + gold + changed,

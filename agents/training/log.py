@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.markup import escape
 
 from agents.paid import Dropped, Paid
-from agents.training.display import Show
-from agents.training.watch import Alarm, Watch
+from agents.training.display import Show, validation_text
+from agents.training.heldout import HeldOut
+from agents.watch import Alarm, Validations, Watch
 from rlaif_env.data.tasks import Task, gold_scores
 from rlaif_env.runs import RunFolder
 
@@ -28,7 +29,7 @@ class Log:
         show: Show,
         max_dropped: float | None = None,
     ) -> None:
-        self.watch, self.dropped = Watch(group_size), Dropped(max_dropped)
+        self.watch, self.validations, self.dropped = Watch(group_size), Validations(), Dropped(max_dropped)
         self.stop = ""
         self._run, self._console, self._task, self._show = run, console, task, show
 
@@ -52,6 +53,7 @@ class Log:
         if metrics:
             figures = {
                 **metrics,
+                **paid.figures(),
                 **{f"reward/{n}": float(v[whole].mean()) for n, v in own.items() if v.dtype.kind == "f"},
             }
             figures |= ({} if gold is None else {"gold": float(gold[whole].mean())}) | self.dropped.updated()
@@ -71,6 +73,16 @@ class Log:
         for alarm in self.watch.observe(update, figures, rewards, None if gold is None else gold[whole]):
             self.warn(alarm)
         self._show(update, figures, spent, sample)
+
+    def validated(self, update: int, held: HeldOut) -> dict[str, float]:
+        """Record and show the policy's answers to the validation prompts; their figures, the means among them."""
+        wins, alarms = self.validations.observe(update, held.prompts, held.responses, held.measures)
+        figures = held.means() | wins
+        self._run.log(update, figures, "validation")
+        self._console.print(validation_text(update, figures, len(held.prompts)), highlight=False)
+        for alarm in alarms:
+            self.warn(alarm)
+        return figures
 
     def warn(self, alarm: Alarm) -> None:
         """Record a warning and tell it."""

@@ -18,15 +18,17 @@ import numpy as np
 from rich.console import Console
 
 from agents.training.arguments import parsed
-from agents.training.config import FREE, TrainConfig, resolved_config, reward_facts
+from agents.training.checkpoints import differing_in
+from agents.training.config import FREE, REWARD, TrainConfig, resolved_config, reward_facts
 from agents.training.display import report
 from agents.training.heldout import HeldOut, read_json
+from agents.training.start import restore_scale
 from rlaif_env.api import RLAIFError
 from rlaif_env.batches import PROMPTS_AT_ONCE, scored_rows
 from rlaif_env.data.tasks import load_task
 from rlaif_env.files import replacing
 from rlaif_env.keywords import resolve_reward
-from rlaif_env.runs import RunFolder, write_json, writing
+from rlaif_env.runs import OtherRunError, RunError, RunFolder, write_json, writing
 
 Told = Mapping[int, dict[str, Any]]
 """The reward, as "reward", and what else the backend tells, by the number of the response asked for."""
@@ -39,6 +41,7 @@ class _Judge:
     def __init__(self, config: TrainConfig) -> None:
         self.task = load_task(config.task)
         self._backend = resolve_reward(config.reward, self.task, dict(config.reward_options))
+        restore_scale(self._backend, config.out or Path())
         self.asked = self.answered = 0
         self.reason = ""
 
@@ -62,7 +65,8 @@ def rescore(config: TrainConfig, console: Console | None = None) -> int:
     """Ask a run's reward again for every response in its folder that it failed on, and write what it says in place.
 
     Args:
-        config: The run's own, ``out`` its folder.
+        config: The run's own, ``out`` its folder; with ``change_reward`` its reward may be another than the run's, and
+            config.json says under "rescored" which is not what it was.
         console: Where to say what was done.
 
     Returns:
@@ -73,12 +77,16 @@ def rescore(config: TrainConfig, console: Console | None = None) -> int:
     """
     assert config.out is not None
     console = console or Console(quiet=True)
-    with RunFolder.create(config.out, resolved_config(config), command="train", exist=True, free=FREE) as run:
-        judge = _Judge(config)
+    with _folder(config) as run:
+        judge, record = _Judge(config), read_json(run.path / "config.json")
+        asked = reward_facts(record["config"])  # the reward that the evaluations were asked of
+        if changed := differing_in(asked, reward_facts(run.config)):
+            run.amend((), rescored=changed)
+            console.print(f"the reward is not the run's: {changed}", highlight=False, markup=False)
         # what was asked of the reward before it was changed is not a question for the one that is there now
-        since = max(map(int, read_json(run.path / "config.json").get("reward_changes", {})), default=0)
+        since = max(map(int, record.get("reward_changes", {})), default=0)
         _rescore_samples(run.path / "samples.jsonl", judge.ask, since)
-        held = {when: _rescore_held_out(run, when, judge.ask) for when in ("before", "after")}
+        held = {when: _rescore_held_out(run, when, judge.ask, asked) for when in ("before", "after")}
         if held["before"] is not None and held["after"] is not None:
             report(run, console, judge.task, held["before"], held["after"])
     left = judge.asked - judge.answered
@@ -90,6 +98,17 @@ def rescore(config: TrainConfig, console: Console | None = None) -> int:
         markup=False,
     )
     return left
+
+
+def _folder(config: TrainConfig) -> RunFolder:
+    """The run's folder; an error that says how it is rescored all the same if only the reward is another."""
+    free = (*FREE, *(REWARD if config.change_reward else ()))
+    try:
+        return RunFolder.create(config.out, resolved_config(config), command="train", exist=True, free=free)
+    except OtherRunError as error:
+        if not all(name.startswith(REWARD) for name in error.settings):
+            raise
+        raise RunError(f"{error}; with --change-reward the reward that is here is asked, and recorded") from None
 
 
 def _rescore_samples(file: Path, ask: Ask, since: int) -> None:
@@ -110,12 +129,12 @@ def _rescore_samples(file: Path, ask: Ask, since: int) -> None:
             stream.writelines(lines)
 
 
-def _rescore_held_out(run: RunFolder, when: str, ask: Ask) -> HeldOut | None:
-    """Fill in the failed prompts of before.json or after.json; the evaluation, None where there is none."""
+def _rescore_held_out(run: RunFolder, when: str, ask: Ask, facts: Mapping[str, Any]) -> HeldOut | None:
+    """Fill in the failed prompts of before.json or after.json if asked of that reward; None where there is none."""
     file = run.path / f"{when}.json"
     if not file.exists():
         return None
-    held, facts = HeldOut.read(file), reward_facts(run.config)
+    held = HeldOut.read(file)
     rows = list(held.failures) if read_json(file).get("reward") == facts else []
     told = ask([held.prompts[row] for row in rows], [held.responses[row] for row in rows])
     if told:
@@ -148,7 +167,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     known.add_argument(
         "--reward", help="the run's reward again, where it is code of yours: it runs only if you name it"
     )
-    known.add_argument_group("reward", "--reward.NAME VALUE: how its server is reached, as in rlaif train")
+    known.add_argument(
+        "--change-reward",
+        action="store_true",
+        help="ask the reward that is here, though its code, models or settings are others than the run's; config.json "
+        "then says which",
+    )
+    known.add_argument_group(
+        "reward", "--reward.NAME VALUE: how its server is reached; with --change-reward other settings too"
+    )
     given, rest = known.parse_known_args(words)
     record = read_json(given.folder / "config.json")
     if record.get("command") != "train":
@@ -160,4 +187,5 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     named = ["--reward", given.reward] if given.reward else []
     config = parsed(["--resume", str(given.folder), *named, *rest])
-    return 1 if rescore(replace(config, resume=None, out=given.folder), Console()) else 0
+    config = replace(config, resume=None, out=given.folder, change_reward=given.change_reward)
+    return 1 if rescore(config, Console()) else 0

@@ -7,8 +7,6 @@ updates, on SIGTERM, and when something fails.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -27,10 +25,9 @@ from agents.training.config import REWARD, TrainConfig, reward_facts
 from agents.training.heldout import evaluate_policy, read_json
 from agents.training.interrupts import Interrupts
 from agents.training.log import Log
-from agents.training.watch import Alarm
+from agents.watch import Alarm
 from rlaif_env.api import BackendError, RLAIFError
 from rlaif_env.data.tasks import Task
-from rlaif_env.models import check_longest, context_of
 from rlaif_env.runs import RunFolder, write_json
 
 Observations = Mapping[str, NDArray[Any]]
@@ -45,38 +42,6 @@ class Parts:
     held_out: VectorEnv[Any, Any, Any] | None
     validation: VectorEnv[Any, Any, Any] | None
     agent: ReinforceAgent
-
-
-def check_room(agent: ReinforceAgent, envs: VectorEnv[Any, Any, Any]) -> None:
-    """Raise RLAIFError if a prompt and a response do not fit into the policy's or judge's context, or into memory."""
-    core: Any = envs.unwrapped.core  # type: ignore[attr-defined]
-    longest_prompt = int(core.prompt_lengths.max())
-    longest, context = longest_prompt + core.T, context_of(agent.policy.backbone.model)
-    lower = "the task's max_prompt_tokens (with truncate_prompts) or max_response_tokens"
-    if context is not None and longest > context:
-        raise RLAIFError(
-            f"expected prompts and responses of at most {context} tokens, the policy's context, found prompts of up to "
-            f"{longest_prompt} and responses of {core.T}; lower {lower}"
-        )
-    if callable(of_judge := getattr(core.backend, "check_room", None)):
-        of_judge(core.prompts, core.T)
-    check_longest(agent.policy.backbone.model, longest, lower)
-
-
-def check_start(run: RunFolder, agent: ReinforceAgent, task: Task) -> None:
-    """Record what the run begins with, or raise RLAIFError if the weights or prompts are not those it began with."""
-    facts = [task.template, task.system, *task.prompts("train")]
-    prompts = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
-    start, file = {"policy": agent.policy.fingerprint(), "prompts": prompts}, run.path / "start.json"
-    if not file.exists():
-        write_json(file, start)
-        return
-    recorded = read_json(file)
-    if odd := [name for name in start if recorded.get(name) != start[name]]:
-        raise RLAIFError(
-            f"expected the {' and '.join(odd)} this run began with (fingerprints in {file}), found others: put back "
-            "the model and task files it was started with, or name another folder"
-        )
 
 
 class Attempt:
@@ -100,7 +65,7 @@ class Safety:
         self.config, self.agent, self.envs, self.parts = config, parts.agent, parts.envs, parts
         self.run, self.log, self.interrupts = run, log, interrupts
         self._best: dict[str, float] | None = None
-        self._validated = 0  # the update after which it was done last
+        self._validated = -1  # the update after which it was done last
         self._whole: dict[str, Any] = {}  # all values as of the last whole update
         self._saved: dict[str, Any] | None = None  # those of the last checkpoint
         self._reward = reward_facts(run.config)
@@ -142,6 +107,7 @@ class Safety:
         self.log.dropped.set_state(values["dropped"])
         if not (changed := checkpoints.differing_in(values["reward"], self._reward)):
             self.log.watch.set_state(values["watch"])
+            self.log.validations.set_state(values["validations"])
             self._best = values["best"]
         self._settled()
         self._saved = self._whole
@@ -190,6 +156,7 @@ class Safety:
             "agent": agent | ({"generator": before["generator"]} if before else {}),
             "environment": before.get("environment") or self.envs.unwrapped.state(),  # type: ignore[attr-defined]
             "watch": self.log.watch.state(),
+            "validations": self.log.validations.state(),
             "dropped": self.log.dropped.state(),
             "best": self._best,
             "validated": self._validated,
@@ -198,7 +165,7 @@ class Safety:
     def goes_on(self) -> bool:
         """Validate and save what is due; whether there is an update to come."""
         c, done, improved = self.config, self.agent.updates, False
-        if c.validate_every and done and done % c.validate_every == 0 and self._validated < done:
+        if c.validate_every and done % c.validate_every == 0 and self._validated < done:
             improved = self._validate(done)
         due = c.checkpoint_every and done and done % c.checkpoint_every == 0
         ends = done >= c.updates or self.interrupts.stop
@@ -214,17 +181,16 @@ class Safety:
         return self.agent.updates + 1 < self.config.updates and not self.interrupts.stop
 
     def _validate(self, update: int) -> bool:
-        """Evaluate on the validation split; whether this is the best policy so far, by its mean reward."""
+        """Evaluate on the validation split; whether this is the best policy of an update so far, by its mean reward."""
         self.wait()
         parts, agent, seed = self.parts, self.agent, self.config.seed
         assert parts.validation is not None
         held = evaluate_policy(agent.policy, parts.validation, parts.task, seed=seed, sampler=agent.sampler)
-        means = held.means()
         with self.interrupts.held():
-            self.run.record("validation.jsonl", {"step": update, **means})
-            improved = "reward" in means and (self._best is None or means["reward"] > self._best["reward"])
-            if improved:
-                self._best = {"step": update, "reward": means["reward"]}
+            reward = self.log.validated(update, held).get("reward")
+            improved = False
+            if update and reward is not None and (self._best is None or reward > self._best["reward"]):
+                self._best, improved = {"step": update, "reward": reward}, True
             self._validated = update
             self._settled()
         return improved

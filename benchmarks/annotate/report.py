@@ -37,7 +37,7 @@ from rlaif_env.statistics import (
     rate,
     taken,
 )
-from rlaif_env.tables import Cell, Table
+from rlaif_env.tables import Cell, Table, count_of
 
 Groups = Clusters | Dyads
 
@@ -267,7 +267,7 @@ def show(result: Mapping[str, Any], console: Console) -> None:
         console.print(shown)
     for system, row in result.get("systems", {}).items():
         figure = _figure(row["score"]) if result["form"] == "score" else _share(row["harmless"])
-        say(f"{system}: {result['form']} {figure} ({row['responses']} responses)")
+        say(f"{system}: {result['form']} {figure} ({count_of(row['responses'], 'response')})")
     say(_agreement_line(result["agreement"]))
 
 

@@ -45,7 +45,8 @@ _OPERATIONAL_TRAINING = (
     "agent.pass_tokens",
     "eval_prompts",
     "eval_split",
-)  # the answers are a stage of their own
+    "sampler",
+)  # the answers are a stage of their own; of the sampler its precision counts
 
 
 @dataclass(frozen=True)
@@ -177,6 +178,7 @@ class Pipeline:
         """A policy trained with an arm's reward."""
         c, reward = self.config, self.reward(arm)
         named = {"reward": reward.key, "seed": seed, "model": self.content(self.initial)}
+        named |= {"sampler": c.train.sampler.dtype} if c.train.sampler.dtype else {}
         key = {**settings_of(c.train, *_OPERATIONAL_TRAINING), **named, **self.shared}
 
         def make(folder: Path) -> None:

@@ -21,7 +21,7 @@ from benchmarks.evaluation.metrics import holm, paired_bootstrap_test
 from benchmarks.evaluation.systems import System
 from rlaif_env.data.tasks import Task
 from rlaif_env.statistics import FEWEST_UNITS, Floats, Interval, interval_text, measure_change, measure_mean
-from rlaif_env.tables import Cell, Table
+from rlaif_env.tables import Cell, Table, count_of
 
 PAPER: Sequence[tuple[str, str, str, str, str]] = (
     ("distilled-rm", "sft", "RLAIF vs SFT", "71; 63", "59; 61"),
@@ -114,7 +114,7 @@ def _prompts(outcomes: Sequence[Outcome], rows: NDArray[np.bool_]) -> list[str]:
 
 
 def _over(outcomes: Sequence[Outcome]) -> str:
-    return f"{len(set(outcomes[0].system.prompts))} held-out prompts"
+    return count_of(len(set(outcomes[0].system.prompts)), "held-out prompt")
 
 
 def _mean(outcomes: Sequence[Outcome], arm: str, measure: str, start: str | None = None) -> str:

@@ -21,7 +21,7 @@ from rlaif_env.api import RLAIFError
 from rlaif_env.data.jsonl import write_jsonl
 from rlaif_env.runs import write_json
 from rlaif_env.statistics import Floats, interval_text, measure_change, measure_mean
-from rlaif_env.tables import Table
+from rlaif_env.tables import Table, count_of
 
 Row = Mapping[str, Any]
 
@@ -124,7 +124,7 @@ def _tables(
     systems: Sequence[System], wins: Sequence[Row], measures: Mapping[str, Any], biases: Sequence[Row]
 ) -> Iterator[Table]:
     rows, different = len(systems[0].prompts), len(set(systems[0].prompts))
-    n = f"{rows} prompts" + (f" ({different} different)" if different < rows else "")
+    n = count_of(rows, "prompt") + (f" ({different} different)" if different < rows else "")
     names = [system.name for system in systems]
     baseline = "sft" if "sft" in names else names[0]
     if wins:

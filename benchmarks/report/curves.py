@@ -18,11 +18,12 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 10, 12, 34
 _POINTS = 400
 
 
-def curves(rows: Sequence[Mapping[str, float]]) -> list[Figure]:
+def curves(rows: Sequence[Mapping[str, float]], of: str = "") -> list[Figure]:
     """A figure for every metric of a run.
 
     Args:
-        rows: The lines of metrics.jsonl, each with its "step".
+        rows: The lines of metrics.jsonl, or of a file like it, each with its "step".
+        of: What stands before each figure's title.
 
     Returns:
         First those that `rlaif_env.curves.PANELS` names, then the others, folded.
@@ -32,7 +33,7 @@ def curves(rows: Sequence[Mapping[str, float]]) -> list[Figure]:
     figures = []
     for name in [*first, *(n for n in names if n not in first)]:
         points = np.array([(row["step"], row[name]) for row in rows if name in row], dtype=float)
-        figures.append(curve(PANELS.get(name, name), points, folded=name not in first))
+        figures.append(curve(of + PANELS.get(name, name), points, folded=name not in first))
     return figures
 
 

@@ -143,6 +143,8 @@ class _Reader:
             return
         self.metrics = read_metrics(file)
         report.figures += curves(self.metrics)
+        if (validation := self.folder / "validation.jsonl").exists():
+            report.figures += curves(read_metrics(validation), "validation: ")
         if not file.read_bytes().endswith(b"\n"):
             report.warnings.append(_TORN.format("metrics.jsonl"))
         done, planned = len({row["step"] for row in self.metrics}), config.get("updates")

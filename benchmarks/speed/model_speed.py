@@ -163,12 +163,18 @@ def sampling(
     return {"rows": rows, "response": response, "shortest": shortest, "widest_prompt": width, "parts": parts}
 
 
+_PRECISION_SIZES = ((24, 16), (24, 64), (24, 128), (6, 32), (6, 64))
+
+
 def precision(
-    *, model: str = BUILTIN_MODEL, repetitions: int = 5, responses: Sequence[int] = (16, 64, 128), rows: int = 24
+    *, model: str = BUILTIN_MODEL, repetitions: int = 5, sizes: Sequence[tuple[int, int]] = _PRECISION_SIZES
 ) -> dict[str, Any]:
-    """Updates whose responses are drawn in bfloat16, with the correction that takes, beside those drawn in float32."""
+    """Updates whose responses are drawn in bfloat16, with the correction that takes, beside those drawn in float32.
+
+    ``sizes`` are rows and tokens of a response.
+    """
     parts = []
-    for response in responses:
+    for rows, response in sizes:
         setting = Setting(0.05, 16, response, rows=rows, group=min(6, rows))
         with tempfile.TemporaryDirectory() as name:
             folder = model_folder(model, Path(name))

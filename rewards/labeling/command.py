@@ -36,6 +36,7 @@ from rlaif_env.data.journal import Journal
 from rlaif_env.data.jsonl import write_jsonl
 from rlaif_env.data.preferences import write_preferences
 from rlaif_env.runs import RunFolder, write_json
+from rlaif_env.tables import count_of
 
 __all__ = ["LabelConfig", "label", "main"]
 
@@ -217,7 +218,7 @@ def _estimate(job: LabelJob, prompts: list[str] | None, console: Console) -> dic
     prices = "--labeler.server.limits.price-in and price-out"
     priced = f"; give {prices} for the cost" if cost is None else f"; cost {about}{cost:.4f}"
     console.print(
-        f"{count} pairs, {done} of them labelled already; {len(asked)} questions to "
+        f"{count_of(count, 'pair')}, {done} of them labelled already; {len(asked)} questions to "
         f"{job.labeler.language_model.name}{measured}: {about}{tokens[0]:,} tokens read, {about}{tokens[1]:,} "
         f"written{priced}",
         highlight=False,

@@ -31,7 +31,7 @@ from rlaif_env.statistics import (
     reliability_table,
     taken,
 )
-from rlaif_env.tables import Table
+from rlaif_env.tables import Table, count_of
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ _WITHOUT = {
 def as_markdown(report: Mapping[str, Any]) -> str:
     """The report as a page to read."""
     without = [f"{report[name]} {words}" for name, words in _WITHOUT.items() if report[name]]
-    counted = ", ".join([f"{report['pairs']} pairs", f"{report['labelled']} labelled", *without])
+    counted = ", ".join([count_of(report["pairs"], "pair"), f"{report['labelled']} labelled", *without])
     errors = "\nThe pairs without a label are in errors.jsonl, each with its reason." if without else ""
     parts = [f"# Labels of {report['model']} on {report['task']}", f"Mode {report['mode']}. {counted}.{errors}"]
     if mass := report["label_mass"]:
@@ -227,4 +227,4 @@ def _people_parts(human: Mapping[str, Any] | None) -> list[str]:
 
 def _pairs(figure: Mapping[str, Any]) -> str:
     """How many pairs a figure is of, and so many of them are independent."""
-    return f"{figure['n']} pairs" + (f", {figure['units']} independent" if figure["units"] < figure["n"] else "")
+    return count_of(figure["n"], "pair") + (f", {figure['units']} independent" if figure["units"] < figure["n"] else "")

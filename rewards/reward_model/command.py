@@ -18,6 +18,7 @@ from rlaif_env.models import BUILTIN_MODEL, Backbone, backbone, load_tokenizer
 from rlaif_env.ranks import Ranks, facts_of
 from rlaif_env.runs import RunFolder, write_json
 from rlaif_env.statistics import interval_text
+from rlaif_env.tables import count_of
 
 
 @dataclass(frozen=True)
@@ -128,8 +129,10 @@ def describe(trained: Trained) -> str:
         *_held_out(trained.report["held_out"], training["left_out_pairs"]),
     ]
     for name, test in trained.figures.items():
-        of = ([f"{test.prompts} prompts"] if test.prompts else []) + [f"{test.texts} texts"]
-        lines.append(f"on {test.pairs} held-out pairs ({name}) of {' and '.join(of)}: accuracy {test.accuracy}")
+        of = ([count_of(test.prompts, "prompt")] if test.prompts else []) + [count_of(test.texts, "text")]
+        lines.append(
+            f"on {count_of(test.pairs, 'held-out pair')} ({name}) of {' and '.join(of)}: accuracy {test.accuracy}"
+        )
         if test.accuracy_at_gap is not None:
             lines.append(f"  where mean ratings differ by {test.min_gap:g}: {test.accuracy_at_gap}")
         lines.append(
@@ -148,7 +151,8 @@ def _held_out(division: Mapping[str, Any], left_out: Mapping[str, int]) -> list[
     if not division:
         return []
     sides = [
-        f"{name} {side['pairs']} pairs of {side['prompts']} prompts and {side['texts']} texts"
+        f"{name} {count_of(side['pairs'], 'pair')} of {count_of(side['prompts'], 'prompt')} and "
+        f"{count_of(side['texts'], 'text')}"
         for name, side in division["sides"].items()
     ]
     shares = ", ".join(f"{name} {share:.1%}" for name, share in division.get("shares", {}).items())

@@ -32,6 +32,7 @@ from rewards.reward_model.division import (
 from rewards.reward_model.features import encode_for_reward
 from rewards.reward_model.head import Pairs
 from rlaif_env.api import Preference, RLAIFError
+from rlaif_env.data.forms import TURN
 from rlaif_env.data.preferences import averaged, human_preferences, movie_snippets, read_preferences
 from rlaif_env.data.tasks import Task
 
@@ -129,7 +130,7 @@ def load_labels(
 
     Raises:
         DataError: If the file has bad rows.
-        RLAIFError: If there are no preferences to train on or none to hold out.
+        RLAIFError: If there are no preferences to train on or none to hold out, or the task is not one of their kind.
     """
     corpus, human, hold_out = task.source.corpus is not None, str(labels) == "human", hold_out or HoldOut()
     left_out: Counter[str] = Counter()
@@ -160,6 +161,11 @@ def load_labels(
         records = list(unseen(_read(labels, left_out)))
         if not records:
             raise RLAIFError(f"expected pairs to train on in {labels}, found none left: {dict(+left_out)}")
+        if task.kind != "dialogue" and 2 * sum(r.prompt.rstrip().endswith(TURN) for r in records) > len(records):
+            raise RLAIFError(
+                f"expected a dialogue task, such as helpful or harmless, for the conversations in {labels}, found "
+                f"{task.name}, a {task.kind} task, which reads prompt and response another way; name the task"
+            )
         split_by, warning = hold_out.split_by, ""
         if hold_out.folds:
             parts = divide(records, {str(i): 1 / hold_out.folds for i in range(hold_out.folds)}, split_by)

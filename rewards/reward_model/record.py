@@ -15,7 +15,7 @@ from typing import Any, Literal
 from rlaif_env.api import RLAIFError
 from rlaif_env.models import refuse_pickled
 from rlaif_env.runs import write_json
-from rlaif_env.tables import is_number
+from rlaif_env.tables import count_of, is_number
 
 Provenance = Literal["human", "ai", "mixed"]
 """Who made a reward model's labels."""
@@ -39,7 +39,7 @@ class LabelRecord:
         return "human" if kinds == {"human"} else "ai" if kinds == {"ai"} else "mixed"
 
     def __str__(self) -> str:
-        return ", ".join(f"{count} pairs from {source!r}" for source, count in self.sources.items())
+        return ", ".join(f"{count_of(count, 'pair')} from {source!r}" for source, count in self.sources.items())
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from rlaif_env.data.preferences import read_preferences, read_prompts
 from rlaif_env.data.rows import first_row, parsed
 from rlaif_env.data.tasks import FIELDS, PromptSource, Task, list_tasks, load_task
 from rlaif_env.models import encode, load_tokenizer
+from rlaif_env.tables import count_of
 
 _ANSWERS = ("response", "completion", "summary")  # of demonstrations
 _LONG = 60  # words; a text so long is there to be summed up, not to be gone on with
@@ -190,7 +191,7 @@ def draft(
         settings["field"] = found.prompt_field
     for key, count in {"allow_identical": found.identical, "allow_empty": found.empty}.items():
         if count:
-            settings[key], notes[key] = True, f"{count} pairs in the data"
+            settings[key], notes[key] = True, f"{count_of(count, 'pair')} in the data"
     text = "\n".join(
         [
             *_wrapped(f"A task for rlaif, of {data.name}; `rlaif task check {out.name}` looks at it. docs/tasks.md."),
@@ -202,7 +203,8 @@ def draft(
         ]
     )
     said = (
-        f"{found.rows} rows of {found.what}, {len(found.prompts)} distinct prompts; kind {guess} ({why}); at most "
+        f"{count_of(found.rows, 'row')} of {found.what}, {count_of(len(found.prompts), 'distinct prompt')}; "
+        f"kind {guess} ({why}); at most "
         f"{values['max_prompt_tokens']} tokens a prompt, {values['max_response_tokens']} a response"
     )
     return text + "\n" + _SPLITS, said

@@ -19,7 +19,7 @@ from rlaif_env.data.rows import first_row
 from rlaif_env.data.tasks import SPLITS, Task, list_tasks, load_task, read_toml
 from rlaif_env.envs.core import Core, shown
 from rlaif_env.models import encode, load_tokenizer
-from rlaif_env.tables import Table
+from rlaif_env.tables import Table, count_of
 
 _WITHOUT = {
     "validation": "`rlaif train --validate-every` cannot be used",
@@ -115,7 +115,8 @@ def _compare_splits(found: Inspection) -> None:
             found.notes.append(f"{len(shared)} prompts of {split!r} are in 'train' too, such as {shown(min(shared))}")
     if 0 < (count := len(set(found.splits["test"].prompts)) if "test" in found.splits else 0) < _FEW:
         found.notes.append(
-            f"{count} distinct prompts in 'test': intervals over so few are wide, under 5 there are none; give more"
+            f"{count_of(count, 'distinct prompt')} in 'test': intervals over so few are wide, under 5 there are none; "
+            "give more"
         )
 
 

@@ -94,6 +94,27 @@ def test_parts_of_any_scale_weigh_what_their_weights_say(tmp_path: Path) -> None
     check_backend(composite)
 
 
+def test_a_sum_that_is_to_be_calibrated_scores_nothing_before() -> None:
+    parts = {"long": (1.0, lambda prompts, responses: [7.0 * len(r) for r in responses]), "open": (1.0, vowels)}
+    composite = compose(parts, calibration_samples=4)
+    with pytest.raises(BackendError, match=r"to be calibrated on 4 samples of the start policy before it scores"):
+        composite.score(["p"], ["a"])
+    composite.calibrate(["p"] * 4, ["a", "ae", "xyz", ""])
+    other = compose(parts, calibration_samples=4)
+    other.moments = json.loads(json.dumps(composite.moments))
+    one, two = (sum_.score(["p", "q"], ["aei", "xy"]) for sum_ in (composite, other))
+    assert (
+        one.values.tolist()
+        == two.values.tolist()
+        == pytest.approx([(3 - 1.5) / 1.118034 + (3 - 0.75) / 0.829156, (2 - 1.5) / 1.118034 - 0.75 / 0.829156])
+    )
+    assert one.info["calibration"].tolist() == two.info["calibration"].tolist()
+    check_backend(composite)
+    for settings in ({"calibration_samples": 1}, {"calibration_samples": 4, "calibration": "samples.jsonl"}):
+        with pytest.raises(RLAIFError, match="expected a file as calibration, or calibration_samples of at least 2"):
+            compose(parts, **settings)
+
+
 CALIBRATIONS: list[tuple[str, str]] = [
     ("", "expected two samples or more to calibrate compose:1.open on, found 0"),
     ('{"prompt": "", "response": "b"}\n' * 3, "rewards of the part 'open' that differ, found 0 for all 3 samples"),

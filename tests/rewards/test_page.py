@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 
 from rlaif_env.cli import main
+from rlaif_env.data.preferences import write_preferences
 from tests import ROOT
 from tests.rewards.reward_model.test_hugging_face import classifier
+from tests.rewards.test_backends import preferences
 from tests.tiny import character_tokenizer, save_tiny
 
 PAGE = (ROOT / "docs" / "rewards.md").read_text(encoding="utf-8")
@@ -42,6 +44,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "my_rewards.py").write_text(FILE)
     (tmp_path / "toy.toml").write_text(TASK)
     save_tiny(tmp_path / "tiny")
+    write_preferences(tmp_path / "preferences.jsonl", preferences("human", 120))
     for name, outputs in (("trl-rm", 1), ("sentiment", 2)):
         classifier(character_tokenizer(), 0, outputs).save_pretrained(tmp_path / "runs" / name)
         character_tokenizer().save_pretrained(tmp_path / "runs" / name)
@@ -58,11 +61,13 @@ def test_an_example_in_python_runs(code: str) -> None:
 def test_a_command_runs(command: str, folder: Path) -> None:
     tiny = ["--task", "toy.toml", "--seed", "1"]
     train = [*tiny, *"--model tiny --updates 2 --prompts-per-update 2 --group-size 2 --eval-prompts 2".split()]
-    if "responses.jsonl" in command:
-        test_a_command_runs(next(line for line in COMMANDS if "--out runs/start" in line), folder)
+    for needed, made_by in (("runs/start/", "--out runs/start"), ('"runs/rm"', "--out runs/rm")):
+        if needed in command:
+            test_a_command_runs(next(line for line in COMMANDS if made_by in line), folder)
     rlaif, name, *words = shlex.split(command.replace('"direct-llm": 1.0', json.dumps(SCORER)[1:-1]))
     assert rlaif == "rlaif"
-    more = train if name == "train" else [*tiny, "--reference", "tiny", "--prompts", "4"]
+    kinds = {"train": train, "train-rm": [*tiny, "--model", "tiny"]}
+    more = kinds.get(name, [*tiny, "--reference", "tiny", "--prompts", "4"])
     assert main([name, *words, *more, *([] if "--out" in words else ["--out", "run"])]) == 0
     if name == "train":
         rows = [json.loads(row) for row in (folder / "run" / "samples.jsonl").read_text().splitlines()]
@@ -72,7 +77,7 @@ def test_a_command_runs(command: str, folder: Path) -> None:
             assert [row["reward"] for row in rows] == pytest.approx([len({*w}) / len(w) if w else 0.0 for w in words])
         else:
             assert len({row["reward"] for row in rows}) > 1
-        assert ("calibration" in rows[0]) == ("--reward.calibration" in words)
+        assert ("calibration" in rows[0]) == ("--reward.calibration" in command)
 
 
 SCORER = {"direct-llm": {"weight": 1.0, "model": "tiny", "minimum_mass": 0.0}}

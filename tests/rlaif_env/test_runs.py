@@ -391,6 +391,14 @@ def test_curves_are_a_picture_of_what_was_logged(run: RunFolder) -> None:
     panels = [blue[: height // 2, : width // 2], blue[: height // 2, width // 2 :], blue[height // 2 :, : width // 2]]
     assert all(panel.sum() > 200 for panel in panels)
     assert not blue[height // 2 :, width // 2 :].any()  # entropy was never logged: no fourth panel
+    for step in (0, 40, 80):
+        run.log(step, {"reward": step / 80, "win_rate": 0.5}, "validation")
+    run.curves()
+    picture = imread(file)[..., :3]
+    orange = (picture[..., 0] > 0.8) & (picture[..., 2] < 0.3)
+    quarters = [q for half in np.split(orange, 2) for q in np.array_split(half, 2, axis=1)]
+    assert [bool(q.sum() > 50) for q in quarters] == [True, False, False, True]  # reward, kl, length, win_rate
+    assert not blue[height // 2 :, width // 2 :].any() and len(read_metrics(run.path)) == 80
 
 
 def test_drawing_touches_no_global_state(tmp_path: Path) -> None:

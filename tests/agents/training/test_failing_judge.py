@@ -290,6 +290,31 @@ def test_failed_responses_are_asked_again_and_nothing_else_is_touched(
     assert samples(run)[: len(upto)] == upto and len(samples(run)) == len(upto) + 12
 
 
+def test_a_reward_that_was_mended_is_asked_when_that_is_said(
+    job: Start, unlucky: Callable[[int], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unlucky(30)
+    run, code = tmp_path / "run", tmp_path / "own.py"
+    code.write_text(JUDGE, encoding="utf-8")
+    config = job(run, max_dropped=1.0, reward=f"{code}:make")
+    train(config)
+    before = samples(run)
+    code.write_text(JUDGE.replace("if rows:", "if False:").replace("total / 1024", "total / 1024 + 1000"), "utf-8")
+    command, hash_of = [str(run), "--reward", config.reward], run / "config.json"
+    with pytest.raises(RLAIFError, match=r"content.code.* with --change-reward the reward that is here is asked"):
+        rescore_main(command)
+    assert samples(run) == before
+    recorded = json.loads(hash_of.read_text())["config"]
+    assert rescore_main([*command, "--change-reward"]) == 0
+    shown, record = " ".join(capsys.readouterr().out.split()), json.loads(hash_of.read_text())
+    assert "the reward is not the run's: content.code." in shown and record["rescored"].startswith("content.code.")
+    assert record["config"] == recorded  # what was learned from is what it was
+    for old, new in zip(before, samples(run), strict=True):
+        assert new["reward"] > 1000 if old["reward"] is None else new == old
+    held = json.loads((run / "after.json").read_text())
+    assert held["failures"] == {} and max(held["measures"]["reward"]) > 1000 > min(held["measures"]["reward"])
+
+
 def test_folders_of_other_commands_are_told_how_they_ask_again(tmp_path: Path) -> None:
     with RunFolder.create(tmp_path / "labels", {}, command="label"):
         pass

@@ -18,7 +18,7 @@ import torch
 from agents import ReinforceAgent, ReinforceConfig
 from agents.passes import is_out_of_memory
 from agents.rollout import NonFiniteError, nonfinite_rows, plain
-from agents.training.watch import Block, Watch, clearly_above
+from agents.watch import Block, Watch, clearly_above
 from rlaif_env.api import RLAIFError
 from rlaif_env.models import LoraConfig
 from tests import ROOT

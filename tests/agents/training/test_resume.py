@@ -554,9 +554,9 @@ def test_the_best_by_validation_is_kept_and_named(job: Callable[..., TrainConfig
     config = job(tmp_path / "run", validate_every=1, validation_prompts=2, keep_checkpoints=1, eval_prompts=0)
     assert train(config).after is None
     rows = [json.loads(line) for line in (tmp_path / "run" / "validation.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert [row["step"] for row in rows] == [0, 1, 2, 3, 4, 5, 6]
     best = json.loads((tmp_path / "run" / "checkpoints" / "best.json").read_text())
-    top = max(rows, key=lambda row: row["reward"])
+    top = max(rows[1:], key=lambda row: row["reward"])  # the start is no result of the training
     assert best == {"step": top["step"], "reward": top["reward"]}
     names = {p.name for p in (tmp_path / "run" / "checkpoints").iterdir()}
     assert names == {"best.json", "000006", f"{best['step']:06d}"}

@@ -186,7 +186,7 @@ def test_help_lists_the_options_of_the_reward_beside_it(capsys: pytest.CaptureFi
 
 
 def test_an_unknown_option_names_the_valid_ones(arguments: list[str]) -> None:
-    message = "reward 'compose': expected options among parts, calibration, found colour"
+    message = "reward 'compose': expected options among parts, calibration, calibration_samples, found colour"
     with pytest.raises(RLAIFError, match=message):
         main(["--reward", "compose", "--reward.parts", "{}", "--reward.colour=1"])
 

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from agents.sampler import SamplerConfig
 from agents.settings import ReinforceConfig
 from agents.training.config import TrainingConfig
 from benchmarks.comparison import tables
@@ -143,9 +144,19 @@ def test_every_policy_answers_the_same_prompts_and_is_judged_by_all(done: Path) 
 
 def test_called_again_nothing_is_made_again(folder: Path, done: Path) -> None:
     before, outcome = finished(done), outcome_of(done)
-    compare(settings(folder, done))
+    config = settings(folder, done)
+    compare(replace(config, train=replace(config.train, sampler=SamplerConfig(patience=1.0))))
     assert finished(done) == before
     assert outcome_of(done) == outcome
+
+
+def test_policies_are_sampled_as_it_says(folder: Path, done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RLAIF_DEVICE", "cpu")
+    config, before = settings(folder, done), finished(done)
+    rounded = replace(config, train=replace(config.train, sampler=SamplerConfig(dtype="bfloat16")))
+    stage = Pipeline(rounded, Console(quiet=True)).training("human-rm", 0)
+    assert [*set(finished(done)) - set(before)] == [stage.path.name]  # only the training itself is another
+    assert "importance_gap" in (stage.path / "metrics.jsonl").read_text().splitlines()[0]
 
 
 def test_another_setting_redoes_what_depends_on_it(folder: Path, done: Path) -> None:

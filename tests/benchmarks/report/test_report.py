@@ -454,6 +454,15 @@ def test_curves_show_the_panels_first_and_fold_the_rest() -> None:
     ]
 
 
+def test_validations_are_drawn_beside_the_updates(tmp_path: Path) -> None:
+    folder = training_run(tmp_path / "r7")
+    rows = [{"step": 0, "gold": 0.2, "unscored": 1.0}, {"step": 10, "gold": 0.1, "win_rate": 0.7}]
+    lines(folder / "validation.jsonl", rows)
+    page = Page(build(folder))
+    assert page.count("svg") == 3 + 3
+    assert "validation: gold measure" in page.text and "validation: share of prompts better than at the" in page.text
+
+
 def test_definitions_are_found_by_every_spelling() -> None:
     found = definitions_of(["raw_score", "reward/label_mass", "figures · human · brier", "KL (nats)", "nonsense"])
     assert list(found) == ["raw score", "label mass", "kl", "brier"]

@@ -231,6 +231,16 @@ def test_a_file_made_from_one_split_of_a_task_can_still_be_divided(tmp_path: Pat
     assert len(data.tests["labels"]) > 10
 
 
+def test_conversations_are_not_read_as_reviews(tmp_path: Path) -> None:
+    rows = [Preference(f"\n\nHuman: q{i}\n\nAssistant:", f" a{i}", f" b{i}", 1.0) for i in range(400)]
+    write_preferences(tmp_path / "hh.jsonl", rows)
+    limits: dict[str, Any] = {"pairs": 400, "texts": 0, "test_pairs": 9, "seed": 0}
+    message = r"expected a dialogue task, such as helpful .* in .*hh.jsonl, found movie-review, a continuation task"
+    with pytest.raises(RLAIFError, match=message):
+        load_labels(load_task("movie-review"), tmp_path / "hh.jsonl", **limits)
+    assert len(load_labels(load_task("helpful"), tmp_path / "hh.jsonl", **limits).train) > 200
+
+
 def test_what_is_beyond_a_limit_is_counted(tmp_path: Path) -> None:
     rows = toy_preferences(200, seed=1)
     everything = labels_of(tmp_path, rows)

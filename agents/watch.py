@@ -1,18 +1,23 @@
 """Warns of a training that goes wrong; it never stops one.
 
-It compares blocks of ten updates with each other, and warns only where the difference is far beyond the updates' own
-scatter: the levels of its tests add up to one run in a hundred that would be warned without reason, however long it is.
+It compares blocks of ten updates with each other, and validations prompt by prompt, and warns only where the difference
+is far beyond their own scatter: the levels of its tests add up to one run in a hundred that would be warned without
+reason, however long it is.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
+
+from rlaif_env.statistics import Floats, mean_error
 
 UPDATES_A_BLOCK = 10
 FALSE_ALARMS = 0.01
@@ -22,6 +27,8 @@ KL_PER_TOKEN = 1.5  # nats: the policy's tokens are then, on average, 4.5 times 
 
 _COLLAPSED = {"entropy": (1 / 3, "nats a token"), "length": (1 / 2, "tokens")}
 """The share of the first block's mean that is too little, and the unit."""
+
+DIVERSITY = 0.9  # the share of the start's distinct-2 that is too little
 
 _ADVICE = {
     "entropy": "responses to a prompt become one and the same, and nothing more is learned; raise agent.beta, lower "
@@ -160,3 +167,133 @@ class Watch:
         self._blocks = [{name: Block(*values) for name, values in block.items()} for block in state["blocks"]]
         self._current = {name: list(values) for name, values in state["current"].items()}
         self._updates, self._given = int(state["updates"]), list(state["given"])
+
+
+class Validations:
+    """Sees a policy's answers to the same prompts time after time, and compares them prompt by prompt.
+
+    Kinds of alarm, once each: "validation-gold" (since an earlier validation the reward is up and the gold measure
+    down), "validation-diversity" (since the first the reward is up and the responses repeat each other more).
+    """
+
+    def __init__(self) -> None:
+        self._first: list[str] = []  # the responses to each different prompt
+        self._seen: list[dict[str, Any]] = []  # each time's update, and "reward" and "gold" of the different prompts
+        self._given: list[str] = []
+
+    def observe(
+        self, step: int, prompts: Sequence[str], responses: Sequence[str], measures: Mapping[str, Floats]
+    ) -> tuple[dict[str, float], list[Alarm]]:
+        """Take in a validation: n prompts, the same each time, responses, and of the measures "reward" and "gold" (n,).
+
+        Returns:
+            From the second time on "win_rate" and "gold_win_rate": the share of prompts whose reward, or gold measure,
+            is above that of the first time, an equal one counted half. And the alarms.
+        """
+        rows = np.sort(np.unique(list(prompts), return_index=True)[1])  # each different prompt once
+        now = {name: _known(measures[name][rows]) for name in ("reward", "gold") if name in measures}
+        texts = [responses[row] for row in rows]
+        self._seen.append({"step": step, **now})
+        if len(self._seen) == 1:
+            self._first = texts
+            return {}, []
+        wins = {
+            ("win_rate" if name == "reward" else f"{name}_win_rate"): float((np.sign(change) / 2 + 0.5).mean())
+            for name in now
+            if len(change := self._change(name, 0))
+        }
+        found = {kind: text for kind, text in self._texts(texts).items() if kind not in self._given}
+        self._given += found
+        return wins, [Alarm(kind, step, text) for kind, text in found.items()]
+
+    def _change(self, name: str, since: int) -> Floats:
+        """How far a measure is above an earlier time's, for the prompts that have both."""
+        then, now = (self._seen[at].get(name, []) for at in (since, -1))
+        return np.array([b - a for a, b in zip(then, now, strict=False) if a is not None and b is not None])
+
+    def _texts(self, responses: Sequence[str]) -> dict[str, str]:
+        """What is wrong since an earlier time, by kind."""
+        *earlier, _ = self._seen
+        alpha = FALSE_ALARMS / (len(earlier) * (len(earlier) + 1))  # adds up to FALSE_ALARMS over all validations
+        texts = {}
+        lost, error = distinct_lost(self._first, responses, DIVERSITY)
+        if _up(self._change("reward", 0), alpha) and _above_0(lost, error, len(responses) - 1, alpha):
+            texts["validation-diversity"] = (
+                f"the reward rises while the responses become alike: since update {earlier[0]['step']} the reward went "
+                f"from {self._means('reward', 0)} on the same validation prompts, and distinct-2 fell below "
+                f"{DIVERSITY:.0%} of what it was, at equal length. Read samples.jsonl; raise agent.beta or lower "
+                "agent.learning_rate"
+            )
+        down = [
+            at
+            for at in range(len(earlier))
+            if _up(self._change("reward", at), alpha / len(earlier))
+            and _up(-self._change("gold", at), alpha / len(earlier))
+        ]
+        if down:
+            best = min(down, key=lambda at: float(self._change("gold", at).mean()))
+            texts["validation-gold"] = (
+                f"the reward rises while the gold measure falls: since update {earlier[best]['step']} the reward went "
+                f"from {self._means('reward', best)} and the gold measure from {self._means('gold', best)} on the same "
+                "validation prompts. Stop here or go back to a checkpoint of that time; raise agent.beta, train the "
+                "reward model on more or other labels"
+            )
+        return texts
+
+    def _means(self, name: str, since: int) -> str:
+        then, now = (np.array(self._seen[at][name], dtype=np.float64) for at in (since, -1))
+        return f"{np.nanmean(then):.3f} to {np.nanmean(now):.3f}"
+
+    def state(self) -> dict[str, Any]:
+        """All it has seen, as JSON can hold it."""
+        return {"first": self._first, "seen": list(self._seen), "given": list(self._given)}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` gave."""
+        self._first, self._seen, self._given = list(state["first"]), list(state["seen"]), list(state["given"])
+
+
+def distinct_lost(before: Sequence[str], after: Sequence[str], share: float = 1.0) -> tuple[float, float]:
+    """How far distinct-2 of n texts is below a share of that of n others, at equal length, and the standard error.
+
+    Each text and its counterpart are cut to as many words as the shorter of the two has, because more words repeat
+    more. The error is that of the jackknife over texts (Efron and Stein 1981: at least the true one, in the mean).
+    """
+    rows: list[list[list[tuple[str, str]]]] = [[], []]
+    for texts in zip(before, after, strict=True):
+        words = [text.lower().split() for text in texts]
+        size = min(map(len, words))
+        for grams, row in zip(rows, words, strict=True):
+            grams.append(list(pairwise(row[:size])))
+    sizes = np.array([len(row) for row in rows[0]])
+    if not sizes.any() or (sizes == sizes.sum()).any():
+        return 0.0, 0.0
+    lost, without = 0.0, np.zeros(len(sizes))
+    for grams, weight in zip(rows, (share, -1.0), strict=True):
+        counts = Counter(gram for row in grams for gram in row)
+        only = np.array([sum(counts[gram] == n for gram, n in Counter(row).items()) for row in grams])
+        lost += weight * len(counts) / sizes.sum()
+        without += weight * (len(counts) - only) / (sizes.sum() - sizes)
+    n = len(sizes)
+    return float(lost), float(np.sqrt((n - 1) / n * ((without - without.mean()) ** 2).sum()))
+
+
+def _known(values: Floats) -> list[float | None]:
+    return [None if np.isnan(value) else value for value in values.tolist()]
+
+
+def _up(changes: Floats, alpha: float) -> bool:
+    """Whether the mean of changes (n,) is above 0 by a one-sided test at a level alpha; without scatter, by their n."""
+    if len(changes) < 2:
+        return False
+    of = mean_error(changes, None)
+    return (
+        _above_0(float(changes.mean()), of.error, of.df, alpha)
+        if of.error
+        else bool(changes[0] > 0 and 0.5 ** len(changes) < alpha)
+    )
+
+
+def _above_0(estimate: float, error: float, df: float, alpha: float) -> bool:
+    """Whether an estimate is above 0 by Student's one-sided test at a level alpha."""
+    return error > 0 and bool(stats.t.sf(estimate / error, df) < alpha)
