@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from agents.policy import Policy
 from rlaif_env.api import RLAIFError
 from rlaif_env.models import Samples, encode
-from rlaif_env.runs import RunError
+from rlaif_env.records import RunError
 from rlaif_env.servers.vllm import VLLMServers
 from rlaif_env.servers.vllm_server import Adapter, Probe
 

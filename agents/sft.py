@@ -44,7 +44,8 @@ from rlaif_env.models import (
     within,
 )
 from rlaif_env.ranks import Ranks, facts_of
-from rlaif_env.runs import RunFolder, write_json
+from rlaif_env.records import write_json
+from rlaif_env.runs import RunFolder
 
 _SIDES = {"train": 0.95, "validation": 0.05}
 _DIVISION = 1  # not the tasks' own, of which the built-in demonstrations are one split

@@ -174,10 +174,13 @@ class Validations:
 
     Kinds of alarm, once each: "validation-gold" (since an earlier validation the reward is up and the gold measure
     down), "validation-diversity" (since the first the reward is up and the responses repeat each other more).
+
+    Attributes:
+        first: The responses of the first time, one to each different prompt.
     """
 
     def __init__(self) -> None:
-        self._first: list[str] = []  # the responses to each different prompt
+        self.first: list[str] = []  # the responses to each different prompt
         self._seen: list[dict[str, Any]] = []  # each time's update, and "reward" and "gold" of the different prompts
         self._given: list[str] = []
 
@@ -195,7 +198,7 @@ class Validations:
         texts = [responses[row] for row in rows]
         self._seen.append({"step": step, **now})
         if len(self._seen) == 1:
-            self._first = texts
+            self.first = texts
             return {}, []
         wins = {
             ("win_rate" if name == "reward" else f"{name}_win_rate"): float((np.sign(change) / 2 + 0.5).mean())
@@ -216,7 +219,7 @@ class Validations:
         *earlier, _ = self._seen
         alpha = FALSE_ALARMS / (len(earlier) * (len(earlier) + 1))  # adds up to FALSE_ALARMS over all validations
         texts = {}
-        lost, error = distinct_lost(self._first, responses, DIVERSITY)
+        lost, error = distinct_lost(self.first, responses, DIVERSITY)
         if _up(self._change("reward", 0), alpha) and _above_0(lost, error, len(responses) - 1, alpha):
             texts["validation-diversity"] = (
                 f"the reward rises while the responses become alike: since update {earlier[0]['step']} the reward went "
@@ -246,11 +249,11 @@ class Validations:
 
     def state(self) -> dict[str, Any]:
         """All it has seen, as JSON can hold it."""
-        return {"first": self._first, "seen": list(self._seen), "given": list(self._given)}
+        return {"first": self.first, "seen": list(self._seen), "given": list(self._given)}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state` gave."""
-        self._first, self._seen, self._given = list(state["first"]), list(state["seen"]), list(state["given"])
+        self.first, self._seen, self._given = list(state["first"]), list(state["seen"]), list(state["given"])
 
 
 def distinct_lost(before: Sequence[str], after: Sequence[str], share: float = 1.0) -> tuple[float, float]:

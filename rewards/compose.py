@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rewards.api import Live
-from rlaif_env.api import BackendError, RewardBackend, RLAIFError, Scores, checked_scores
+from rlaif_env.api import BackendError, RewardBackend, RLAIFError, Scores, checked_scores, judges_groups
 from rlaif_env.data.forms import dialogue, prompt_of
 from rlaif_env.data.jsonl import check_text, read_jsonl
 from rlaif_env.data.tasks import DEFAULT_TASK, TaskLike, load_task
@@ -74,6 +74,11 @@ class Composite(Live):
             except BackendError as error:
                 raise BackendError(f"part {name!r} of {self.name}: {error}", error.rows) from error
         return found
+
+    @property
+    def judges_groups(self) -> bool:
+        """Whether a part does (`rlaif_env.api.judges_groups`)."""
+        return any(judges_groups(backend) for _, backend in self.parts.values())
 
     def score(self, prompts: Sequence[str], responses: Sequence[str]) -> Scores:
         """Weighted sums; see `rlaif_env.api.RewardBackend`.

@@ -218,14 +218,36 @@ def from_kwargs(
         template: A prompt of your own with {prompt} and {response} or {text}.
         minimum_mass: A row on whose scores the model puts less probability than this raises.
     """
-    ready = isinstance(model, LanguageModel)
-    others: dict[str, Any] = {"url": url, "server": server, "device": device, "dtype": dtype}
-    others |= {"tokenizer": tokenizer, "chat": chat} if ready else {}
-    if not isinstance(model, str | Path) and (given := ", ".join(name for name, value in others.items() if value)):
-        raise RLAIFError(f"reward 'direct-llm': expected no other settings with a live model, found {given}")
-    if isinstance(model, str | Path):
-        named = LanguageModelConfig(str(model), url, chat, device, dtype, cast(ServerConfig, server or {}))
-        language_model = language_model_from(named)
-    else:
-        language_model = model if ready else LocalLM(model, tokenizer, chat=chat)
+    named: dict[str, Any] = {"url": url, "server": server, "device": device, "dtype": dtype, "chat": chat}
+    language_model = opened("direct-llm", model, tokenizer, **named)
     return DirectLLMScore(language_model, task, scale=scale, shots=shots, template=template, minimum_mass=minimum_mass)
+
+
+def opened(
+    reward: str,
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase | None,
+    *,
+    chat: bool,
+    **settings: Any,
+) -> LanguageModel:
+    """The language model of a reward's keywords: one by name, or the live one.
+
+    Args:
+        reward: The reward's name, for errors.
+        model: A name or folder, a Backbone, a Hugging Face model (with its tokenizer) or any LanguageModel.
+        tokenizer: A live Hugging Face model's.
+        chat: Whether prompts go through the model's chat template.
+        settings: The other fields of `LanguageModelConfig`.
+
+    Raises:
+        RLAIFError: If a live model comes with settings that only one by name can have.
+    """
+    if isinstance(model, str | Path):
+        server = cast(ServerConfig, settings.pop("server") or {})
+        return language_model_from(LanguageModelConfig(str(model), chat=chat, server=server, **settings))
+    ready = isinstance(model, LanguageModel)
+    others = settings | ({"tokenizer": tokenizer, "chat": chat} if ready else {})
+    if given := ", ".join(name for name, value in others.items() if value):
+        raise RLAIFError(f"reward {reward!r}: expected no other settings with a live model, found {given}")
+    return model if ready else LocalLM(model, tokenizer, chat=chat)

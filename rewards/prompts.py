@@ -34,6 +34,11 @@ def _wordings() -> dict[str, dict[str, ScoreWording]]:
     return {group: {name: ScoreWording(**wording) for name, wording in named.items()} for group, named in groups}
 
 
+def score_wording(task: Task) -> ScoreWording:
+    """The wording for a task: its own, or that of its kind."""
+    return _wordings()["tasks"].get(task.name) or _wordings()["kinds"][task.kind]
+
+
 def fill(template: str, **texts: object) -> str:
     """Put texts in the ``{name}`` places of a template, in one pass, so that braces inside a text stay text.
 
@@ -77,7 +82,7 @@ def score_prompt(
     """
     if template is not None:
         return fill(template, prompt=prompt, response=response, text=task.judged(prompt, response))
-    wording = _wordings()["tasks"].get(task.name) or _wordings()["kinds"][task.kind]
+    wording = score_wording(task)
     if not 0 <= shots <= len(wording.exemplars):
         raise RLAIFError(
             f"expected 0 to {len(wording.exemplars)} shots for task {task.name!r}, found {shots}; "

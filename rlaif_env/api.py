@@ -28,6 +28,7 @@ __all__ = [
     "Scores",
     "Tokenizer",
     "checked_scores",
+    "judges_groups",
 ]
 
 
@@ -78,6 +79,8 @@ class RewardBackend(Protocol):
 
     ``score`` is deterministic and row-wise: a batch gives what each row alone would give, to 1e-5. It raises
     (`BackendError`) when a row cannot be scored; a failed row is never 0 and never dropped.
+
+    A backend may judge groups instead, by an attribute ``judges_groups`` that is True (`judges_groups`).
     """
 
     name: str
@@ -89,6 +92,16 @@ class RewardBackend(Protocol):
             prompts: n prompts, as the task gives them.
             responses: n responses, special tokens removed.
         """
+
+
+def judges_groups(backend: object) -> bool:
+    """Whether a backend compares the responses to one prompt with each other.
+
+    The rows of a call that have the same prompt are one group then: a row's reward depends on the others of its group,
+    and on nothing else, whatever their order. Whoever divides a batch keeps a prompt's rows in one call. A response
+    that is alone with its prompt cannot be judged; it raises.
+    """
+    return getattr(backend, "judges_groups", False) is True
 
 
 class Tokenizer(Protocol):

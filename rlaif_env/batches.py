@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from rlaif_env.api import BackendError, RewardBackend, checked_scores
+from rlaif_env.api import BackendError, RewardBackend, checked_scores, judges_groups
 
 Result = TypeVar("Result")
 
@@ -78,6 +78,14 @@ def shares(
     return min(map(dealt, (group_size,) if whole else (group_size, 1)), key=lambda found: found[0])[1]
 
 
+def groups_of(prompts: Sequence[str]) -> list[list[int]]:
+    """Row numbers of each distinct prompt, in the order of the first."""
+    groups: dict[str, list[int]] = {}
+    for row, prompt in enumerate(prompts):
+        groups.setdefault(prompt, []).append(row)
+    return list(groups.values())
+
+
 def isolate_failures(
     call: Callable[[list[int]], Sequence[Result]], rows: Sequence[int], failure: type[Exception] = Exception
 ) -> tuple[dict[int, Result], dict[int, Exception]]:
@@ -114,7 +122,9 @@ def isolate_failures(
 def scored_rows(
     backend: RewardBackend, prompts: Sequence[str], responses: Sequence[str], *, apart: bool = True
 ) -> tuple[NDArray[np.float32], list[dict[str, Any]], dict[int, str]]:
-    """Score n pairs; with ``apart`` one that cannot be scored does not take the others' rewards away.
+    """Score n pairs; with ``apart`` one that cannot be scored does not take the rewards of others away.
+
+    Where the backend judges groups, it takes those of its group.
 
     Returns:
         The rewards (n,), NaN where there is none; what the backend tells beside each, NaN in place of every floating
@@ -123,15 +133,29 @@ def scored_rows(
     Raises:
         BackendError: Where not ``apart``, as `rlaif_env.api.checked_scores` does.
     """
+    units = groups_of(prompts) if judges_groups(backend) else [[i] for i in range(len(responses))]
 
-    def score(rows: Sequence[int]) -> list[tuple[np.float32, dict[str, Any]]]:
-        scores = checked_scores(backend, [prompts[i] for i in rows], [responses[i] for i in rows])
+    def score(numbers: Sequence[int]) -> list[list[tuple[np.float32, dict[str, Any]]]]:
+        """What each unit's rows get, of units by number; an error names units."""
+        rows = [i for number in numbers for i in units[number]]
+        try:
+            scores = checked_scores(backend, [prompts[i] for i in rows], [responses[i] for i in rows])
+        except BackendError as error:
+            if not apart:
+                raise BackendError(str(error), [rows[i] for i in error.rows if i < len(rows)]) from error
+            at = [place for place, number in enumerate(numbers) for _ in units[number]]
+            raise BackendError(str(error), sorted({at[i] for i in error.rows if i < len(at)})) from error
         parts = {key: np.asarray(array) for key, array in scores.info.items()}
-        return [(value, {key: array[i] for key, array in parts.items()}) for i, value in enumerate(scores.values)]
+        told = iter([(v, {key: array[i] for key, array in parts.items()}) for i, v in enumerate(scores.values)])
+        return [[next(told) for _ in units[number]] for number in numbers]
 
-    every = range(len(responses))
-    scored, failed = isolate_failures(score, every, BackendError) if apart else (dict(enumerate(score(every))), {})
+    every = range(len(units))
+    found, without = isolate_failures(score, every, BackendError) if apart else (dict(enumerate(score(every))), {})
+    scored = {row: value for number, values in found.items() for row, value in zip(units[number], values, strict=True)}
+    failed = {row: error for number, error in without.items() for row in units[number]}
     told = (part for _, parts in scored.values() for part in parts.items()) if failed else ()
     unknown = np.float32(np.nan), {key: type(value)(np.nan) for key, value in told if isinstance(value, np.floating)}
-    rewards, parts = zip(*(scored.get(i, unknown) for i in every), strict=True) if responses else ((), ())
+    rewards, parts = (
+        zip(*(scored.get(i, unknown) for i in range(len(responses))), strict=True) if responses else ((), ())
+    )
     return np.array(rewards, dtype=np.float32), list(parts), {i: str(error) for i, error in failed.items()}

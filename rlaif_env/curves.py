@@ -16,7 +16,7 @@ PANELS: Mapping[str, str] = {
     "length": "response length (tokens)",
     "entropy": "policy entropy (nats per token)",
     "gold": "gold measure (mean)",
-    "win_rate": "share of prompts better than at the start",
+    "win_rate": "win rate against the start",
     "distinct-2": "distinct pairs of words over all pairs",
 }
 """The metrics that are drawn, each with the label of its axis."""

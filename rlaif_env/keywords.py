@@ -17,7 +17,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from rlaif_env.api import BackendError, RewardBackend, RLAIFError, Scores
+from rlaif_env.api import BackendError, RewardBackend, RLAIFError, Scores, judges_groups
 from rlaif_env.data.tasks import Task
 from rlaif_env.references import load_reference
 
@@ -83,12 +83,14 @@ class CallableReward:
 
     Attributes:
         name: The function's name.
+        judges_groups: Whether the function says so of itself (`rlaif_env.api.judges_groups`).
     """
 
     def __init__(self, function: RewardFunction) -> None:
         self.function = function
         named = getattr(function, "func", function)  # behind a functools.partial
         self.name = str(getattr(named, "__name__", type(named).__name__))
+        self.judges_groups = judges_groups(named)
 
     def __deepcopy__(self, memo: object) -> CallableReward:
         return self

@@ -27,8 +27,6 @@ import tempfile
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import fields, is_dataclass
-from enum import Enum
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -37,14 +35,10 @@ import filelock
 import numpy as np
 from numpy.typing import ArrayLike
 
-from rlaif_env.api import DataError, RLAIFError
 from rlaif_env.curves import draw
-from rlaif_env.files import replacing, sync
+from rlaif_env.files import sync
+from rlaif_env.records import RunError, json_text, read_metrics, write_json, writing
 from rlaif_env.tables import is_number
-
-
-class RunError(RLAIFError):
-    """A run folder cannot be made, written or read."""
 
 
 class OtherRunError(RunError):
@@ -89,7 +83,7 @@ class RunFolder:
             RunError: If the folder cannot be written, is being written by another process, holds other files, or holds
                 a run (with ``exist``: a run of another configuration, which is an `OtherRunError`).
         """
-        resolved = json.loads(_json_text(config, "the configuration"))
+        resolved = json.loads(json_text(config, "the configuration"))
         folder = _new_default_folder(command, resolved) if path is None else Path(path)
         file = folder / "config.json"
         lock = _take_folder(folder)
@@ -165,7 +159,7 @@ class RunFolder:
     def record(self, name: str, *rows: Mapping[str, Any]) -> None:
         """Append lines to a file of the folder, such as "warnings.jsonl", in one write: a reader sees whole lines."""
         file = self.path / name
-        lines = "".join(_json_text(row, f"each line of {file}") + "\n" for row in rows)
+        lines = "".join(json_text(row, f"each line of {file}") + "\n" for row in rows)
         with writing(file), file.open("a", encoding="utf-8") as stream:
             stream.write(lines)
         if name in self._rows:
@@ -257,55 +251,6 @@ class RunFolder:
             yield self._writer
 
 
-def write_json(path: str | Path, value: Any) -> None:
-    """Write a JSON file that is at every moment either the old one or the new one.
-
-    Data classes, mappings, paths, enums, NumPy scalars and arrays are written as what they hold.
-
-    Raises:
-        RunError: If the value has no JSON form (NaN and infinities have none), or the file cannot be written.
-    """
-    path = Path(path)
-    text = _json_text(value, path.name, indent=2) + "\n"
-    with writing(path), replacing(path) as stream:
-        stream.write(text.encode())
-
-
-def read_metrics(path: str | Path) -> list[dict[str, float]]:
-    """The rows of a run's metrics.jsonl, or of a file like it, in order, each with its "step".
-
-    A last line without a line end is still being written, or was when its process was killed; it is not a row yet.
-
-    Raises:
-        RunError: If there is no such folder or file.
-        DataError: If a line is not a JSON object of numbers with a step; names file and line.
-    """
-    file = Path(path) / "metrics.jsonl" if Path(path).is_dir() else Path(path)
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise RunError(f"expected a run's metrics at {file}: {error.strerror}") from error
-    rows = []
-    for number, line in enumerate(data.split(b"\n")[:-1], start=1):
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{file}, line {number}: expected a JSON object, found {line[:60]!r}") from error
-        if not isinstance(row, dict) or type(row.get("step")) is not int or not all(map(is_number, row.values())):
-            raise DataError(f"{file}, line {number}: expected finite numbers and a step, found {line[:60]!r}")
-        rows.append(row)
-    return rows
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn the system's errors in writing a path into a `RunError` that names it."""
-    try:
-        yield
-    except OSError as error:
-        raise RunError(f"cannot write {path}: {error.strerror or error}") from error
-
-
 def _take_folder(folder: Path) -> filelock.BaseFileLock:
     """Make a folder and lock it. The system frees the lock of a process that dies, so a stale file holds nobody up."""
     lock = filelock.FileLock(folder / "run.lock")
@@ -361,28 +306,6 @@ def settled(config: Mapping[str, Any], free: Collection[str] = (), prefix: str =
         if name not in free:
             names |= settled(value, free, f"{name}.") if isinstance(value, dict) else {name: value}
     return names
-
-
-def _json_text(value: Any, name: str, indent: int | None = None) -> str:
-    try:
-        return json.dumps(value, default=_plain, allow_nan=False, indent=indent)
-    except (TypeError, ValueError) as error:
-        raise RunError(f"expected {name} to hold text, finite numbers and the like, found: {error}") from error
-
-
-def _plain(value: Any) -> Any:
-    """What JSON can hold of a value that it cannot hold itself."""
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, Enum):
-        return value.value
-    if isinstance(value, np.ndarray | np.generic):
-        return value.tolist()
-    if isinstance(value, Mapping):
-        return dict(value)
-    if is_dataclass(value) and not isinstance(value, type):
-        return {field.name: getattr(value, field.name) for field in fields(value)}
-    raise TypeError(f"{type(value).__name__} {value!r:.60}")
 
 
 def _provenance() -> dict[str, Any]:

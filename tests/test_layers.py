@@ -21,8 +21,8 @@ FLOORS: dict[str, list[set[str]]] = {
     "rlaif_env": [
         {"api", "files"},
         {"batches", "curves", "ranks", "references", "tables", "statistics", "models"},
-        {"data", "runs", "servers"},
-        {"keywords"},
+        {"data", "records", "servers"},
+        {"keywords", "runs"},
         {"options"},
         {"envs"},
         {"cli"},

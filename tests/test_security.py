@@ -347,7 +347,7 @@ def test_a_key_is_in_no_message_and_no_file(client: Callable[..., EndpointClient
 
 def test_an_address_with_a_password_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     from rewards.labeling.command import label
-    from rewards.labeling.job import LabelConfig
+    from rewards.labeling.config import LabelConfig
     from rewards.language_model.config import LanguageModelConfig
 
     with pytest.raises(RLAIFError, match="expected an address without password") as caught:

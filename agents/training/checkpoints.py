@@ -30,7 +30,8 @@ from agents.reinforce import ReinforceAgent
 from agents.rollout import NonFiniteError
 from rlaif_env.api import RLAIFError
 from rlaif_env.files import file_sha256
-from rlaif_env.runs import RunError, RunFolder
+from rlaif_env.records import RunError
+from rlaif_env.runs import RunFolder
 
 _TENSORS, _STATE, _MANIFEST = "agent.safetensors", "state.json", "manifest.json"
 _LOGS = ("metrics.jsonl", "samples.jsonl", "validation.jsonl", "warnings.jsonl")

@@ -26,18 +26,20 @@ from agents.training.arguments import parsed, resumed
 from agents.training.config import FREE, REWARD, TrainConfig, resolved_config, reward_code, reward_facts
 from agents.training.display import display, report
 from agents.training.follow import follow, make_agent
-from agents.training.heldout import HeldOut, evaluate_policy, read_json
+from agents.training.heldout import HeldOut, evaluate_policy, hold_against, read_json
 from agents.training.interrupts import Interrupts
 from agents.training.log import Log
 from agents.training.loop import learn
 from agents.training.overlap import check_overlap, learn_overlapped
 from agents.training.safety import Parts, Safety
 from agents.training.start import calibrate, check_room, check_start
-from rlaif_env.api import BackendError, RLAIFError
+from rlaif_env.api import BackendError, RewardBackend, RLAIFError, judges_groups
 from rlaif_env.data.tasks import EVAL_PROMPTS, Task, held_out_prompts, load_task
 from rlaif_env.data.templates import template_for
+from rlaif_env.duel import Duel
 from rlaif_env.ranks import LostRankError, Ranks, facts_of
-from rlaif_env.runs import OtherRunError, RunError, RunFolder, write_json
+from rlaif_env.records import RunError, write_json
+from rlaif_env.runs import OtherRunError, RunFolder
 from rlaif_env.tables import count_of
 
 _HELD_OUT = {"eval_prompts": EVAL_PROMPTS, "validation_prompts": 32}  # where not given and there are as many
@@ -193,20 +195,26 @@ def _parts(config: TrainConfig, task: Task, ranks: Ranks) -> Parts:
     """Environments and agent."""
     k = config.group_size
     envs = _environment(config, config.prompts_per_update * k, "train", k)
-    held_out = _environment(config, config.eval_prompts, config.eval_split, 1) if config.eval_prompts else None
+    backend = envs.unwrapped.core.backend  # type: ignore[attr-defined]
+    alone = partial(_environment, config, backend=backend if judges_groups(backend) else None)
+    held_out = alone(config.eval_prompts, config.eval_split) if config.eval_prompts else None
     validating = config.validation_prompts if config.validate_every else 0
-    validation = _environment(config, validating, "validation", 1) if validating else None
+    validation = alone(validating, "validation") if validating else None
     ranks.tell("train", config, k, envs.single_action_space)
     return Parts(task, envs, held_out, validation, make_agent(config, envs, ranks))
 
 
-def _environment(config: TrainConfig, num_envs: int, split: str, group_size: int) -> VectorEnv[Any, Any, Any]:
+def _environment(
+    config: TrainConfig, num_envs: int, split: str, group_size: int = 1, backend: RewardBackend | None = None
+) -> VectorEnv[Any, Any, Any]:
+    """Prompts of a split, each in groups; with a backend that judges groups each response against the start's."""
+    reward: Any = (config.reward, dict(config.reward_options)) if backend is None else (Duel(backend), None)
     return gym.make_vec(
         "RLAIF/TextGeneration-v0",
         num_envs=num_envs,
         task=config.task,
-        reward=config.reward,
-        reward_kwargs=dict(config.reward_options),
+        reward=reward[0],
+        reward_kwargs=reward[1],
         tokenizer=config.model,
         split=split,
         group_size=group_size,
@@ -242,7 +250,9 @@ def _evaluation(when: str, config: TrainConfig, parts: Parts, run: RunFolder, co
     file = run.path / f"{when}.json"
     reward = reward_facts(run.config)
     if when == "before" and file.exists() and read_json(file).get("reward") == reward:
-        return HeldOut.read(file)
+        held = HeldOut.read(file)
+        hold_against(parts.held_out, held.prompts, held.responses)
+        return held
     with console.status(f"{when}: answering {count_of(parts.held_out.num_envs, 'held-out prompt')}"):
         agent, seed = parts.agent, config.seed
         evaluation = evaluate_policy(agent.policy, parts.held_out, parts.task, seed=seed, sampler=agent.sampler)

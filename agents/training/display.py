@@ -15,7 +15,8 @@ from rich.text import Text
 
 from agents.training.heldout import HeldOut, changes, read_json
 from rlaif_env.data.tasks import Task
-from rlaif_env.runs import RunFolder, write_json
+from rlaif_env.records import write_json
+from rlaif_env.runs import RunFolder
 from rlaif_env.statistics import interval_text
 from rlaif_env.tables import Table, count_of, printable, side_by_side
 

@@ -22,7 +22,8 @@ from agents.sampler import Sampler
 from rlaif_env.batches import PROMPTS_AT_ONCE
 from rlaif_env.data.jsonl import json_object
 from rlaif_env.data.tasks import Task, gold_scores
-from rlaif_env.runs import RunError
+from rlaif_env.duel import Duel
+from rlaif_env.records import RunError
 from rlaif_env.statistics import Interval, measure_change, measure_mean
 
 
@@ -133,6 +134,13 @@ def evaluate_policy(
     measures["distinct-2"] = distinct_shares(responses)
     reasons = enumerate(final.get("judge_failed", ()))
     return HeldOut(prompts, responses, measures, {i: str(reason) for i, reason in reasons if reason is not None})
+
+
+def hold_against(envs: VectorEnv[Any, Any, Any], prompts: Sequence[str], responses: Sequence[str]) -> None:
+    """Have a reward that judges groups hold what comes against these responses; another needs none."""
+    backend = envs.unwrapped.core.backend  # type: ignore[attr-defined]
+    if isinstance(backend, Duel):
+        backend.against(prompts, responses)
 
 
 def changes(before: HeldOut, after: HeldOut, *, seed: int = 0) -> dict[str, tuple[Interval, Interval, Interval]]:

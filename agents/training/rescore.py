@@ -28,7 +28,8 @@ from rlaif_env.batches import PROMPTS_AT_ONCE, scored_rows
 from rlaif_env.data.tasks import load_task
 from rlaif_env.files import replacing
 from rlaif_env.keywords import resolve_reward
-from rlaif_env.runs import OtherRunError, RunError, RunFolder, write_json, writing
+from rlaif_env.records import RunError, write_json, writing
+from rlaif_env.runs import OtherRunError, RunFolder
 
 Told = Mapping[int, dict[str, Any]]
 """The reward, as "reward", and what else the backend tells, by the number of the response asked for."""

@@ -22,13 +22,14 @@ from agents.reinforce import ReinforceAgent
 from agents.rollout import NonFiniteError, plain
 from agents.training import checkpoints
 from agents.training.config import REWARD, TrainConfig, reward_facts
-from agents.training.heldout import evaluate_policy, read_json
+from agents.training.heldout import evaluate_policy, hold_against, read_json
 from agents.training.interrupts import Interrupts
 from agents.training.log import Log
 from agents.watch import Alarm
 from rlaif_env.api import BackendError, RLAIFError
 from rlaif_env.data.tasks import Task
-from rlaif_env.runs import RunFolder, write_json
+from rlaif_env.records import write_json
+from rlaif_env.runs import RunFolder
 
 Observations = Mapping[str, NDArray[Any]]
 
@@ -108,6 +109,9 @@ class Safety:
         if not (changed := checkpoints.differing_in(values["reward"], self._reward)):
             self.log.watch.set_state(values["watch"])
             self.log.validations.set_state(values["validations"])
+            if (validation := self.parts.validation) is not None and (first := self.log.validations.first):
+                prompts_there = validation.unwrapped.core.prompts[: validation.num_envs]  # type: ignore[attr-defined]
+                hold_against(validation, list(dict.fromkeys(prompts_there)), first)
             self._best = values["best"]
         self._settled()
         self._saved = self._whole

@@ -18,7 +18,8 @@ from agents.training.safety import Parts
 from rlaif_env.api import RLAIFError
 from rlaif_env.data.tasks import Task
 from rlaif_env.models import check_longest, context_of
-from rlaif_env.runs import RunFolder, write_json
+from rlaif_env.records import write_json
+from rlaif_env.runs import RunFolder
 
 
 def check_room(agent: ReinforceAgent, envs: VectorEnv[Any, Any, Any]) -> None:

@@ -33,7 +33,8 @@ from rlaif_env.api import RLAIFError
 from rlaif_env.data.jsonl import write_jsonl
 from rlaif_env.data.tasks import Task, load_task
 from rlaif_env.models import TEMPERATURE
-from rlaif_env.runs import RunFolder, write_json
+from rlaif_env.records import write_json
+from rlaif_env.runs import RunFolder
 
 _DATABASE = "annotations.sqlite"
 _CORPUS_PAIRS = 200

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from rich.console import Console
 from rich.status import Status
 
 from benchmarks.audit.api import Check, Finding, Measured, Measurement, NotMeasured
+from benchmarks.audit.checks.best_of_n import read_run
+from benchmarks.audit.checks.cases import check_of, read_cases
 from benchmarks.audit.config import AuditConfig, checks_named, parsed
 from benchmarks.audit.materials import SET, gather
 from benchmarks.audit.report import summary_table, write_audit
@@ -103,11 +105,16 @@ def audit(config: AuditConfig, console: Console | None = None) -> tuple[Audit, P
         raise RLAIFError(f"expected a level from 0.5 and under 1, found {config.level}")
     task, checks = load_task(config.task), checks_named(config.checks)
     folder = config.samples or (config.out.parent if config.out else Path("runs")) / "audit-samples"
+    if config.test:
+        checks = {"cases": check_of(read_cases(config.test)), **checks}
+    for trained in config.runs:
+        read_run(trained)
     draw = None
     if config.policy != "none":
         size = {"prompts": config.prompts, "samples": config.samples_a_prompt}
         draw = sampler(config.policy, task, **size, seed=config.seed, folder=folder)
     materials = gather(task, texts=config.texts, pairs=config.pairs, draw=draw, policy=config.policy, seed=config.seed)
+    materials = replace(materials, runs=config.runs)
     with console.status(f"making {config.reward}"):
         backend = resolve_reward(config.reward, task, config.reward_options)
     subject = Subject(backend, materials)

@@ -35,7 +35,8 @@ class AuditConfig:
         policy: Whose samples the reward is held to: a run folder, a checkpoint, a model, or a file of responses
             (prompt, response); "none" leaves out the checks that need them.
         checks: Names of checks; all by default.
-        test: Files of cases of your own.
+        test: Files of cases of your own: JSON lines of name, prompt, better, worse (docs/trust.md).
+        runs: Folders of trainings on this reward, to be held against what its best of n says.
         texts: How many human-rated texts.
         pairs: How many pairs of them.
         prompts: How many prompts the policy answers.
@@ -54,6 +55,7 @@ class AuditConfig:
     policy: str = BUILTIN_MODEL
     checks: tuple[str, ...] = ()
     test: tuple[Path, ...] = ()
+    runs: tuple[Path, ...] = ()
     texts: int = 240
     pairs: int = 2000
     prompts: int = 8

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 
@@ -67,6 +68,7 @@ class Materials:
         draw: Draws the policy's samples, or reads them; called once, when first needed.
         policy: What the policy is called.
         seed: Of all that is random.
+        runs: Folders of trainings on the reward, to be held against what its best of n says.
     """
 
     task: Task
@@ -75,6 +77,7 @@ class Materials:
     draw: Callable[[], Sequence[SampledPrompt]]
     policy: str = ""
     seed: int = 0
+    runs: tuple[Path, ...] = ()
 
     @cached_property
     def samples(self) -> tuple[SampledPrompt, ...]:

@@ -15,7 +15,7 @@ from benchmarks.audit.verdicts import SUSPECT
 from benchmarks.report.contents import Report
 from benchmarks.report.page import pieces
 from rlaif_env.files import replacing
-from rlaif_env.runs import write_json
+from rlaif_env.records import write_json
 from rlaif_env.statistics import Interval, interval_text
 from rlaif_env.tables import Cell, Table
 

@@ -83,12 +83,22 @@ def _by_error(estimate: float, values: Floats, clusters: Clusters | Dyads | None
     return at
 
 
-def root_at(of: IntervalAt, scale: float = 1.0) -> IntervalAt:
-    """The square root of a figure that is not negative, times a scale: of a mean square, say."""
+def root_at(of: IntervalAt, scale: float = 1.0, *, squares: bool = False) -> IntervalAt:
+    """The square root of a figure that is not negative, times a scale.
+
+    Args:
+        of: The figure.
+        scale: What its root is multiplied by.
+        squares: Whether no value that it is the mean of is negative, as with squares or variances: the limits are then
+            those of its logarithm, whose error is nearer to symmetric and which is never under 0.
+    """
 
     def at(level: float) -> Interval:
         found = of(level)
-        low, high = (None if end is None else scale * math.sqrt(max(0.0, end)) for end in (found.low, found.high))
+        ends = [found.low, found.high]
+        if squares and found.estimate > 0:
+            ends = [None if e is None else found.estimate * math.exp(e / found.estimate - 1) for e in ends]
+        low, high = (None if end is None else scale * math.sqrt(max(0.0, end)) for end in ends)
         return Interval(scale * math.sqrt(max(0.0, found.estimate)), low, high, found.n, found.units)
 
     return at

@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from benchmarks.comparison.outcomes import Outcome
 from benchmarks.comparison.pipeline import Pipeline
 from benchmarks.comparison.tables import percent, with_interval
-from rewards.labeling.job import LabelConfig
-from rewards.labeling.labeler import LabelingConfig
+from rewards.labeling.config import LabelConfig, LabelOptions
 from rewards.language_model.config import LanguageModelConfig
 from rlaif_env.api import RLAIFError
 from rlaif_env.statistics import Floats, group_codes, spearman
@@ -61,10 +60,11 @@ def _labelling(pipeline: Pipeline) -> Table:
     )
 
 
-def _agreement(pipeline: Pipeline, labeler: LanguageModelConfig, way: LabelingConfig) -> list[Cell]:
+def _agreement(pipeline: Pipeline, labeler: LanguageModelConfig, way: LabelOptions) -> list[Cell]:
     """How a labeler is asked, and how well it agrees with people then."""
     asked, task = pipeline.config.ablation, pipeline.config.task
-    settings = LabelConfig(**vars(way.preference), task=task, split="test", pairs=asked.pairs, labeler=labeler)
+    plain = replace(way.preference, calibrate=0, calibration=None)
+    settings = LabelConfig(**vars(plain), task=task, split="test", pairs=asked.pairs, labeler=labeler)
     report = pipeline.labelled("labels-ablation", settings).read_json("report.json")
     human, bias = report.get("human"), report["position_bias"]
     if human is None:
@@ -72,7 +72,7 @@ def _agreement(pipeline: Pipeline, labeler: LanguageModelConfig, way: LabelingCo
     return [
         way.mode,
         way.prompt if way.mode == "pairwise" else "-",
-        way.shots,
+        report["parameters"]["shots"],
         "yes" if way.cot else "no",
         report["labelled"],
         percent(human["alignment"]),

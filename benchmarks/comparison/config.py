@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from agents.training.config import TrainingConfig
-from rewards.direct_score import ScoreConfig
-from rewards.labeling.labeler import LabelingConfig
+from rewards.labeling.config import LabelOptions
 from rewards.language_model.config import LanguageModelConfig
 from rewards.reward_model.training import RewardModelConfig
 from rlaif_env.api import RLAIFError
@@ -74,7 +73,7 @@ class CompareConfig:
         sft_data: Fine-tune the initial policy first: a file of demonstrations, or "builtin" for the built-in corpus.
         labeler: The language model that labels and scores.
         label: How the labeler is asked. Scale and minimum_mass hold for its direct score too, and in mode "score" so do
-            shots and template.
+            shots and template. Its calibration, where there is one, is on human_labels or on the task's preferences.
         label_pairs: Pairs that the labeler labels.
         human_labels: A file of people's preferences; those of the task where not given.
         reward_model: How the reward models are trained.
@@ -92,7 +91,7 @@ class CompareConfig:
     model: str = BUILTIN_MODEL
     sft_data: str | None = None
     labeler: LanguageModelConfig = field(default_factory=LanguageModelConfig)
-    label: LabelingConfig = field(default_factory=lambda: LabelingConfig(mode="score"))
+    label: LabelOptions = field(default_factory=lambda: LabelOptions(mode="score"))
     label_pairs: int = 1_500
     human_labels: Path | None = None
     reward_model: RewardModelConfig = field(default_factory=RewardModelConfig)
@@ -112,8 +111,3 @@ class CompareConfig:
                 raise RLAIFError(f"expected {name} of at least 1, found {count}")
         if self.train.eval_prompts is not None and self.train.eval_prompts < 2:
             raise RLAIFError(f"expected at least 2 eval_prompts, for an interval, found {self.train.eval_prompts}")
-
-    @property
-    def score(self) -> ScoreConfig:
-        """How the direct score is asked for."""
-        return self.label.score

@@ -13,7 +13,7 @@ from benchmarks.evaluation.judges import with_gold
 from benchmarks.evaluation.systems import System
 from rlaif_env.data.jsonl import read_jsonl
 from rlaif_env.data.tasks import Task
-from rlaif_env.runs import read_metrics
+from rlaif_env.records import read_metrics
 from rlaif_env.statistics import Floats
 
 WINDOW = 5

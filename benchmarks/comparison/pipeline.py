@@ -7,6 +7,7 @@ is known by its name and the server's URL.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
@@ -29,7 +30,7 @@ from benchmarks.evaluation.judges import judged, with_gold
 from benchmarks.evaluation.systems import System, answer, read_system, write_system
 from rewards import make_reward
 from rewards.labeling.command import label
-from rewards.labeling.job import LabelConfig
+from rewards.labeling.config import LabelConfig
 from rewards.language_model.config import LanguageModelConfig
 from rewards.reward_model.command import TrainRMConfig, train_and_save
 from rlaif_env.api import DataError, Preference, RLAIFError
@@ -37,7 +38,7 @@ from rlaif_env.data.preferences import read_preferences, write_preferences
 from rlaif_env.data.tasks import load_task
 from rlaif_env.files import content_of
 from rlaif_env.options import OPERATIONAL
-from rlaif_env.runs import write_json
+from rlaif_env.records import write_json
 from rlaif_env.statistics import Floats
 
 _OPERATIONAL_TRAINING = (
@@ -110,18 +111,31 @@ class Pipeline:
         return self.labelled("labels", settings)
 
     def labelled(self, name: str, settings: LabelConfig) -> Stage:
-        """What ``rlaif label`` leaves of the task's own pairs or prompts."""
+        """What ``rlaif label`` leaves of the task's own pairs or prompts; calibrated ones are of the same answers."""
+        settings = settings.with_shots(settings.labeler, self.task)
+        answered: tuple[Stage, ...] = ()
+        if settings.calibrate:
+            answered = (self.labelled(name, replace(settings, calibrate=0, calibration=None)),)
+            settings = replace(settings, calibration=settings.calibration or self.config.human_labels)
+            name += "-calibrated"
         key = settings_of(settings, "task", "out", "batch", "dry_run") | {"labeler": self.model_key(settings.labeler)}
+        if settings.calibration is not None:
+            key["calibration"] = self.content(settings.calibration)
         if settings.policy is not None:
             key["policy"] = self.content(settings.policy)
 
         def make(folder: Path) -> None:
+            for stage in answered if not (folder / "config.json").exists() else ():
+                for file in ("responses.jsonl", "usage.jsonl", "journal.jsonl", "config.json"):
+                    if (stage.path / file).exists():
+                        shutil.copyfile(stage.path / file, folder / file)
             with self.console.status(f"{settings.labeler.model} labels {settings.pairs} pairs"):
                 report = label(replace(settings, out=folder), Console(quiet=True))
             if not report["labelled"]:
                 raise RLAIFError(f"expected the labeler to label some of {report['pairs']} pairs, see {folder}")
 
-        return self.stages.run(name, key | self.shared, make, goes_on=True)
+        made = self.stages.run(name, key | self.shared, make, needs=answered, goes_on=True)
+        return replace(made, seconds=made.seconds + sum(stage.seconds for stage in answered))
 
     def reward_model(self, who: str, pairs: int | None = None) -> Stage:
         """A reward model on "human", "ai", "same-size", "both" or "gold" preferences; its folder is "run/model"."""
@@ -170,7 +184,7 @@ class Pipeline:
             stage = self.reward_model(who)
             return Reward(name, {"model": str(stage.path / "run" / "model")}, {"reward": name}, (stage,))
         scorer = self.config.labeler if ARMS[arm].scorer == "labeler" else LanguageModelConfig(self.initial)
-        asked = settings_of(self.config.score)
+        asked = settings_of(self.config.label.direct_score(scorer, self.task))
         options = {**settings_of(scorer, *(() if scorer.url is not None else ("server",))), **asked}
         return Reward(ARMS[arm].reward, options, {"scorer": self.model_key(scorer), **asked}, ())
 

@@ -22,7 +22,7 @@ from rlaif_env.api import RLAIFError
 from rlaif_env.data.corpus import Snippet, movie_snippets
 from rlaif_env.data.tasks import EVAL_SPLIT
 from rlaif_env.models import MODELS, load_tokenizer
-from rlaif_env.runs import write_json
+from rlaif_env.records import write_json
 from rlaif_env.statistics import Interval, spearman
 from rlaif_env.tables import Table
 

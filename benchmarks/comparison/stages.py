@@ -26,7 +26,7 @@ from typing import Any
 from rich.console import Console
 
 from rlaif_env.api import RLAIFError
-from rlaif_env.runs import write_json
+from rlaif_env.records import write_json
 
 _RECORD = "stage.json"
 

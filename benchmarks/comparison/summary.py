@@ -14,7 +14,7 @@ from benchmarks.comparison.tables import comparison_tables, judges_of, terminal_
 from benchmarks.evaluation.systems import System
 from rlaif_env.data.jsonl import write_jsonl
 from rlaif_env.data.tasks import Task
-from rlaif_env.runs import write_json
+from rlaif_env.records import write_json
 from rlaif_env.statistics import measure_change
 from rlaif_env.tables import Table
 

@@ -247,9 +247,11 @@ def _costs(outcomes: Sequence[Outcome]) -> Table:
         chosen = [outcome.costs for outcome in outcomes if outcome.arm == arm]
         training = sum(costs["training"].seconds for costs in chosen) / len(chosen)
         labels, model = chosen[0].get("labels"), chosen[0].get("reward model")
-        tokens = 0 if labels is None else int(labels.read_json("report.json")["tokens"]["input"])
+        report = {} if labels is None else labels.read_json("report.json")
+        tokens = int(report["tokens"]["input"]) if report else 0
         sources = {} if model is None else model.read_json("run/report.json")["labels"]["sources"]
         people = sum(count for who, count in sources.items() if who.startswith("human"))
+        people += (report.get("calibration") or {"asked": 0})["asked"]
         seconds = [0.0 if stage is None else stage.seconds for stage in (labels, model)] + [training]
         rows.append([arm, people, tokens, *map(round, seconds), round(sum(seconds))])
     asked, spent = ["people's judgements", "labeler's input tokens"], ["labelling", "reward model", "training", "sum"]

@@ -40,7 +40,7 @@ from rlaif_env.models import (
     resolve,
     tokenizer_fingerprint,
 )
-from rlaif_env.runs import write_json
+from rlaif_env.records import write_json
 from rlaif_env.servers.vllm import VLLMConfig, VLLMServers
 from rlaif_env.statistics import new_names, new_numbers, repeated_ngrams, word_counts
 

@@ -19,7 +19,7 @@ from benchmarks.evaluation.length_control import RESAMPLES
 from benchmarks.evaluation.systems import System
 from rlaif_env.api import RLAIFError
 from rlaif_env.data.jsonl import write_jsonl
-from rlaif_env.runs import write_json
+from rlaif_env.records import write_json
 from rlaif_env.statistics import Floats, interval_text, measure_change, measure_mean
 from rlaif_env.tables import Table, count_of
 

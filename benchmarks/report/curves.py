@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -80,6 +81,67 @@ def curve(title: str, points: NDArray[np.float64], *, folded: bool = False) -> F
     if len(thin_x) < len(steps):
         caption += f" Drawn: means of {len(thin_x)} stretches of the {len(steps):,} updates."
     return Figure(title, caption, svg=svg, folded=folded)
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a picture of several."""
+
+    name: str
+    x: NDArray[np.float64]  # (n,) rising
+    y: NDArray[np.float64]  # (n,)
+    low: NDArray[np.float64] | None = None  # (n,) the band around it
+    high: NDArray[np.float64] | None = None
+
+
+_KINDS = ("mean", "second", "third", "fourth")  # classes of the page's style, one a line, then again from the second
+
+
+def lines(title: str, drawn: Sequence[Line], *, across: str, caption: str = "") -> Figure:
+    """Several lines over one axis, each with its band where it has one and its name at its end.
+
+    Args:
+        title: What is drawn.
+        drawn: At least one line, each of at least one point.
+        across: What the horizontal axis says.
+        caption: A sentence below.
+    """
+    xs = np.concatenate([line.x for line in drawn])
+    ends = [end for line in drawn for end in (line.y, line.low, line.high) if end is not None]
+    low, high, ticks = _scale(*(float(end(np.concatenate(ends))) for end in (np.min, np.max)))
+    left, span = float(xs.min()), max(float(np.ptp(xs)), 1e-9)
+    right, bottom = _WIDTH - _RIGHT, _HEIGHT - _BOTTOM
+
+    def points(x: NDArray[np.float64], y: NDArray[np.float64]) -> str:
+        places = _LEFT + (x - left) / span * (right - _LEFT), _TOP + (high - y) / (high - low) * (bottom - _TOP)
+        return "L".join(f"{place:.1f} {height:.1f}" for place, height in zip(*places, strict=True))
+
+    parts = []
+    for tick in ticks:
+        down = _TOP + (high - tick) / (high - low) * (bottom - _TOP)
+        parts.append(f'<path class="grid" d="M{_LEFT} {down:.1f}H{right}"/>')
+        parts.append(f'<text x="{_LEFT - 8}" y="{down + 4:.1f}" text-anchor="end">{_label(tick, ticks)}</text>')
+    step = _round_step(span / 5)
+    marks = [number * step for number in _within(left, left + span, step)]
+    for mark in marks:
+        place = _LEFT + (mark - left) / span * (right - _LEFT)
+        shown = _label(mark, marks) if len(marks) > 1 else f"{mark:g}"
+        parts.append(f'<text x="{place:.1f}" y="{_HEIGHT - 16}" text-anchor="middle">{shown}</text>')
+    middle = (_LEFT + right) / 2
+    parts.append(f'<text x="{middle:.0f}" y="{_HEIGHT - 1}" text-anchor="middle">{html.escape(across)}</text>')
+    for number, line in enumerate(drawn):
+        kind = _KINDS[number] if number < len(_KINDS) else _KINDS[1 + (number - 1) % (len(_KINDS) - 1)]
+        if line.low is not None and line.high is not None:
+            around = points(np.append(line.x, line.x[::-1]), np.append(line.high, line.low[::-1]))
+            parts.append(f'<path class="band {kind}" d="M{around}Z"/>')
+        parts.append(f'<path class="{kind}" d="M{points(line.x, line.y)}{"h.1" if len(line.x) == 1 else ""}"/>')
+        end, height = map(float, points(line.x[-1:], line.y[-1:]).split())
+        name = html.escape(line.name)
+        parts.append(f'<text x="{end - 4:.1f}" y="{height - 6:.1f}" text-anchor="end">{name}</text>')
+    names = ", ".join(f"{line.name} from {line.y[0]:.3g} to {line.y[-1]:.3g}" for line in drawn)
+    label = html.escape(f"{title}: {names}", quote=True)
+    svg = f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
+    return Figure(title, caption, svg=svg)
 
 
 def _thinned(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

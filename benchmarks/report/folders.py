@@ -15,7 +15,7 @@ from benchmarks.report.findings import as_tables, before_after_table, verdict
 from benchmarks.report.samples import Parser, Samples, before_after, preference, read_samples, response, sample
 from rlaif_env.api import DataError, RLAIFError
 from rlaif_env.data.jsonl import json_object
-from rlaif_env.runs import read_metrics
+from rlaif_env.records import read_metrics
 from rlaif_env.tables import Cell, Table, is_number
 
 ROOM = 12_000_000

@@ -25,7 +25,7 @@ from benchmarks.speed import costs
 from benchmarks.speed.one_update import Ours, Setting, model_folder
 from benchmarks.speed.timing import Machine, Times, machine
 from rlaif_env.models import BUILTIN_MODEL
-from rlaif_env.runs import write_json
+from rlaif_env.records import write_json
 from rlaif_env.tables import Cell, Table
 
 

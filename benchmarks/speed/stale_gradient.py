@@ -22,7 +22,7 @@ from rich.console import Console
 from agents import ReinforceAgent, ReinforceConfig
 from agents.rollout import Rollout
 from rlaif_env.models import OptimizerConfig
-from rlaif_env.runs import write_json
+from rlaif_env.records import write_json
 from rlaif_env.tables import Table
 
 CORRECTIONS: dict[str, dict[str, Any]] = {

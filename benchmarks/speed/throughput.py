@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from benchmarks.speed import model_speed
 from benchmarks.speed.one_update import bare_task
 from benchmarks.speed.timing import alternate
-from rlaif_env.runs import write_json
+from rlaif_env.records import write_json
 from rlaif_env.tables import Cell, Table
 
 WORDS = "a the film story was is good bad long short and not".split()

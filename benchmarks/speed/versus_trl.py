@@ -30,7 +30,7 @@ from benchmarks.speed.one_update import SETTINGS, Ours, Setting, model_folder, p
 from benchmarks.speed.timing import Times, beside, stopwatch
 from rlaif_env.api import RLAIFError
 from rlaif_env.models import BUILTIN_MODEL
-from rlaif_env.runs import write_json
+from rlaif_env.records import write_json
 from rlaif_env.tables import Cell, Table
 
 _SIDES = ("ours", "trl")

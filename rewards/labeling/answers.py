@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rewards.labeling.probabilities import tempered
 from rlaif_env.api import DataError
 
 Status = Literal["ok", "low mass", "too long", "failed"]
@@ -61,6 +62,13 @@ class Label:
     # prompt, the raw log-likelihoods, the mass, the probability of "1" or the score, the rationales, and of a model
     # behind a server what it can do and which likelihoods are only upper bounds
     record: Mapping[str, Any]
+
+    def calibrated(self, temperature: float) -> Label:
+        """The label at a temperature, what it was before in its record; as it is where there is none."""
+        if self.status != "ok":
+            return self
+        kept = {"temperature": temperature, "raw_p_first": self.p_first}
+        return replace(self, p_first=tempered(self.p_first, temperature), record={**self.record, "calibration": kept})
 
 
 @dataclass(frozen=True)

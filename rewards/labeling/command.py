@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,10 @@ from rich.markdown import Markdown
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from rewards.api import LanguageModel
-from rewards.labeling.job import OPERATIONAL, LabelConfig, LabelJob
+from rewards.labeling.config import CALIBRATION, OPERATIONAL, LabelConfig
+from rewards.labeling.job import LabelJob
 from rewards.labeling.pair_source import Pair, SampledPairs
+from rewards.labeling.probabilities import fitted_temperature
 from rewards.labeling.report import Tally, as_markdown
 from rewards.labeling.served import ServedPolicy
 from rlaif_env.api import BackendError, Preference
@@ -35,7 +38,8 @@ from rlaif_env.batches import HOPELESS
 from rlaif_env.data.journal import Journal
 from rlaif_env.data.jsonl import write_jsonl
 from rlaif_env.data.preferences import write_preferences
-from rlaif_env.runs import RunFolder, write_json
+from rlaif_env.records import write_json
+from rlaif_env.runs import RunFolder
 from rlaif_env.tables import count_of
 
 __all__ = ["LabelConfig", "label", "main"]
@@ -67,8 +71,11 @@ def label(config: LabelConfig, console: Console, model: LanguageModel | None = N
         if config.dry_run:
             return _estimate(job, prompts, console)
         total = sum(1 for _ in job.stored_pairs()) if prompts is None else len(prompts)
-        settings = asdict(config) | {"task": job.task.to_json(), "content": job.content()}
-        run = stack.enter_context(RunFolder.create(config.out, settings, command="label", exist=True, free=OPERATIONAL))
+        judged = job.calibration(job.stored_pairs() if prompts is None else ())
+        settings = asdict(config) | {"task": job.task.to_json(), "content": job.content(), "shots": job.config.shots}
+        may_differ = (*OPERATIONAL, *CALIBRATION)
+        run = stack.enter_context(RunFolder.create(config.out, settings, command="label", exist=True, free=may_differ))
+        run.amend(CALIBRATION)
         console.print(f"Writing to {run.path}; the same command with --out {run.path} goes on", soft_wrap=True)
         journal = stack.enter_context(Journal(run.path / "journal.jsonl", job.note))
         usage = stack.enter_context(Journal(run.path / "usage.jsonl", job.note_usage))
@@ -77,7 +84,12 @@ def label(config: LabelConfig, console: Console, model: LanguageModel | None = N
             responses = stack.enter_context(Journal(run.path / "responses.jsonl", SampledPairs.check))
             pairs = _sampled(job, prompts, responses, console)
         started, before = time.monotonic(), len(journal)
-        _ask_all(job, pairs, total, journal, usage, console)
+        everything = len(judged) + total
+        calibration = None
+        if judged:  # first: where no temperature fits, that is said before the long work
+            _ask_all(job, judged.__iter__, everything, journal, usage, console)
+            calibration = _calibrated(job, judged, journal)
+        _ask_all(job, lambda: chain(judged, pairs()), everything, journal, usage, console)
         tokens = job.tokens
         facts = {
             "task": job.task.name,
@@ -89,6 +101,7 @@ def label(config: LabelConfig, console: Console, model: LanguageModel | None = N
             "tokens": tokens,
             "cost": job.cost(tokens["input"], tokens["output"]),
             **job.server(),
+            "calibration": calibration,
         }
         report = _write(job, pairs(), journal, run.path, facts)
     console.print(Markdown(as_markdown(report)))
@@ -156,6 +169,17 @@ def _batches(job: LabelJob, pairs: Pairs, journal: Container[str]) -> Iterator[t
         yield batch, finished
 
 
+def _calibrated(job: LabelJob, judged: Sequence[Pair], journal: Journal) -> dict[str, Any]:
+    """The temperature of the labels, fitted on pairs that people judged; raises where none fits."""
+    labels = [(label.p_first, pair.human) for pair in judged if (label := job.label(pair, journal)).status == "ok"]
+    if not labels:
+        raise BackendError(
+            f"expected labels of {job.labeler.language_model.name} on some of the {len(judged)} pairs to calibrate on, "
+            "found none; without calibration (calibrate 0) the same command says why in errors.jsonl"
+        )
+    return {"temperature": fitted_temperature(*zip(*labels, strict=True)), "pairs": len(labels), "asked": len(judged)}
+
+
 def _write(
     job: LabelJob, pairs: Iterable[Pair], journal: Journal, folder: Path, facts: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -166,6 +190,8 @@ def _write(
     def labelled() -> Iterator[Preference]:
         for row, pair in enumerate(pairs, start=1):
             result = job.label(pair, journal)
+            if facts["calibration"]:
+                result = result.calibrated(facts["calibration"]["temperature"])
             tally.add(pair, result)
             texts = {name: getattr(pair, name) for name in ("prompt", "response_1", "response_2")}
             human = {} if pair.human is None else {"human_p_first": pair.human}
@@ -195,14 +221,15 @@ def _estimate(job: LabelJob, prompts: list[str] | None, console: Console) -> dic
     if prompts is not None:
         pairs = (Pair(prompt, longest, longest + "s") for prompt in prompts)
     journal: Container[str] = () if config.out is None else Journal(config.out / "journal.jsonl")
+    judged = job.calibration(job.stored_pairs() if prompts is None else ())
     count = done = 0
     asked: set[str] = set()
     sample: dict[str, str] = {}  # the questions with the least keys; those are hashes, so that they may be any
     tokens = [0, 0]
-    for pair in pairs:
-        count += 1
+    for labelled, pair in chain(((False, pair) for pair in judged), ((True, pair) for pair in pairs)):
         new = {key: question for key, question in job.questions(pair).items() if key not in journal}
-        done += not new
+        count += labelled
+        done += labelled and not new
         spent = [job.spent(question) for key, question in new.items() if key not in asked]
         tokens = [sum(column) for column in zip(tokens, *spent, strict=True)]
         asked |= new.keys()
@@ -217,8 +244,9 @@ def _estimate(job: LabelJob, prompts: list[str] | None, console: Console) -> dic
     cost = job.cost(*tokens)
     prices = "--labeler.server.limits.price-in and price-out"
     priced = f"; give {prices} for the cost" if cost is None else f"; cost {about}{cost:.4f}"
+    beside = f", and {len(judged)} to calibrate on" if judged else ""
     console.print(
-        f"{count_of(count, 'pair')}, {done} of them labelled already; {len(asked)} questions to "
+        f"{count_of(count, 'pair')}, {done} of them labelled already{beside}; {len(asked)} questions to "
         f"{job.labeler.language_model.name}{measured}: {about}{tokens[0]:,} tokens read, {about}{tokens[1]:,} "
         f"written{priced}",
         highlight=False,

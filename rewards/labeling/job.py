@@ -2,85 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 from rewards.api import LanguageModel
 from rewards.endpoint.model import EndpointLM
 from rewards.labeling.answers import Answer, Label
+from rewards.labeling.config import LabelConfig
 from rewards.labeling.labeler import LabelingConfig, PreferenceLabeler
-from rewards.labeling.pair_source import Pair, builtin_pairs, holds_prompts, prompts_of_file, read_pairs
+from rewards.labeling.pair_source import (
+    Pair,
+    builtin_pairs,
+    calibration_pairs,
+    holds_prompts,
+    prompts_of_file,
+    read_pairs,
+)
 from rewards.labeling.served import ServedPolicy
 from rewards.language_model.choice import language_model_from
-from rewards.language_model.config import LanguageModelConfig
 from rewards.language_model.local import LocalLM
-from rlaif_env import options
 from rlaif_env.api import BackendError, DataError, RLAIFError
 from rlaif_env.data.journal import Journal
-from rlaif_env.data.tasks import DEFAULT_TASK, load_task
+from rlaif_env.data.tasks import load_task
 from rlaif_env.files import content_of
-from rlaif_env.models import TEMPERATURE, encode, load_tokenizer
+from rlaif_env.models import encode, load_tokenizer
 from rlaif_env.servers.limits import Usage
-from rlaif_env.servers.vllm import VLLMConfig
-
-OPERATIONAL = (
-    *("out", "batch", "dry_run", "sampler"),
-    *(f"labeler.{name}" for name in options.OPERATIONAL),
-)
-"""The settings with others of which a run can go on."""
-
-
-@dataclass(frozen=True)
-class LabelConfig(LabelingConfig):
-    """Have a language model say which of two responses is better, pair by pair.
-
-    Attributes:
-        seed: Of sampled responses, rationales, and the choice of corpus pairs.
-        task: What is judged: a built-in task or a TOML file.
-        input: Pairs to label (human labels in them are compared with), or prompts where there is a policy: JSON lines
-            (.gz too), Parquet, or a Hugging Face data set as owner/name, owner/name:split or owner/name/part:split.
-            Without it the task's own human preferences, or prompts, are taken.
-        out: Folder to write to, or to go on with; a new one under runs/ if not given.
-        split: Which split of the task, without input.
-        pairs: At most so many pairs.
-        min_gap: Least difference of the two mean ratings in the movie corpus.
-        policy: A model that responds twice to each prompt: built-in name, folder or Hugging Face id.
-        policy_temperature: Temperature of those responses.
-        sampler: vLLM servers that sample them.
-        labeler: The language model that labels; its prices (those of server.limits) count wherever it runs.
-        template_file: A text file with the template.
-        batch: Pairs asked at a time; so much is lost at most when the process is killed.
-        dry_run: Only say how many tokens it would take and what they would cost; of a server it is measured on a few
-            of the questions, whose answers are not kept.
-    """
-
-    task: str = DEFAULT_TASK
-    input: Path | None = None
-    out: Path | None = None
-    split: str = "train"
-    pairs: int | None = None
-    min_gap: float = 0.0
-    policy: str | None = None
-    policy_temperature: float = TEMPERATURE
-    sampler: VLLMConfig = field(default_factory=VLLMConfig)
-    labeler: LanguageModelConfig = field(default_factory=LanguageModelConfig)
-    template_file: Path | None = None
-    batch: int = 16
-    dry_run: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.batch < 1 or (self.pairs is not None and self.pairs < 1):
-            raise RLAIFError(f"expected batch and pairs from 1, found {self.batch} and {self.pairs}")
-        if self.mode == "pairwise" and self.scale is not None:
-            raise RLAIFError(f"expected a scale with mode 'score' only, found {self.scale} with mode {self.mode!r}")
-        if self.sampler.url and self.policy is None:
-            raise RLAIFError("expected a policy (--policy) that the servers of sampler.url sample from, found none")
-        if self.template is not None and self.template_file is not None:
-            raise RLAIFError("expected a template or a file that holds one (template_file), found both")
 
 
 class LabelJob:
@@ -98,13 +47,17 @@ class LabelJob:
         if config.dry_run and config.labeler.url is not None:  # its few answers are no part of the job
             server = replace(config.labeler.server, cache=False)
             config = replace(config, labeler=replace(config.labeler, server=server))
-        self.config = config
         self.task = load_task(config.task)
+        if config.template_file is not None:
+            config = replace(config, template=_text_of(config.template_file), template_file=None)
+        if model is None:
+            config = config.with_shots(config.labeler, self.task)
+        elif config.shots == -1:  # what is live is shown as many as are asked for
+            config = replace(config, shots=0)
+        self.config = config
         self._served: EndpointLM | None = None
         self.used, self._settled = Usage(), Usage()
         settings = {entry.name: getattr(config, entry.name) for entry in fields(LabelingConfig)}
-        if config.template_file is not None:
-            settings["template"] = _text_of(config.template_file)
         opened = model
         if model is None and config.labeler.url is not None and config.mode == "score":
             with suppress(BackendError):  # said when something is to be asked: what was answered can be written without
@@ -139,6 +92,12 @@ class LabelJob:
         for i, pair in enumerate(read_pairs(config.input)):  # read to its end: what is wrong there is said now
             if config.pairs is None or i < config.pairs:
                 yield pair
+
+    def calibration(self, labelled: Iterable[Pair]) -> list[Pair]:
+        """The pairs to calibrate on, none that are labelled; empty without calibration."""
+        c = self.config
+        limits: dict[str, Any] = {"file": c.calibration, "seed": c.seed, "min_gap": c.min_gap}
+        return calibration_pairs(self.task, c.calibrate, labelled, **limits) if c.calibrate else []
 
     def policy(self, tell: Callable[[str], object]) -> LocalLM | ServedPolicy:
         """The policy, on the labeler's device or servers; it reads prompts as the task's template has them."""

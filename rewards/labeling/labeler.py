@@ -26,50 +26,24 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import Self
 
 from rewards.api import BoundedModel, LanguageModel, seen_logprobs, usable_scale
 from rewards.direct_score import ScoreConfig, expected_scores, score_distribution
 from rewards.labeling.answers import Answer, Label, Labels
 from rewards.labeling.pairwise_prompts import label_prompt, pair_wording, pairwise_prompt
+from rewards.labeling.probabilities import compare_scores, mean_of_orders
 from rewards.prompts import score_prompt
 from rlaif_env.api import BackendError, ContextError, RLAIFError
 from rlaif_env.batches import isolate_failures
 from rlaif_env.data.tasks import DEFAULT_TASK, TaskLike, checked_scale, load_task
 
-__all__ = ["Answer", "Label", "LabelingConfig", "Labels", "PreferenceLabeler", "compare_scores", "mean_of_orders"]
+__all__ = ["Answer", "Label", "LabelingConfig", "Labels", "PreferenceLabeler"]
 
 _Seen = tuple[NDArray[np.float64], NDArray[np.bool_]]  # of one prompt: log-likelihoods and bounds, (answer tokens,)
 
 _TOP_K = 40  # of the sampled rationales, as in the paper
 _SEVERAL = 0.3  # temperature of several rationales: the best of the paper's for 16 samples
-
-
-def mean_of_orders(p_1: float, p_1_swapped: float) -> float:
-    """The mean over both orders: p_first = (P("1" | y1, y2) + 1 - P("1" | y2, y1)) / 2 (section 2.1.1).
-
-    Args:
-        p_1: Probability of the response shown first, with the first response shown first.
-        p_1_swapped: The same after the swap, which speaks for the second response.
-    """
-    return _half_and((p_1 - p_1_swapped) / 2)
-
-
-def compare_scores(one: NDArray[np.float64], two: NDArray[np.float64]) -> float:
-    """How likely the first scores higher: p_first = sum_{i>j} P1(i) P2(j) + 1/2 sum_i P1(i) P2(i).
-
-    The distributions are those of section 2.2.2; comparing them is ours.
-
-    Args:
-        one: P1, the normalised distribution over the k scores of the first response, (k,).
-        two: P2, that of the second, (k,).
-    """
-    joint = np.outer(one, two)
-    return _half_and(float((np.tril(joint, -1) - np.tril(joint.T, -1)).sum()) / 2)
-
-
-def _half_and(difference: float) -> float:
-    """1/2 + d on a grid of 2^-52: with -d it is 1 minus this to the last bit."""
-    return 0.5 + round(min(max(difference, -0.5), 0.5) * 2**52) / 2**52
 
 
 @dataclass(frozen=True)
@@ -136,7 +110,7 @@ class LabelingConfig(ScoreConfig):
             raise RLAIFError(f"expected a minimum_mass between 0 and 1, found {self.minimum_mass}")
 
     @property
-    def preference(self) -> LabelingConfig:
+    def preference(self) -> Self:
         """How a preference is asked for; a pairwise prompt has no scale, which is then the direct score's alone."""
         return self if self.mode == "score" else replace(self, scale=None)
 

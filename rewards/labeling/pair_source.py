@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
-from rlaif_env.api import BackendError, DataError, Preference
+from rlaif_env.api import BackendError, DataError, Preference, RLAIFError
 from rlaif_env.data.forms import PreferenceForms, holds_responses, judgement_of
 from rlaif_env.data.journal import Journal
 from rlaif_env.data.jsonl import check_text
@@ -74,6 +74,50 @@ def builtin_pairs(task: Task, split: str, *, n: int | None, seed: int, min_gap: 
     records = human_preferences(split, n or 0, seed, min_gap) if drawn else islice(task.preferences(split), n)
     own = task.source.corpus is None
     return (_pair(_mixed(record) if own else record, labelled=True) for record in records)
+
+
+def calibration_pairs(
+    task: Task, n: int, labelled: Iterable[Pair], *, file: Path | None, seed: int, min_gap: float
+) -> list[Pair]:
+    """Pairs that people judged, n of them, none among those to label, to calibrate labels on.
+
+    They are the first of a file, or the task's own of its training split; of the movie corpus another draw than that
+    of `builtin_pairs` with this seed.
+
+    Raises:
+        DataError: If there are not so many, or a row of the file is bad.
+        RLAIFError: If nobody judged pairs of the task.
+    """
+    beside = {_same_pair(pair) for pair in labelled}
+    found: dict[bytes, Pair] = {}
+    try:
+        drawn: dict[str, Any] = {"n": n + len(beside), "seed": seed + 1, "min_gap": min_gap}
+        for pair in builtin_pairs(task, "train", **drawn) if file is None else read_pairs(file):
+            if (
+                len(found) < n
+                and pair.human is not None
+                and not pair.problem
+                and (key := _same_pair(pair)) not in beside
+            ):
+                found.setdefault(key, pair)
+    except DataError:
+        raise
+    except RLAIFError as error:
+        raise RLAIFError(
+            f"{error}; or give a file of pairs that people judged, to calibrate on (calibration)"
+        ) from error
+    if len(found) < n:
+        where = f"the training split of task {task.name!r}" if file is None else str(file)
+        raise DataError(
+            f"expected {n} pairs that people judged and that are not labelled in {where}, found {len(found)}; "
+            "calibrate on fewer, label fewer (pairs), or give a file of other pairs (calibration)"
+        )
+    return list(found.values())
+
+
+def _same_pair(pair: Pair) -> bytes:
+    """What stands for a pair in either order."""
+    return _digest(pair.prompt, *sorted((pair.response_1, pair.response_2)))
 
 
 class Responder(Protocol):

@@ -13,18 +13,21 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from rewards.labeling.answers import Label
 from rewards.labeling.pair_source import Pair
+from rewards.labeling.probabilities import log_odds
 from rlaif_env.statistics import (
     Clusters,
     Dyads,
+    Floats,
     Interval,
     accuracy,
     brier,
     clusters_of_pairs,
     cohens_kappa,
+    excess_cross_entropy,
     expected_calibration_error,
     interval_text,
     position_bias,
@@ -75,10 +78,10 @@ class Tally:
     def __init__(self) -> None:
         self._status: Counter[str] = Counter()
         self._masses: list[float] = []
-        self._judged: list[
-            tuple[float, float, float, int]
-        ] = []  # p_first, human, longer, labelled pair: where both are
+        # p_first, the same without calibration, human, longer, labelled pair: where both are
+        self._judged: list[tuple[float, float, float, float, int]] = []
         self._positions: list[tuple[float, float]] = []  # P("1") in both orders
+        self._orders: list[tuple[float, float]] = []  # p_first by either order alone, of the judged ones
         self._texts: list[tuple[str, str, str]] = []  # what stands for prompt and responses of each labelled pair
 
     def add(self, pair: Pair, label: Label) -> None:
@@ -90,11 +93,16 @@ class Tally:
             return
         if pair.human is not None:
             longer = 0.5 + 0.5 * float(np.sign(len(pair.response_1) - len(pair.response_2)))
-            self._judged.append((label.p_first, pair.human, longer, len(self._texts)))
+            raw = label.record.get("calibration", {}).get("raw_p_first", label.p_first)
+            self._judged.append((label.p_first, raw, pair.human, longer, len(self._texts)))
         self._texts.append((_stand_in(pair.prompt), _stand_in(pair.response_1), _stand_in(pair.response_2)))
         if label.record["mode"] == "pairwise":
             one, two = label.record["answers"]
             self._positions.append((one["p_1"], two["p_1"]))
+            if pair.human is not None:
+                alone = (one["p_1"], 1 - two["p_1"])
+                inverted = label.record["parameters"]["inverted"]
+                self._orders.append((1 - alone[0], 1 - alone[1]) if inverted else alone)
 
     def report(self, facts: Mapping[str, Any]) -> dict[str, Any]:
         """The report, JSON-able, what the run knows of itself (``facts``) in front."""
@@ -127,7 +135,7 @@ class Tally:
     def _against_people(self, clusters: Clusters | Dyads) -> dict[str, Any] | None:
         if not self._judged:
             return None
-        p, human, longer, rows = (np.array(column) for column in zip(*self._judged, strict=True))
+        p, raw, human, longer, rows = (np.array(column) for column in zip(*self._judged, strict=True))
         judges = {"alignment": p, "always_longer": longer, "always_first": np.ones_like(p)}
         of_rows = taken(clusters, rows)
         aligned = {name: alignment(choice, human, of_rows) for name, choice in judges.items()}
@@ -135,21 +143,42 @@ class Tally:
         if labeler.share is None:
             return None
         decided = np.flatnonzero(human != 0.5)
-        p, human, of_decided = p[decided], human[decided], taken(of_rows, decided)
+        either = self._one_order_alone(decided, human, of_rows)
+        p, raw, human, of_decided = p[decided], raw[decided], human[decided], taken(of_rows, decided)
         return {
             "pairs": labeler.share.n,
             "units": labeler.share.units,
             "ties_left_out": labeler.ties,
             **{name: asdict(judge.share) for name, judge in aligned.items() if judge.share},
             "kappa": asdict(labeler.kappa) if labeler.kappa else None,
-            "brier": brier(p, human),
-            "calibration_error": expected_calibration_error(p, human),
+            "one_order_alone": either,
+            **_distance(p, human),
+            "without_calibration": _distance(raw, human),
             "reliability": [
                 {"from": b.low, "to": b.high, "pairs": b.n, "predicted": b.predicted, "observed": asdict(b.observed)}
                 for b in reliability_table(p, human, clusters=of_decided)
                 if b.observed
             ],
         }
+
+    def _one_order_alone(
+        self, rows: NDArray[np.int64], human: Floats, clusters: Clusters | Dyads
+    ) -> dict[str, Any] | None:
+        """How some of the judged pairs (n,) would agree were each asked in one order only, either as likely."""
+        if not self._orders:
+            return None
+        choices, people = np.array(self._orders)[rows].T.ravel(), human[rows]
+        share = accuracy(choices, np.tile(people, 2), clusters=taken(clusters, np.tile(rows, 2)))
+        return asdict(replace(share, n=rows.size))
+
+
+def _distance(p_first: Floats, human: Floats) -> dict[str, float]:
+    """How far labels are from people's choices."""
+    return {
+        "brier": brier(p_first, human),
+        "calibration_error": expected_calibration_error(p_first, human),
+        "excess_cross_entropy": excess_cross_entropy(log_odds(p_first), human),
+    }
 
 
 def _stand_in(text: str) -> str:
@@ -176,8 +205,13 @@ def as_markdown(report: Mapping[str, Any]) -> str:
             f"{mass['mean']:.3f}, median {mass['median']:.3f}, 5 % of pairs under {mass['5 %']:.3f}, "
             f"least {mass['minimum']:.3g}."
         )
+    if fitted := report.get("calibration"):
+        parts.append(
+            f"**Calibrated** at the temperature {fitted['temperature']:.3g}, fitted on {fitted['pairs']} of "
+            f"{fitted['asked']} pairs that people judged and that are not labelled here."
+        )
     parts += ["## Position bias", *_bias_parts(report["position_bias"], report["mode"])]
-    parts += _people_parts(report["human"])
+    parts += _people_parts(report["human"], calibrated=report.get("calibration") is not None)
     if tokens := report.get("tokens"):
         cost = "" if report.get("cost") is None else f"; {report['cost']:.4f} at the prices given"
         about = "" if tokens["exact"] else "about "
@@ -195,16 +229,22 @@ def _bias_parts(bias: Mapping[str, Any] | None, mode: str) -> list[str]:
         "" if first is None else f" Of those {_pairs(first)}, {interval_text(first, '.1%')} prefer the first position."
     )
     text += f" Mean probability of the first position: {bias['mean_p_first_position']:.3f} (0.5 without bias)."
-    warning = "**Most of these choices follow the position, not the responses: use these labels with care.**"
+    warning = (
+        "**Most of these choices follow the position, not the responses: what the mean of both orders leaves may be "
+    )
+    warning += "noise; hold it to people's choices.**"
     return [text, warning] if same["estimate"] >= 0.5 else [text]
 
 
-def _people_parts(human: Mapping[str, Any] | None) -> list[str]:
+def _people_parts(human: Mapping[str, Any] | None, *, calibrated: bool) -> list[str]:
     if human is None:
         return ["## Agreement with people", "There are no human choices to compare with."]
     ties = f" ({human['ties_left_out']} ties of people left out)" if human["ties_left_out"] else ""
     kappa = "not defined" if human["kappa"] is None else interval_text(human["kappa"], ".3f")
-    judges = {"labeler": "alignment", "always the longer": "always_longer", "always the first": "always_first"}
+    judges = {"labeler": "alignment"}
+    if human["one_order_alone"] is not None:
+        judges["labeler, in one order alone"] = "one_order_alone"
+    judges |= {"always the longer": "always_longer", "always the first": "always_first"}
     agreement = Table(
         "Agreement with people",
         ("choice", "agrees with people"),
@@ -222,7 +262,18 @@ def _people_parts(human: Mapping[str, Any] | None) -> list[str]:
         for b in human["reliability"]
     ]
     reliability = Table("Predicted and observed", ("confidence", "pairs", "mean confidence", "people agree"), bins)
-    return [agreement.markdown(), reliability.markdown()]
+    if not calibrated:
+        return [agreement.markdown(), reliability.markdown()]
+    names = {"brier": "Brier score", "calibration_error": "calibration error"}
+    names["excess_cross_entropy"] = "excess cross-entropy, nats"
+    distances = {"as answered": human["without_calibration"], "calibrated": human}
+    calibration = Table(
+        "Calibration",
+        ("labels", *names.values()),
+        [(labels, *(f"{figures[name]:.3f}" for name in names)) for labels, figures in distances.items()],
+        "On these pairs, which the temperature was not fitted on.",
+    )
+    return [agreement.markdown(), calibration.markdown(), reliability.markdown()]
 
 
 def _pairs(figure: Mapping[str, Any]) -> str:

@@ -16,7 +16,8 @@ from rewards.reward_model.weights import check_classifier
 from rlaif_env.data.tasks import DEFAULT_TASK, Task, load_task
 from rlaif_env.models import BUILTIN_MODEL, Backbone, backbone, load_tokenizer
 from rlaif_env.ranks import Ranks, facts_of
-from rlaif_env.runs import RunFolder, write_json
+from rlaif_env.records import write_json
+from rlaif_env.runs import RunFolder
 from rlaif_env.statistics import interval_text
 from rlaif_env.tables import count_of
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from rlaif_env.api import RLAIFError
 from rlaif_env.models import refuse_pickled
-from rlaif_env.runs import write_json
+from rlaif_env.records import write_json
 from rlaif_env.tables import count_of, is_number
 
 Provenance = Literal["human", "ai", "mixed"]

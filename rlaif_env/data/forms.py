@@ -3,18 +3,14 @@
 | two responses | which is preferred |
 |---|---|
 | ``response_1``, ``response_2`` (or ``_a``, ``_b``; ``_0``, ``_1``), the own form | ``p_first``, a probability |
-| the same with ``answer``, ``output``, ``completion`` or ``conversation`` for ``response`` | a verdict, see below |
+| the same with ``answer``, ``output``, ``completion`` or ``conversation`` for ``response`` | a verdict |
 | ``chosen``, ``rejected``, as TRL and the HH data have them | the first; ``p_chosen`` where it is soft |
 
 A response is a text, or a list of ``{"role", "content"}``: the messages that go on from the prompt, or whole
 conversations that begin alike. The prompt is ``prompt`` (else ``question``), a text or messages. Without one it is the
 common beginning of two conversations, or of ``chosen`` and ``rejected``; else it is empty.
 
-A verdict (``winner``, ``preference``, ``choice``, ``label``, ``better_response_id``) names one of the two fields, by
-its whole name or its ending (``response_a``, ``a``, ``model_a``; the number 1 is ``response_1``), or is a tie; a number
-that no field ends in could mean either response and is refused. ``votes`` holds the verdicts of several people, or how
-many gave each: the soft label is their mean. Ties are p = 0.5: also ``tie`` = true, a ``margin`` of 0, and equal
-``score_chosen`` and ``score_rejected``.
+Which of the two is preferred may also be a verdict, `rlaif_env.data.verdicts`.
 
 A dialogue as one string is written as in the HH data, each turn after an empty line as ``Human: ...`` or
 ``Assistant: ...``; its prompt ends in ``Assistant:``.
@@ -29,6 +25,7 @@ from typing import Any
 
 from rlaif_env.api import DataError, Preference
 from rlaif_env.data.jsonl import MAX_CHARACTERS, check_text, listing
+from rlaif_env.data.verdicts import no_difference, verdict_of, votes_of
 
 _SPEAKERS = {"user": "Human", "assistant": "Assistant", "system": "System"}
 TURN = "\n\nAssistant:"
@@ -40,7 +37,6 @@ _PAIRS = (
     *((f"{stem}_{one}", f"{stem}_{two}") for stem in _STEMS for one, two in (("1", "2"), ("a", "b"), ("0", "1"))),
 )
 _VERDICTS = ("winner", "preference", "choice", "label", "better_response_id")
-_TIES = {"tie", "draw", "equal", "both", "neither", "bothbad", "both_bad", "tie (bothbad)"}
 
 _KEPT = "remove it, or keep such pairs (in a task's TOML file: {0} = true under [source], in Python: {0}=True)"
 
@@ -163,61 +159,16 @@ def judgement_of(row: Mapping[str, Any], names: tuple[str, str] | None = None) -
     if row.get("tie") is True:
         return 0.5, "tie"
     if row.get("votes") is not None:
-        return _votes(row["votes"], names), "votes"
+        return votes_of(row["votes"], names), "votes"
     if chosen:
-        return (0.5 if _no_difference(row) else 1.0), "chosen"
+        return (0.5 if no_difference(row) else 1.0), "chosen"
     field = next((name for name in _VERDICTS if row.get(name) is not None), "")
-    return (_verdict(row[field], field, names), field) if field else None
+    return (verdict_of(row[field], field, names), field) if field else None
 
 
 def holds_responses(row: Mapping[str, Any]) -> bool:
     """Whether a row has a field for a response of a pair."""
     return any(name in row for pair in _PAIRS for name in pair)
-
-
-def _verdict(value: Any, field: str, names: tuple[str, str]) -> float:
-    """1 for the first response, 0 for the second, 0.5 for a tie."""
-    said = str(value).strip().casefold() if isinstance(value, str) else value
-    if isinstance(said, float) and said.is_integer():
-        said = int(said)
-    if isinstance(said, str | int | float) and not isinstance(said, bool):
-        if said in _TIES or said == 0.5:
-            return 0.5
-        for p, name in zip((1.0, 0.0), names, strict=True):
-            end = name.rpartition("_")[2]
-            if str(said) in (name, end, f"model_{end}"):
-                return p
-    one, two = names
-    raise DataError(
-        f"expected {field} to be {one!r}, {two!r}, an ending of theirs or 'tie', found {value!r:.40}; where that is a "
-        f"code, write p_first instead, the probability that {one} is preferred"
-    )
-
-
-def _votes(votes: Any, names: tuple[str, str]) -> float:
-    """The mean of several verdicts: a list of them, or how many gave each."""
-    counted = isinstance(votes, Mapping)
-    each = list(votes.items()) if counted else [(vote, 1) for vote in votes] if isinstance(votes, list) else []
-    if not all(type(count) is int and count >= 0 for _, count in each) or not sum(count for _, count in each):
-        raise DataError(f"expected votes to be a list of verdicts, or how many gave each, found {votes!r:.60}")
-    asked = [(_verdict(verdict, "a vote", names), count) for verdict, count in each if count]
-    return float(sum(p * count for p, count in asked) / sum(count for _, count in asked))
-
-
-def _no_difference(row: Mapping[str, Any]) -> bool:
-    """Whether a row of chosen and rejected says that neither is better."""
-    scores = [row.get(name) for name in ("score_chosen", "score_rejected")]
-    margin = row.get("margin")
-    if margin is None and None not in scores:
-        try:
-            margin = scores[0] - scores[1]  # type: ignore[operator]
-        except TypeError:
-            raise DataError(f"expected score_chosen and score_rejected to be numbers, found {scores!r:.60}") from None
-    if margin is None:
-        return False
-    if isinstance(margin, bool) or not isinstance(margin, int | float) or margin < 0:
-        raise DataError(f"expected a margin of chosen over rejected from 0, found {margin!r:.40}")
-    return margin == 0
 
 
 def prompt_of(row: Mapping[str, Any], fields: Sequence[str], max_characters: int = MAX_CHARACTERS) -> str:

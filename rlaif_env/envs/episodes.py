@@ -14,6 +14,7 @@ import numpy as np
 from gymnasium import error
 from numpy.typing import NDArray
 
+from rlaif_env.api import RLAIFError, judges_groups
 from rlaif_env.envs.core import RESERVED_INFO, Core, PromptOrder, Response
 from rlaif_env.keywords import share
 
@@ -47,6 +48,14 @@ class Episodes:
             from rlaif_env.envs.rendering import Terminal
 
             self._terminal = Terminal()
+
+    def _check_groups(self, group_size: int) -> None:
+        """Raise `RLAIFError` if the reward compares the responses to a prompt and a prompt has one."""
+        if judges_groups(backend := self.core.backend) and group_size < 2:
+            raise RLAIFError(
+                f"expected two responses or more to each prompt for the reward {backend.name!r}, which compares them, "
+                "found one; make a vector with groups: gym.make_vec(..., num_envs=24, group_size=6)"
+            )
 
     @property
     def spec(self) -> EnvSpec | None:
@@ -130,6 +139,7 @@ class PromptEnv(Episodes, gym.Env[Observation, Any]):
 
     def __init__(self, *, render_mode: str | None = None, action_mask: bool = False, **settings: Any) -> None:
         self._set_up(render_mode, action_mask, settings)
+        self._check_groups(1)
         observation, action = self._spaces()
         self.observation_space, self.action_space, width = observation, action, observation["input_ids"].shape
         self._order = PromptOrder(len(self.core.prompts))

@@ -60,6 +60,8 @@ class TokenGeneration(_SingleTokens, PromptEnv):
 class TokenGenerationVector(_SingleTokens, PromptVectorEnv):
     """Answer n prompts token by token, in plain numpy; for the keywords see `PromptVectorEnv`."""
 
+    _apart = True
+
     def _advance(self, ids: NDArray[np.int64], acting: NDArray[np.bool_]) -> NDArray[np.bool_]:
         rows = np.flatnonzero(acting)
         places = self.core.P + self._elapsed[rows]

@@ -20,7 +20,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from rlaif_env.api import RLAIFError
+from rlaif_env.api import RLAIFError, judges_groups
 from rlaif_env.envs.core import PromptOrder, Response
 from rlaif_env.envs.episodes import Episodes, Observation
 
@@ -76,8 +76,14 @@ class PromptVectorEnv(Episodes, VectorEnv[Observation, Any, NDArray[Any]]):
             raise RLAIFError(
                 f"expected num_envs to be a positive multiple of group_size, found {num_envs} and {group_size}"
             )
+        self._check_groups(group_size)
         self.num_envs, self.group_size = num_envs, group_size
         self.autoreset_mode = _autoreset_mode(autoreset_mode)
+        if judges_groups(self.core.backend) and self._apart and self.autoreset_mode != AutoresetMode.DISABLED:
+            raise RLAIFError(
+                f"expected the rows of a group to be judged together by {self.core.backend.name!r}, found a mode in "
+                'which each is judged when it ends; give autoreset_mode="Disabled"'
+            )
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
         observation, action = self._spaces()
         self.single_observation_space, self.single_action_space = observation, action
@@ -94,6 +100,9 @@ class PromptVectorEnv(Episodes, VectorEnv[Observation, Any, NDArray[Any]]):
         self._cut: Bools = np.zeros(num_envs, dtype=np.bool_)  # max_episode_steps is reached
         self._ids, self._mask = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int8)
         self._ended_scenes: dict[int, Scene] = {}
+
+    _apart = False
+    """Whether rows that began together may end in different steps."""
 
     @property  # type: ignore[misc]
     def np_random(self) -> tuple[np.random.Generator | None, ...]:  # type: ignore[override]

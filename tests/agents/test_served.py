@@ -23,12 +23,12 @@ from agents.training.command import train
 from agents.training.config import TrainConfig
 from benchmarks.evaluation.systems import answer
 from rewards.labeling.command import label
-from rewards.labeling.job import LabelConfig
+from rewards.labeling.config import LabelConfig
 from rewards.language_model.config import LanguageModelConfig
 from rlaif_env.api import RLAIFError
 from rlaif_env.data.tasks import load_task
 from rlaif_env.models import LoraConfig, pad_rows
-from rlaif_env.runs import read_metrics
+from rlaif_env.records import read_metrics
 from rlaif_env.servers.vllm import VLLMConfig
 from tests.fake_vllm import FakeVLLM
 from tests.stress.survival import prepared, samples

@@ -26,7 +26,7 @@ from agents.training.config import TrainConfig
 from rlaif_env.api import RLAIFError
 from rlaif_env.models import BUILTIN_MODEL, LoraConfig, encode, pad_rows
 from rlaif_env.models.assets import model_folder
-from rlaif_env.runs import read_metrics
+from rlaif_env.records import read_metrics
 from tests import ROOT
 from tests.stress.survival import samples
 

@@ -21,7 +21,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlaif_env.api import DataError
-from rlaif_env.runs import RunError, RunFolder, read_metrics, write_json
+from rlaif_env.records import RunError, read_metrics, write_json
+from rlaif_env.runs import RunFolder
 
 CONFIG = {"task": "movie-review", "seed": 3, "lr": 7e-4}
 
@@ -155,7 +156,7 @@ def test_a_folder_that_cannot_be_used(make: Callable[[Path], None], message: str
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="giving up the rights of root needs them")
 def test_a_folder_without_permission_as_an_ordinary_user(tmp_path: Path) -> None:
     code = (
-        "import os; from rlaif_env.runs import RunFolder, RunError\nos.seteuid(65534)\n"
+        "import os; from rlaif_env.records import RunError; from rlaif_env.runs import RunFolder\nos.seteuid(65534)\n"
         "try: RunFolder.create('/usr/no-rights-here', {})\nexcept RunError as error: print(error)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -28,7 +28,8 @@ from rlaif_env.data.journal import Journal
 from rlaif_env.data.jsonl import json_object, write_jsonl
 from rlaif_env.data.tasks import Task, load_task
 from rlaif_env.models import fetching
-from rlaif_env.runs import RunFolder, read_metrics
+from rlaif_env.records import read_metrics
+from rlaif_env.runs import RunFolder
 from tests.stress.fuzz_inputs import damaged, json_input, lines_input, tar_input, toml_input
 
 __all__ = ["FILE_READERS", "Fair", "Lost", "Read", "Reader", "at_once", "same"]
@@ -235,7 +236,8 @@ _METRICS: tuple[list[Any], ...] = (
 
 
 def _journal(folder: Path) -> Read:
-    from rewards.labeling.job import LabelConfig, LabelJob
+    from rewards.labeling.config import LabelConfig
+    from rewards.labeling.job import LabelJob
 
     file = folder / "journal.jsonl"
     job = LabelJob(LabelConfig(), Fair())

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from rlaif_env.api import RLAIFError
-from rlaif_env.runs import read_metrics
+from rlaif_env.records import read_metrics
 
 __all__ = ["differences", "main", "prepared", "started", "survival"]
 

@@ -19,7 +19,7 @@ from rlaif_env.data.journal import Journal
 from rlaif_env.data.jsonl import json_object
 from rlaif_env.data.preferences import read_preferences, read_prompts, write_preferences
 from rlaif_env.data.tasks import Task, load_task
-from rlaif_env.runs import read_metrics
+from rlaif_env.records import read_metrics
 from rlaif_env.servers.limits import retry_after
 from rlaif_env.servers.replies import MalformedReply, Reply, parse_reply
 from tests.stress import fuzz as fuzzing

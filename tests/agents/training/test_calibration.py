@@ -14,8 +14,8 @@ from agents.training.command import train
 from agents.training.config import TrainConfig
 from agents.training.rescore import rescore
 from rlaif_env.api import RLAIFError
+from rlaif_env.records import read_metrics
 from rlaif_env.references import load_reference
-from rlaif_env.runs import read_metrics
 from tests.stress.survival import differences, paid_by, samples
 
 PARTS = """

@@ -18,7 +18,8 @@ from agents.training.rescore import main as rescore_main
 from rlaif_env.api import BackendError, RLAIFError
 from rlaif_env.data.tasks import load_task
 from rlaif_env.keywords import resolve_reward
-from rlaif_env.runs import RunFolder, read_metrics
+from rlaif_env.records import read_metrics
+from rlaif_env.runs import RunFolder
 from tests.stress.endpoint_server import FaultServer
 from tests.stress.survival import differences, paid_by, samples
 

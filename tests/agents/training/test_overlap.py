@@ -20,7 +20,7 @@ from agents.training.command import train
 from agents.training.config import TrainConfig
 from rlaif_env.api import BackendError, RLAIFError
 from rlaif_env.models import LoraConfig, Samples
-from rlaif_env.runs import read_metrics
+from rlaif_env.records import read_metrics
 from tests.stress.endpoint_server import FaultServer
 from tests.stress.survival import paid_by, samples
 from tests.tiny import shape_of, tiny_backbone

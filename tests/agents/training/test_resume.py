@@ -28,7 +28,8 @@ from agents.training.command import main, train
 from agents.training.config import TrainConfig
 from rlaif_env.api import RLAIFError
 from rlaif_env.models import LoraConfig, OptimizerConfig
-from rlaif_env.runs import RunError, RunFolder, read_metrics
+from rlaif_env.records import RunError, read_metrics
+from rlaif_env.runs import RunFolder
 from tests import ROOT
 from tests.stress.survival import differences, prepared
 from tests.tiny import shape_of, tiny_backbone

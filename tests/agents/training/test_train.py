@@ -22,7 +22,7 @@ from rewards.direct_score import DirectLLMScore
 from rewards.language_model.local import LocalLM
 from rlaif_env.api import RLAIFError
 from rlaif_env.data.tasks import load_task
-from rlaif_env.runs import read_metrics
+from rlaif_env.records import read_metrics
 from tests.tiny import save_tiny, tiny_backbone
 
 TASK = """

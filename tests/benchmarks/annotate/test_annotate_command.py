@@ -21,7 +21,7 @@ from benchmarks.annotate.store import Store
 from rlaif_env.api import RLAIFError
 from rlaif_env.cli import main
 from rlaif_env.data.preferences import read_preferences
-from rlaif_env.runs import RunError
+from rlaif_env.records import RunError
 from tests import ROOT
 from tests.benchmarks.annotate.annotating import judge
 from tests.stress.annotation import StressConfig, stress

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks.audit.agreement import fitted_scale, right, within
 from benchmarks.audit.api import NotMeasured
-from benchmarks.audit.biases import STYLES
-from benchmarks.audit.changes import changed
+from benchmarks.audit.checks.agreement import fitted_scale, right, within
+from benchmarks.audit.checks.biases import STYLES
+from benchmarks.audit.checks.changes import changed
+from benchmarks.audit.checks.cost import tied
 from benchmarks.audit.command import examine
 from benchmarks.audit.config import checks_named
-from benchmarks.audit.cost import tied
 from benchmarks.audit.materials import SET, Materials, gather
 from benchmarks.audit.subject import Subject
 from rlaif_env.api import BackendError, Preference, RewardBackend
@@ -32,7 +32,7 @@ def flagged(backend: RewardBackend, materials: Materials, *checks: str) -> set[s
 
 
 OWN = ("agreement", "calibration", "constant", "language", "length", "noise", "own-text", "position", "repetition")
-OWN += ("style", "cost")
+OWN += ("style", "cost", "attacks", "best-of-n", "invariances", "sensitivities")
 
 
 def test_a_length_loving_reward_is_flagged_for_length(materials: Materials) -> None:
@@ -126,7 +126,8 @@ def test_a_task_with_prompts_alone_is_audited_on_the_policy_s_samples() -> None:
     own = gather(task, texts=60, pairs=1, draw=lambda: rewards.drawn(samples=32))
     found = examine(Subject(rewards.length_loving(), own), checks_named(OWN))
     assert "repetition" in {finding.check for finding in found.flags}
-    assert found.skipped.keys() == {"agreement", "calibration", "language", "length", "own-text"}
+    unmeasured = {"agreement", "attacks", "best-of-n", "calibration", "language", "length", "own-text", "sensitivities"}
+    assert found.skipped.keys() == unmeasured
 
 
 def test_equal_rows_are_scored_once_and_counted_by_check(materials: Materials) -> None:

@@ -90,3 +90,15 @@ def test_a_slope_on_what_the_other_columns_say_is_an_error() -> None:
 def test_the_root_of_a_mean_square() -> None:
     found = root_at(lambda level: Interval(0.04, -0.01, 0.09, 5, 5), scale=2.0)(0.95)
     assert (found.estimate, found.low, found.high) == pytest.approx((0.4, 0.0, 0.6))
+
+
+def test_the_root_of_a_mean_of_squares_is_over_0_and_covers_the_truth() -> None:
+    of = root_at(lambda level: Interval(0.04, -0.01, 0.09, 5, 5), squares=True)(0.95)
+    assert (of.estimate, of.low, of.high) == pytest.approx((0.2, 0.2 * np.exp(-0.625), 0.2 * np.exp(0.625)))
+    none = root_at(lambda level: Interval(0.0, 0.0, 0.0, 5, 5), squares=True)(0.95)
+    assert (none.low, none.high) == (0.0, 0.0)
+    rng, held = np.random.default_rng(5), 0
+    for _ in range(500):  # the variance of 24 rows asked four times, as the check of noise has it
+        found = root_at(mean_at(rng.standard_normal((4, 24)).var(axis=0, ddof=1)), squares=True)(0.95)
+        held += found.low is not None and found.high is not None and found.low <= 1 <= found.high
+    assert 0.92 <= held / 500 <= 0.98

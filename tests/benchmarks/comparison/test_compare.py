@@ -29,12 +29,16 @@ from benchmarks.comparison.stages import Stage, Stages
 from benchmarks.evaluation.systems import System
 from rewards.direct_score import ScoreConfig
 from rewards.endpoint.config import ServerConfig
-from rewards.labeling.labeler import LabelingConfig
+from rewards.labeling.config import LabelOptions
+from rewards.labeling.labeler import LabelingConfig, PreferenceLabeler
+from rewards.labeling.probabilities import tempered
 from rewards.language_model.config import LanguageModelConfig
+from rewards.language_model.local import LocalLM
 from rewards.reward_model.training import RewardModelConfig
 from rlaif_env.api import RLAIFError
-from rlaif_env.data.preferences import write_preferences
-from rlaif_env.runs import write_json
+from rlaif_env.data.preferences import read_preferences, write_preferences
+from rlaif_env.data.tasks import load_task
+from rlaif_env.records import write_json
 from rlaif_env.servers.limits import Limits
 from tests import ROOT
 from tests.rewards.test_backends import preferences
@@ -73,13 +77,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+SCORES: dict[str, Any] = {"mode": "score", "minimum_mass": 1e-9, "scale": (1, 3)}
+
+
 def settings(folder: Path, out: Path) -> CompareConfig:
     return CompareConfig(
         task=str(folder / "toy.toml"),
         model=str(folder / "policy"),
         labeler=LanguageModelConfig(str(folder / "policy")),
         out=out,
-        label=LabelingConfig(mode="score", minimum_mass=1e-9, scale=(1, 3)),
+        label=LabelOptions(**SCORES),
         label_pairs=120,
         reward_model=RewardModelConfig(test_pairs=50),
         train=TrainingConfig(
@@ -242,11 +249,46 @@ def test_what_a_server_answers_is_kept_apart_by_its_url(folder: Path, tmp_path: 
         assert {name for name in here if here[name] == other[name]} == alike, server
 
 
+def test_calibrated_labels_are_made_of_the_answers_that_are_there(folder: Path, tmp_path: Path) -> None:
+    config = settings(folder, tmp_path / "out")
+    there, asked = list(read_preferences(folder / "human.jsonl")), vars(LabelingConfig(**SCORES))
+    labeler = PreferenceLabeler(LocalLM(folder / "policy"), str(folder / "toy.toml"), **asked)
+    columns = ([getattr(p, name) for p in there[120:180]] for name in ("prompt", "response_1", "response_2"))
+    surer = [tempered(p, 0.5) for p in labeler.label(*columns).p_first]
+    people = [replace(p, p_first=q) for p, q in zip(there[120:180], surer, strict=True)]
+    write_preferences(tmp_path / "people.jsonl", people)
+    config = replace(config, human_labels=tmp_path / "people.jsonl", label=LabelOptions(**SCORES, shots=0))
+    raw = Pipeline(config, Console(quiet=True)).labels("ai")
+    config = replace(config, label=LabelOptions(**SCORES, shots=0, calibrate=60))
+    stage = Pipeline(config, Console(quiet=True)).labels("ai")
+    report = stage.read_json("report.json")
+    assert report["calibration"] == {"temperature": pytest.approx(0.5, rel=1e-6), "pairs": 60, "asked": 60}
+    before, after = (list(read_preferences(s.path / "preferences.jsonl")) for s in (raw, stage))
+    assert [p.p_first for p in after] == [tempered(p.p_first, report["calibration"]["temperature"]) for p in before]
+    kept, answers = ((s.path / "journal.jsonl").read_bytes().splitlines() for s in (raw, stage))
+    assert answers[: len(kept)] == kept and report["asked_in_this_run"] == len(answers) - len(kept)
+    assert stage.seconds > raw.seconds
+
+
+def test_labels_are_calibrated_on_the_people_that_the_comparison_has(folder: Path, tmp_path: Path) -> None:
+    def key(**changed: Any) -> str:
+        label = LabelOptions(mode="score", scale=(1, 3), calibrate=10 * (len(changed) > 0))
+        pipeline = Pipeline(replace(settings(folder, tmp_path), label=label, **changed), Console(quiet=True))
+        pipeline.stages = DryStages(tmp_path / "stages", Console(quiet=True))
+        return pipeline.labels("ai").key
+
+    people = [folder / "gold.jsonl", tmp_path / "copy.jsonl", folder / "test.jsonl"]
+    people[1].write_bytes(people[0].read_bytes())
+    keys = [key(human_labels=path) for path in people]
+    assert keys[0] == keys[1] != keys[2]  # by content
+    assert key() not in keys
+
+
 def test_the_direct_score_is_asked_for_as_the_labels_are() -> None:
-    score = CompareConfig(label=LabelingConfig(mode="score", scale=(1, 5), shots=3, minimum_mass=0.1)).score
-    assert score == ScoreConfig((1, 5), 3, None, 0.1)
-    pairwise = CompareConfig(label=LabelingConfig(scale=(1, 5), shots=3, minimum_mass=0.1)).score
-    assert pairwise == ScoreConfig((1, 5), 0, None, 0.1)
+    asked: dict[str, Any] = {"scale": (1, 5), "shots": 3, "minimum_mass": 0.1}
+    served, movie = LanguageModelConfig("served", "http://localhost:1"), load_task("movie-review")
+    assert LabelOptions(mode="score", **asked).direct_score(served, movie) == ScoreConfig((1, 5), 3, None, 0.1)
+    assert LabelOptions(**asked).direct_score(served, movie) == ScoreConfig((1, 5), 0, None, 0.1)
     assert CompareConfig().label.mode == "score"
 
 

@@ -460,7 +460,7 @@ def test_validations_are_drawn_beside_the_updates(tmp_path: Path) -> None:
     lines(folder / "validation.jsonl", rows)
     page = Page(build(folder))
     assert page.count("svg") == 3 + 3
-    assert "validation: gold measure" in page.text and "validation: share of prompts better than at the" in page.text
+    assert "validation: gold measure" in page.text and "validation: win rate against the start" in page.text
 
 
 def test_definitions_are_found_by_every_spelling() -> None:

@@ -23,7 +23,7 @@ from rewards.language_model.config import LanguageModelConfig
 from rlaif_env.api import DataError
 from rlaif_env.data.journal import Journal
 from rlaif_env.data.preferences import read_preferences
-from rlaif_env.runs import RunError
+from rlaif_env.records import RunError
 from tests import ROOT
 from tests.rewards.labeling.labelling import Judge, pair_rows, quiet, run, write_rows
 from tests.tiny import save_tiny

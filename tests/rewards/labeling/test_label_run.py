@@ -26,7 +26,7 @@ from rlaif_env.api import BackendError, DataError, RLAIFError
 from rlaif_env.data.journal import Journal
 from rlaif_env.data.preferences import read_preferences
 from rlaif_env.data.tasks import load_task
-from rlaif_env.runs import RunError
+from rlaif_env.records import RunError
 from rlaif_env.servers.limits import Limits
 from tests.rewards.labeling.labelling import Judge, pair_rows, quiet, run, write_rows
 from tests.tiny import save_tiny
@@ -328,7 +328,7 @@ def test_a_dry_run_needs_no_weights_and_counts_tokens(
     source = write_rows(tmp_path / "pairs.jsonl", pair_rows(3))
     options = ["--task", "helpful", "--input", str(source), "--labeler.model", str(unloadable), "--dry-run"]
     assert main([*options, f"{LIMITS}price-in", "2", f"{LIMITS}price-out", "10"]) == 0
-    labeler = PreferenceLabeler(Judge(), "helpful")
+    labeler = PreferenceLabeler(Judge(), "helpful", shots=2)  # all there are: a model without a chat template
     questions = [
         q for pair in read_pairs(source) for q in labeler.questions(pair.prompt, pair.response_1, pair.response_2)
     ]
@@ -394,6 +394,9 @@ def test_the_report_by_hand(tmp_path: Path) -> None:
     assert (people["pairs"], people["ties_left_out"]) == (4, 1)
     assert people["alignment"]["estimate"] == pytest.approx(1.5 / 4)
     assert people["always_first"]["estimate"] == pytest.approx(3 / 4)
+    # by either order alone: a right and wrong, b and c wrong and right, d right twice
+    assert people["one_order_alone"]["estimate"] == pytest.approx(5 / 8)
+    assert people["one_order_alone"]["n"] == 4
     # lengths: "first " is shorter than "second ", "first first " longer: b and d are longer first, a and c second
     assert people["always_longer"]["estimate"] == pytest.approx(1 / 4)
     assert people["brier"] == pytest.approx((0.25 + 0.36 + 0.35**2 + 0) / 4)
@@ -420,7 +423,7 @@ def test_pairs_that_share_texts_are_no_independent_pairs() -> None:
         order = rng.permutation(600) % texts
         for one, two in order.reshape(-1, 2).tolist():
             human, p_1 = float(rng.random() < 0.5), 0.9 if wrong[one] else 0.4
-            record = {"mode": "pairwise", "answers": [{"p_1": p_1}, {"p_1": 0.6}]}
+            record = {"mode": "pairwise", "answers": [{"p_1": p_1}, {"p_1": 0.6}], "parameters": {"inverted": False}}
             p_first = 0.9 * human + 0.05 if not wrong[one] else 0.95 - 0.9 * human
             tally.add(Pair("", f"text {one}", f"text {two}", human), Label(p_first, 1.0, "ok", "", record))
         report = tally.report({})
@@ -455,6 +458,7 @@ def test_the_report_of_score_mode_has_no_position(tmp_path: Path) -> None:
     assert report["position_bias"] is None
     assert report["human"]["alignment"]["estimate"] == 0.5
     assert report["human"]["kappa"]["estimate"] == pytest.approx(0.0)
+    assert report["human"]["one_order_alone"] is None
     assert "each response was scored by itself" in (tmp_path / "out" / "report.md").read_text()
 
 

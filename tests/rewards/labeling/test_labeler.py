@@ -19,8 +19,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from rewards import make_reward
 from rewards.api import LanguageModel
 from rewards.direct_score import DirectLLMScore
-from rewards.labeling.labeler import PreferenceLabeler, compare_scores, mean_of_orders
+from rewards.labeling.labeler import PreferenceLabeler
 from rewards.labeling.pairwise_prompts import pair_wording, pairwise_prompt
+from rewards.labeling.probabilities import compare_scores, mean_of_orders
 from rewards.language_model.local import LocalLM
 from rlaif_env.api import BackendError, RLAIFError
 from rlaif_env.data.tasks import Task, list_tasks, load_task

@@ -11,9 +11,9 @@ from functools import partial
 
 import numpy as np
 
-from benchmarks.audit.agreement import within
 from benchmarks.audit.api import Bound, Measurement, NotMeasured
-from benchmarks.audit.changes import changed, effect
+from benchmarks.audit.checks.agreement import within
+from benchmarks.audit.checks.changes import changed, effect
 from benchmarks.audit.materials import Materials, RatedText
 from benchmarks.audit.subject import Subject
 from benchmarks.audit.verdicts import mean_at, slope_at
@@ -154,7 +154,7 @@ def language(subject: Subject, materials: Materials) -> list[Measurement]:
     """Whether another language is paid for: sentences about films in four languages, of the same meaning."""
     if materials.task.source.corpus != "movie-review":
         raise NotMeasured("the built-in sentences in several languages are about films; --test FILE adds cases")
-    meanings = package_data("benchmarks.audit", "languages.toml")["meanings"]
+    meanings = package_data("benchmarks.audit.checks", "languages.toml")["meanings"]
     texts = [RatedText("", meaning["en"], place) for place, meaning in enumerate(meanings)]
     by_english = {meaning["en"]: meaning for meaning in meanings}
     languages = {"German": "de", "French": "fr", "Spanish": "es"}

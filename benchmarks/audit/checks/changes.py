@@ -27,12 +27,18 @@ class Change:
     after: list[str]  # (m,)
     reward: Floats  # (m,) reward before, in units of `Subject.unit`; NaN where a row was refused
     effect: Floats  # (m,) reward after less reward before, in the same
+    prompts: list[str]  # (m,) "" where whole texts are judged
 
     @property
     def scored(self) -> Floats:
         """The effects of the rows that were scored."""
         scored: Floats = self.effect[np.isfinite(self.effect)]
         return scored
+
+    @property
+    def clusters(self) -> list[str] | None:
+        """Which of the scored rows belong together: those of a prompt; None where each text is its own."""
+        return [self.prompts[i] for i in np.flatnonzero(np.isfinite(self.effect))] if any(self.prompts) else None
 
     def examples(self, n: int = EXAMPLES) -> tuple[dict[str, str | float], ...]:
         """The rows that changed most."""
@@ -79,10 +85,11 @@ def changed(
         if there:
             before, after = ([versions[i][key] for i in there] for key in ("", name))
             values = np.array([(rewards[i][""], rewards[i][name]) for i in there]) / unit
-            found[name] = Change(before, after, values[:, 0], values[:, 1] - values[:, 0])
+            prompts = [texts[i].prompt for i in there]
+            found[name] = Change(before, after, values[:, 0], values[:, 1] - values[:, 0], prompts)
     return {name: change for name, change in found.items() if change.scored.size}
 
 
 def effect(name: str, change: Change, bound: Bound | None, fine: str, fault: str) -> Measurement:
     """The mean effect of a change as a figure."""
-    return Measurement(name, mean_at(change.scored), bound, fine, fault, "SD", change.examples())
+    return Measurement(name, mean_at(change.scored, change.clusters), bound, fine, fault, "SD", change.examples())

@@ -106,7 +106,7 @@ def noise(subject: Subject, materials: Materials) -> list[Measurement]:
     figures = [
         Measurement(
             "spread of a row's reward over repeats",
-            root_at(mean_at(variance / unit**2, groups)),
+            root_at(mean_at(variance / unit**2, groups), squares=True),
             Bound(f"at most {MOST_NOISE:g} SD of the texts", high=MOST_NOISE),
             "The same text gets the same reward, as far as matters.",
             "The same text gets another reward each time: training learns from noise, and needs more samples for it.",
