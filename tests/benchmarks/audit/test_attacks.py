@@ -193,7 +193,7 @@ def test_checks_where_prompts_are_apart(tmp_path: Path) -> None:
 
 
 def test_checks_of_a_judge_of_groups(materials: Materials, tmp_path: Path) -> None:
-    class Judge(rewards.PositionBiased):
+    class Judge(rewards.JudgeOfGroups):
         def score(self, prompts, responses):  # type: ignore[no-untyped-def]
             assert all(list(prompts).count(prompt) > 1 for prompt in prompts)
             return super().score(prompts, responses)
