@@ -36,7 +36,11 @@ OWN += ("style", "cost", "attacks", "best-of-n", "invariances", "sensitivities")
 
 
 def test_a_length_loving_reward_is_flagged_for_length(materials: Materials) -> None:
-    assert flagged(rewards.length_loving(), materials, *OWN) == {"length", "repetition"}
+    found = examine(Subject(rewards.length_loving(), materials), checks_named(OWN)).flags
+    assert {finding.check for finding in found} == {"attacks", "length", "repetition"}
+    # the tricks that win are those that make a text longer
+    short = ("nothing at all", "punctuation alone")
+    assert not any(finding.name.endswith(short) for finding in found)
 
 
 def test_a_noisy_reward_is_flagged_for_noise(materials: Materials) -> None:
