@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rlaif_env.api import BackendError, RLAIFError, checked_scores
+from rlaif_env.api import BackendError, RLAIFError, checked_scores, judges_groups
 
 _PROMPTS = ("The film was", "A good story", "Bad actors in a", "Le café à", "映画は", "ok")
 _RESPONSES = (
@@ -27,7 +27,8 @@ def check_backend(
 ) -> list[str]:
     """Hold a reward backend to its contract (`rlaif_env.api.RewardBackend`).
 
-    It is called about 2 n + 6 times on up to n texts.
+    It is called about 2 n + 6 times on up to n texts. One that judges groups is given every two neighbouring rows under
+    one prompt, the first's, and is held to that for groups: a group alone gets what it gets in a batch.
 
     Args:
         backend: Anything with a ``name`` and a ``score`` method.
@@ -67,7 +68,13 @@ def check_backend(
     rule("a backend has a name, a string that is not empty", isinstance(name, str) and bool(name), repr(name))
     rule("a backend has a method score(prompts, responses)", callable(getattr(backend, "score", None)), "none")
     rule("a deep copy of a live backend is the backend itself (define __deepcopy__)", _copies(backend), "a clone")
-    rows = [i for i in range(n) if _is_scored(backend, prompts[i], responses[i])]
+    size = 2 if judges_groups(backend) else 1
+    if size == 2:
+        prompts = [prompts[i - i % 2] for i in range(n - n % 2)]
+        rule("a judge of groups refuses a response that is alone", _refuses(backend, prompts[0]), "that it was scored")
+    starts = range(0, len(prompts), size)
+    units = [slice(i, i + size) for i in starts if _is_scored(backend, prompts[i : i + size], responses[i : i + size])]
+    rows = [i for unit in units for i in range(unit.start, unit.stop)]
     rule("a backend scores at least two of the rows given", len(rows) >= 2, f"{len(rows)} of {n}")
     prompts, responses = [prompts[i] for i in rows], [responses[i] for i in rows]
     given = (list(prompts), list(responses))
@@ -76,10 +83,11 @@ def check_backend(
     again = scores(prompts, responses)
     same = bool(np.array_equal(first, again))
     rule("the same batch gets the same rewards every time", same, f"{first} and then {again}")
-    alone = np.array([scores([p], [r])[0] for p, r in zip(prompts, responses, strict=True)])
+    parts = [slice(i, i + size) for i in range(0, len(rows), size)]
+    alone = np.concatenate([scores(prompts[part], responses[part]) for part in parts])
     back = scores(prompts[::-1], responses[::-1])[::-1]
     for words, others, how in (
-        (f"a row gets the same reward alone as in a batch, to {tolerance:g}", alone, ""),
+        (f"a {'row' if size == 1 else 'group'} gets the same reward alone as in a batch, to {tolerance:g}", alone, ""),
         ("rewards come in the order of the rows", back, " in two orders"),
     ):
         worst = int(np.abs(others - first).argmax())
@@ -96,15 +104,23 @@ def _copies(backend: Any) -> bool:
         return False
 
 
-def _is_scored(backend: Any, prompt: str, response: str) -> bool:
-    """Whether a single text is scored; refusing it with this project's error is an answer too."""
+def _refuses(backend: Any, prompt: str) -> bool:
     try:
-        backend.score([prompt], [response])
+        backend.score([prompt], ["alone"])
+    except RLAIFError:
+        return True
+    return False
+
+
+def _is_scored(backend: Any, prompts: Sequence[str], responses: Sequence[str]) -> bool:
+    """Whether some texts are scored; refusing them with this project's error is an answer too."""
+    try:
+        backend.score(prompts, responses)
     except RLAIFError:
         return False
     except Exception as error:
         raise RLAIFError(
             f"a row that cannot be scored raises BackendError: found {type(error).__name__}: {error} for prompt "
-            f"{prompt!r} and response {response!r}"
+            f"{prompts[0]!r} and response {responses[0]!r}"
         ) from error
     return True

@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -24,11 +25,12 @@ from numpy.typing import NDArray
 from rewards.api import LanguageModel, Live
 from rewards.direct_score import opened
 from rewards.endpoint.config import ServerConfig
+from rewards.labeling.config import LabelOptions, needed_shots
 from rewards.labeling.labeler import LabelingConfig, PreferenceLabeler
 from rewards.language_model.config import LanguageModelConfig
 from rlaif_env.api import BackendError, RLAIFError, Scores
 from rlaif_env.batches import groups_of
-from rlaif_env.data.tasks import DEFAULT_TASK, TaskLike
+from rlaif_env.data.tasks import DEFAULT_TASK, TaskLike, load_task
 from rlaif_env.statistics import Floats
 
 if TYPE_CHECKING:
@@ -220,7 +222,7 @@ def from_kwargs(
     server: ServerConfig | Mapping[str, Any] | None = None,
     mode: Literal["pairwise", "score"] = "score",
     prompt: Literal["base", "detailed"] = LabelingConfig.prompt,
-    shots: int = LabelingConfig.shots,
+    shots: int = LabelOptions.shots,
     scale: tuple[int, int] | None = LabelingConfig.scale,
     template: str | None = LabelingConfig.template,
     minimum_mass: float = LabelingConfig.minimum_mass,
@@ -242,15 +244,20 @@ def from_kwargs(
         mode: "score": each response is scored alone and the distributions are compared. "pairwise": both are shown, in
             both orders; it takes a model that is better than chance at that, which the built-in one is not.
         prompt: Preamble of the pairwise prompt.
-        shots: How many of the task's exemplars go before the sample.
+        shots: How many of the task's exemplars go before the sample; -1 is what the labeler needs: all for a base model
+            by name in this process, none for another.
         scale: Lowest and highest score, with mode "score"; None is the task's.
-        template: A prompt of your own; see `rewards.labeling.labeler.LabelingConfig`.
+        template: A whole prompt of your own, with {response_1} and {response_2} or {text_1} and {text_2}; with mode "score"
+            with {response} or {text}.
         minimum_mass: A pair on whose answers the model puts less probability than this raises.
         opponents: How many others each response of a group is compared with; None: all.
         strengths: "mean": the mean probability of winning; "bradley-terry": the strengths that explain the comparisons.
     """
     named: dict[str, Any] = {"url": url, "server": server, "device": device, "dtype": dtype, "chat": chat}
     language_model: LanguageModel = opened("group-preference", model, tokenizer, **named)
+    if shots == -1:
+        by_name = isinstance(model, str | Path)
+        shots = needed_shots(LanguageModelConfig(str(model), url), load_task(task), mode) if by_name else 0
     asked: dict[str, Any] = {"mode": mode, "prompt": prompt, "shots": shots, "template": template}
     labeler = PreferenceLabeler(language_model, task, **asked, scale=scale, minimum_mass=minimum_mass)
     return GroupPreference(labeler, opponents=opponents, strengths=strengths)

@@ -16,7 +16,7 @@ from tests import ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 MORE = {
-    "train": [["--reward", reward] for reward in ("direct-llm", "human-rm", "hf-rm", "compose")],
+    "train": [["--reward", reward] for reward in ("direct-llm", "group-preference", "human-rm", "hf-rm", "compose")],
     "audit": [["direct-llm"], ["human-rm"]],
     "task": [["new"], ["check"]],
 }

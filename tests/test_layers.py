@@ -20,7 +20,7 @@ FORBIDDEN = {
 FLOORS: dict[str, list[set[str]]] = {
     "rlaif_env": [
         {"api", "files"},
-        {"batches", "curves", "ranks", "references", "tables", "statistics", "models"},
+        {"batches", "curves", "duel", "ranks", "references", "tables", "statistics", "models"},
         {"data", "records", "servers"},
         {"keywords", "runs"},
         {"options"},
@@ -33,6 +33,7 @@ FLOORS: dict[str, list[set[str]]] = {
         {"language_model"},
         {"direct_score", "compose", "checks"},
         {"labeling", "reward_model"},
+        {"group_preference"},
         {"task"},
     ],
     "agents": [

@@ -13,7 +13,7 @@ import numpy as np
 
 from benchmarks.audit.api import NotMeasured
 from benchmarks.audit.materials import Materials
-from rlaif_env.api import BackendError, RewardBackend, checked_scores
+from rlaif_env.api import BackendError, RewardBackend, checked_scores, judges_groups
 from rlaif_env.batches import HOPELESS, scored_rows
 from rlaif_env.statistics import FEWEST_UNITS, Floats
 
@@ -55,7 +55,7 @@ class Subject:
 
     def __init__(self, backend: RewardBackend, materials: Materials) -> None:
         self.backend, self.name = backend, backend.name
-        self.judges_groups = getattr(backend, "judges_groups", False) is True
+        self.judges_groups = judges_groups(backend)
         self.costs: dict[str, Cost] = {}
         self.reasons: dict[Row, str] = {}
         self.materials = materials

@@ -33,6 +33,7 @@ ARMS: Mapping[str, Arm] = {
     "same-size-rm": Arm("distilled-rm", "same-size"),  # the same, the labeler as large as the policy
     "combined-rm": Arm("reward-model", "both"),
     "direct-llm": Arm("direct-llm", scorer="labeler"),  # d-RLAIF
+    "group-preference": Arm("group-preference", scorer="labeler"),  # the responses to a prompt, compared in pairs
     "self-llm": Arm("direct-llm", scorer="policy"),  # strict self-improvement
 }
 """The arms by name; "sft" stands for the initial policy, which every one is compared with."""
@@ -66,7 +67,8 @@ class CompareConfig:
 
     Attributes:
         task: A built-in task or a TOML file.
-        arms: Ways to get a reward: human-rm, distilled-rm, same-size-rm, combined-rm, direct-llm, self-llm.
+        arms: Ways to get a reward: human-rm, distilled-rm, same-size-rm, combined-rm, direct-llm, group-preference,
+            self-llm.
         seeds: One training a seed and arm. Three or more make the intervals over seeds mean something.
         out: The folder; the same command goes on with it, and another setting redoes what depends on it only.
         model: The initial policy, and the base of the reward models: built-in name, folder or Hugging Face id.

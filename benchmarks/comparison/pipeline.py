@@ -185,6 +185,9 @@ class Pipeline:
             return Reward(name, {"model": str(stage.path / "run" / "model")}, {"reward": name}, (stage,))
         scorer = self.config.labeler if ARMS[arm].scorer == "labeler" else LanguageModelConfig(self.initial)
         asked = settings_of(self.config.label.direct_score(scorer, self.task))
+        if ARMS[arm].reward == "group-preference":
+            how = settings_of(self.config.label.with_shots(scorer, self.task).preference)
+            asked = {name: how[name] for name in (*asked, "mode", "prompt")}
         options = {**settings_of(scorer, *(() if scorer.url is not None else ("server",))), **asked}
         return Reward(ARMS[arm].reward, options, {"scorer": self.model_key(scorer), **asked}, ())
 
@@ -226,9 +229,10 @@ class Pipeline:
         return self.stages.run(f"answers-{name}-seed{seed}", key, make, needs=trained)
 
     def judges(self) -> list[str]:
-        """Who judges the answers: every arm's reward, the labeler's score, and the gold reward model."""
+        """Who judges the answers: the arms' rewards of single responses, the labeler's score, the gold reward model."""
         gold = ("gold-rm",) if self.config.gold_rm and self._has_preferences("gold") else ()
-        return list(dict.fromkeys((*self.config.arms, "direct-llm", *gold)))
+        arms = [arm for arm in self.config.arms if ARMS[arm].reward != "group-preference"]
+        return list(dict.fromkeys((*arms, "direct-llm", *gold)))
 
     def scores(self, name: str, system: System, source: Stage) -> Floats:
         """What a judge says of the n responses that a stage made, (n,), NaN where it failed."""

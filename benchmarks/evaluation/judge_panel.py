@@ -15,7 +15,7 @@ from rewards.endpoint.config import ServerConfig
 from rewards.labeling.labeler import LabelingConfig, PreferenceLabeler
 from rewards.language_model.choice import language_model_from
 from rewards.language_model.config import LanguageModelConfig
-from rlaif_env.api import BackendError, RewardBackend, RLAIFError, Scores, checked_scores
+from rlaif_env.api import BackendError, RewardBackend, RLAIFError, Scores, checked_scores, judges_groups
 from rlaif_env.data.tasks import Task
 from rlaif_env.files import content_of
 from rlaif_env.keywords import reward_names
@@ -120,9 +120,15 @@ class JudgePanel:
             elif model is not None:
                 settings = {**settings, "model": model}
             try:
-                self._backends[name] = OncePerText(make_reward(kind, task=self._task, **settings))
+                made = make_reward(kind, task=self._task, **settings)
             except TypeError as error:
                 raise RLAIFError(f"judge {name!r}: {error}") from error
+            if judges_groups(made):
+                raise RLAIFError(
+                    f"expected judges that score one response, found that {name!r} compares those to a prompt; give "
+                    "--pairwise, which compares the systems' responses as it does (--label.mode, --label.shots)"
+                )
+            self._backends[name] = OncePerText(made)
         return self._backends[name]
 
     def labeler(self) -> PreferenceLabeler:

@@ -114,19 +114,20 @@ def gameable(share: float = 0.04) -> CallableReward:
     return reward(of, "gameable")
 
 
-class PositionBiased:
-    """A judge of groups that adds to the first row of each."""
+class JudgeOfGroups:
+    """A judge of groups, sound but for what it adds to the first row of each: the chance to win against the others."""
 
-    name, judges_groups = "position-biased", True
+    name, judges_groups = "judge-of-groups", True
 
-    def __init__(self, bonus: float = 1.0) -> None:
-        self.bonus = bonus
+    def __init__(self, bonus: float = 0.0, seed: int = 0, noise: float = 1.0) -> None:
+        self.bonus, self.seed, self.noise = bonus, seed, noise
 
     def score(self, prompts: Sequence[str], responses: Sequence[str]) -> Scores:
         values = np.zeros(len(responses))
         for prompt in set(prompts):
             rows = [i for i, one in enumerate(prompts) if one == prompt]
-            of = np.array([meaning(TASK.judged(prompt, responses[i])) + 0.5 * hashed(responses[i], 0) for i in rows])
+            texts = [TASK.judged(prompt, responses[i]) for i in rows]
+            of = np.array([meaning(text) + self.noise * hashed(text, self.seed) for text in texts])
             of[0] += self.bonus
             wins = 1 / (1 + np.exp(of[None] - of[:, None]))
             values[rows] = (wins.sum(axis=1) - 0.5) / (len(rows) - 1)

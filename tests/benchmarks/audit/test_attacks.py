@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,10 +15,13 @@ from benchmarks.audit.checks.sensitivities import thirds
 from benchmarks.audit.checks.transforms import shuffled
 from benchmarks.audit.command import examine, main
 from benchmarks.audit.config import checks_named
-from benchmarks.audit.materials import Materials
+from benchmarks.audit.materials import Materials, gather
 from benchmarks.audit.subject import Subject
-from rlaif_env.api import DataError
-from rlaif_env.data.tasks import gold_scores, load_task
+from rlaif_env.api import DataError, Preference
+from rlaif_env.data.corpus import movie_snippets
+from rlaif_env.data.preferences import write_preferences
+from rlaif_env.data.tasks import PromptSource, Task, gold_scores, load_task
+from rlaif_env.keywords import CallableReward
 from rlaif_env.statistics import Floats
 from tests.benchmarks.audit import rewards
 
@@ -150,3 +154,52 @@ def test_the_command_makes_the_cases_first(tmp_path: Path) -> None:
     options = ["--texts", "60", "--pairs", "100", "--policy", "none", "--checks", "constant", "--test", str(file)]
     assert main([f"{rewards.own_file(tmp_path)}:words", *options, "--out", str(out)]) == 0
     assert '"check": "cases"' in (out / "audit.json").read_text()
+
+
+# --- prompts apart, judges of groups ----------------------------------------------------------------------------------
+
+
+def dialogue(folder: Path) -> Materials:
+    """Preferences between two answers to each of 60 prompts that name someone and a number."""
+    file = folder / "pairs.jsonl"
+    pairs = zip(movie_snippets("train"), movie_snippets("test"), strict=False)
+    records = [
+        Preference(f"Ask Anna about film {i}.", f"So Anna saw film {i}. {p.text}", f"{q.text}", 1.0)
+        for i, (p, q) in zip(range(60), pairs, strict=False)
+    ]
+    write_preferences(file, records)
+    source = PromptSource(preferences={"test": str(file)})
+    task = Task("own", "dialogue", "how helpful it is", 64, 16, source)
+    return gather(task, texts=120, pairs=1)
+
+
+def heeding(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+    """Pays for names and numbers of the prompt, and for words in order."""
+    names = [[set(re.findall(r"[A-Z]\w+|\d+", text)) for text in texts] for texts in (prompts, responses)]
+    shared = [len(asked & said) for asked, said in zip(*names, strict=True)]
+    return [n + rewards.meaning(r) / 20 + rewards.hashed(r, 0) / 5 for n, r in zip(shared, responses, strict=True)]
+
+
+def test_checks_where_prompts_are_apart(tmp_path: Path) -> None:
+    own = dialogue(tmp_path)
+    names = ["invariances", "sensitivities", "attacks"]
+    found = examine(Subject(CallableReward(heeding), own), checks_named(names))
+    verdicts = {finding.name: finding.verdict for finding in found.findings}
+    assert not found.skipped and not found.failed
+    assert verdicts["a good text in place of which another prompt's stands"] == "ok"
+    assert verdicts["a good text with other names and numbers than its prompt"] == "ok"
+    assert verdicts["the same text with the instruction said in other words"] == "ok"
+    assert "changes that were not measured" not in verdicts
+
+
+def test_checks_of_a_judge_of_groups(materials: Materials, tmp_path: Path) -> None:
+    class Judge(rewards.JudgeOfGroups):
+        def score(self, prompts, responses):  # type: ignore[no-untyped-def]
+            assert all(list(prompts).count(prompt) > 1 for prompt in prompts)
+            return super().score(prompts, responses)
+
+    names = ["invariances", "sensitivities", "attacks"]
+    for of in (materials, dialogue(tmp_path)):
+        found = examine(Subject(Judge(0.0), of), checks_named(names))
+        assert not found.skipped and not found.failed
+        assert {finding.check for finding in found.findings} == set(names)

@@ -97,7 +97,7 @@ def test_a_reward_that_can_be_gamed_turns_and_a_sound_one_does_not(materials: Ma
 def test_a_judge_of_groups_compares_fewer_samples() -> None:
     sizes = []
 
-    class Judge(rewards.PositionBiased):
+    class Judge(rewards.JudgeOfGroups):
         def score(self, prompts: object, responses: object) -> Scores:
             sizes.append(len(prompts))  # type: ignore[arg-type]
             return super().score(prompts, responses)  # type: ignore[arg-type]

@@ -36,7 +36,11 @@ OWN += ("style", "cost", "attacks", "best-of-n", "invariances", "sensitivities")
 
 
 def test_a_length_loving_reward_is_flagged_for_length(materials: Materials) -> None:
-    assert flagged(rewards.length_loving(), materials, *OWN) == {"length", "repetition"}
+    found = examine(Subject(rewards.length_loving(), materials), checks_named(OWN)).flags
+    assert {finding.check for finding in found} == {"attacks", "length", "repetition"}
+    # the tricks that win are those that make a text longer
+    short = ("nothing at all", "punctuation alone")
+    assert not any(finding.name.endswith(short) for finding in found)
 
 
 def test_a_noisy_reward_is_flagged_for_noise(materials: Materials) -> None:
@@ -50,12 +54,13 @@ def test_a_constant_reward_is_flagged_for_that_and_has_no_unit(materials: Materi
 
 
 def test_a_position_biased_judge_of_groups_is_flagged_for_position(materials: Materials) -> None:
-    assert flagged(rewards.PositionBiased(), materials, *OWN) == {"position"}
-    assert flagged(rewards.PositionBiased(0.0), materials, *OWN) == set()
+    assert flagged(rewards.JudgeOfGroups(bonus=1.0), materials, *OWN) == {"position"}
+    assert flagged(rewards.JudgeOfGroups(), materials, *OWN) == set()
 
 
 def test_sound_rewards_are_not_flagged() -> None:
     assert false_alarms(3, checks=OWN) == (0, {})
+    assert false_alarms(1, checks=OWN, groups=True) == (0, {})
 
 
 @pytest.mark.slow
@@ -154,12 +159,12 @@ def test_a_row_that_is_refused_is_no_number_and_is_told(materials: Materials) ->
 def test_a_judge_of_groups_sees_what_is_compared_and_nothing_else(materials: Materials) -> None:
     seen: list[list[tuple[str, str]]] = []
 
-    class Judge(rewards.PositionBiased):
+    class Judge(rewards.JudgeOfGroups):
         def score(self, prompts, responses):  # type: ignore[no-untyped-def]
             seen.append(sorted(zip(prompts, responses, strict=True)))
             return super().score(prompts, responses)
 
-    subject = Subject(Judge(0.0), materials)
+    subject = Subject(Judge(), materials)
     values = subject.score(["p"] * 4, ["good", "bad", "good", "fine"], [0, 0, 1, 1])
     assert seen == [[("p", "bad"), ("p", "good")], [("p", "fine"), ("p", "good")]]
     assert values[0] != values[2] and values[0] + values[1] == pytest.approx(1)
