@@ -158,8 +158,13 @@ def _scale(low: float, high: float) -> tuple[float, float, list[float]]:
     if high - low < 1e-9 * max(abs(low), abs(high), 1e-9):
         pad = abs(high) * 0.1 or 1.0
         low, high = low - pad, high + pad
-    step, pad = _round_step((high - low) / 4), 0.05 * (high - low)
-    return low - pad, high + pad, [i * step for i in _within(low - pad, high + pad, step)]
+    pad, ticks = 0.05 * (high - low), [0.0]
+    for parts in (4, 8):  # of a coarse step one multiple alone may lie within
+        step = _round_step((high - low) / parts)
+        ticks = [i * step for i in _within(low - pad, high + pad, step)]
+        if len(ticks) > 1:
+            break
+    return low - pad, high + pad, ticks
 
 
 def _within(low: float, high: float, step: float) -> range:
