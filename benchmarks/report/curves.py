@@ -17,6 +17,7 @@ from rlaif_env.curves import PANELS
 _WIDTH, _HEIGHT = 440, 236
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 10, 12, 34
 _POINTS = 400
+_ROW, _NAMES = 22, 204  # of shares: height of a line, width of the names
 
 
 def curves(rows: Sequence[Mapping[str, float]], of: str = "") -> list[Figure]:
@@ -141,6 +142,36 @@ def lines(title: str, drawn: Sequence[Line], *, across: str, caption: str = "") 
     names = ", ".join(f"{line.name} from {line.y[0]:.3g} to {line.y[-1]:.3g}" for line in drawn)
     label = html.escape(f"{title}: {names}", quote=True)
     svg = f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
+    return Figure(title, caption, svg=svg)
+
+
+def shares(
+    title: str, rows: Sequence[tuple[str, float, float | None, float | None]], mark: float, caption: str = ""
+) -> Figure:
+    """Shares from 0 to 1, one a line.
+
+    Args:
+        title: What is drawn.
+        rows: Of each its name, the share and the ends of its interval, or None twice.
+        mark: A share that a line is drawn at, across all.
+        caption: A sentence below.
+    """
+    left, right, bottom = _NAMES, _WIDTH - _RIGHT, _TOP + _ROW * len(rows)
+    places = {share: left + share * (right - left) for share in (0.0, 0.5, 1.0, mark)}
+    parts = [f'<path class="grid" d="M{x:.1f} {_TOP}V{bottom}"/>' for x in places.values()]
+    parts.append(f'<path class="raw" d="M{places[mark]:.1f} {_TOP}V{bottom}"/>')
+    parts += [
+        f'<text x="{x:.1f}" y="{bottom + 16}" text-anchor="middle">{share:.0%}</text>' for share, x in places.items()
+    ]
+    for number, (name, share, low, high) in enumerate(rows):
+        y, x = _TOP + _ROW * (number + 0.5), left + share * (right - left)
+        parts.append(f'<text x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{html.escape(name)}</text>')
+        if low is not None and high is not None:
+            ends = [left + end * (right - left) for end in (low, high)]
+            parts.append(f'<path class="mean" d="M{ends[0]:.1f} {y:.1f}H{ends[1]:.1f}"/>')
+        parts.append(f'<path class="mean" d="M{x:.1f} {y - 6:.1f}V{y + 6:.1f}"/>')
+    label = html.escape(f"{title}: " + ", ".join(f"{name} {share:.0%}" for name, share, _, _ in rows), quote=True)
+    svg = f'<svg viewBox="0 0 {_WIDTH} {bottom + _BOTTOM}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
     return Figure(title, caption, svg=svg)
 
 
