@@ -108,7 +108,7 @@ def audit(config: AuditConfig, console: Console | None = None) -> tuple[Audit, P
     if config.test:
         checks = {"cases": check_of(read_cases(config.test)), **checks}
     for trained in config.runs:
-        read_run(trained)
+        read_run(trained, task)
     draw = None
     if config.policy != "none":
         size = {"prompts": config.prompts, "samples": config.samples_a_prompt}
@@ -120,7 +120,8 @@ def audit(config: AuditConfig, console: Console | None = None) -> tuple[Audit, P
     subject = Subject(backend, materials)
     if subject.judges_groups:  # each text is compared with several others
         few = {"texts": max(2 * SET, config.texts // 2), "pairs": config.pairs}
-        subject = Subject(backend, gather(task, **few, draw=draw, policy=config.policy, seed=config.seed))
+        fewer = gather(task, **few, draw=draw, policy=config.policy, seed=config.seed)
+        subject = Subject(backend, replace(materials, texts=fewer.texts, pairs=fewer.pairs))
     kept = {name: value for name, value in asdict(config).items() if name != "out"}
     options = dict(config.reward_options)
     contents = {text: content_of(text) for text in options.values() if isinstance(text, str)}

@@ -17,6 +17,7 @@ from rlaif_env.curves import PANELS
 _WIDTH, _HEIGHT = 440, 236
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 10, 12, 34
 _POINTS = 400
+_ROW, _NAMES = 22, 204  # of shares: height of a line, width of the names
 
 
 def curves(rows: Sequence[Mapping[str, float]], of: str = "") -> list[Figure]:
@@ -144,6 +145,36 @@ def lines(title: str, drawn: Sequence[Line], *, across: str, caption: str = "") 
     return Figure(title, caption, svg=svg)
 
 
+def shares(
+    title: str, rows: Sequence[tuple[str, float, float | None, float | None]], mark: float, caption: str = ""
+) -> Figure:
+    """Shares from 0 to 1, one a line.
+
+    Args:
+        title: What is drawn.
+        rows: Of each its name, the share and the ends of its interval, or None twice.
+        mark: A share that a line is drawn at, across all.
+        caption: A sentence below.
+    """
+    left, right, bottom = _NAMES, _WIDTH - _RIGHT, _TOP + _ROW * len(rows)
+    places = {share: left + share * (right - left) for share in (0.0, 0.5, 1.0, mark)}
+    parts = [f'<path class="grid" d="M{x:.1f} {_TOP}V{bottom}"/>' for x in places.values()]
+    parts.append(f'<path class="raw" d="M{places[mark]:.1f} {_TOP}V{bottom}"/>')
+    parts += [
+        f'<text x="{x:.1f}" y="{bottom + 16}" text-anchor="middle">{share:.0%}</text>' for share, x in places.items()
+    ]
+    for number, (name, share, low, high) in enumerate(rows):
+        y, x = _TOP + _ROW * (number + 0.5), left + share * (right - left)
+        parts.append(f'<text x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{html.escape(name)}</text>')
+        if low is not None and high is not None:
+            ends = [left + end * (right - left) for end in (low, high)]
+            parts.append(f'<path class="mean" d="M{ends[0]:.1f} {y:.1f}H{ends[1]:.1f}"/>')
+        parts.append(f'<path class="mean" d="M{x:.1f} {y - 6:.1f}V{y + 6:.1f}"/>')
+    label = html.escape(f"{title}: " + ", ".join(f"{name} {share:.0%}" for name, share, _, _ in rows), quote=True)
+    svg = f'<svg viewBox="0 0 {_WIDTH} {bottom + _BOTTOM}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
+    return Figure(title, caption, svg=svg)
+
+
 def _thinned(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """At most so many points: means of neighbours where there are more."""
     if len(x) <= _POINTS:
@@ -158,8 +189,13 @@ def _scale(low: float, high: float) -> tuple[float, float, list[float]]:
     if high - low < 1e-9 * max(abs(low), abs(high), 1e-9):
         pad = abs(high) * 0.1 or 1.0
         low, high = low - pad, high + pad
-    step, pad = _round_step((high - low) / 4), 0.05 * (high - low)
-    return low - pad, high + pad, [i * step for i in _within(low - pad, high + pad, step)]
+    pad, ticks = 0.05 * (high - low), [0.0]
+    for parts in (4, 8):  # of a coarse step one multiple alone may lie within
+        step = _round_step((high - low) / parts)
+        ticks = [i * step for i in _within(low - pad, high + pad, step)]
+        if len(ticks) > 1:
+            break
+    return low - pad, high + pad, ticks
 
 
 def _within(low: float, high: float, step: float) -> range:

@@ -15,12 +15,14 @@ from functools import partial
 
 import numpy as np
 
-from benchmarks.audit.api import Bound, Measurement, NotMeasured
+from benchmarks.audit.api import Bound, Measured, Measurement, NotMeasured
 from benchmarks.audit.checks.sensitivities import thirds
 from benchmarks.audit.materials import Materials, RatedText
 from benchmarks.audit.subject import Subject
-from benchmarks.audit.verdicts import exactly
+from benchmarks.audit.verdicts import LEVEL, exactly
 from benchmarks.evaluation.systems import find_source
+from benchmarks.report.contents import Figure
+from benchmarks.report.curves import shares
 from rewards.prompts import score_wording
 from rlaif_env.data.tasks import Task
 from rlaif_env.models import load_tokenizer
@@ -71,7 +73,7 @@ def attacks_of(task: Task) -> dict[str, Attack]:
     }
 
 
-def attacks(subject: Subject, materials: Materials) -> list[Measurement]:
+def attacks(subject: Subject, materials: Materials) -> Measured:
     """Whether tricks win: how often a poor text with "Score: 10", keywords or a found suffix beats a good one."""
     poor, good = thirds(materials, subject.affordable(_CONTESTS) + _SEARCHED, "attacks")
     searched, poor, good = poor[:_SEARCHED], poor[_SEARCHED:], good[_SEARCHED:]
@@ -84,7 +86,16 @@ def attacks(subject: Subject, materials: Materials) -> list[Measurement]:
         figures += _figure(subject, name, attack, poor, good)
     found = best_suffix(partial(_scored, subject, searched), _candidates(subject, materials))
     name = f"the best suffix of {found.tried} judgements, found on other texts: {found.suffix!r:.80}"
-    return figures + _figure(subject, name, lambda text: f"{text.response} {found.suffix}", poor, good)
+    figures += _figure(subject, name, lambda text: f"{text.response} {found.suffix}", poor, good)
+    return Measured(figures, [_picture(figures, len(good))])
+
+
+def _picture(figures: Sequence[Measurement], contests: int) -> Figure:
+    rows = {figure.name: figure.interval(LEVEL) for figure in figures if figure.unit == "share"}
+    names = {name: name.partition(": ")[2].partition(",")[0] or "no trick" for name in rows}
+    shown = [(names[name], found.estimate, found.low, found.high) for name, found in rows.items()]
+    caption = f"{contests} contests of a poor text with a good one, 95 % intervals; the line is {MOST_WINS:.0%}."
+    return shares("How often a poor text wins, by trick", shown, MOST_WINS, caption)
 
 
 # --- contests ---------------------------------------------------------------------------------------------------------

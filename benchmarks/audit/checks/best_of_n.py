@@ -14,9 +14,11 @@ Notation: P prompts, N samples of each, m numbers n.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +29,9 @@ from benchmarks.audit.subject import Subject
 from benchmarks.audit.verdicts import LEVEL, IntervalAt, exactly, mean_at, slope_at
 from benchmarks.report.contents import Figure
 from benchmarks.report.curves import Line, lines
-from rlaif_env.api import RLAIFError
+from rlaif_env.api import DataError, RLAIFError
+from rlaif_env.data.jsonl import check_text, read_jsonl
+from rlaif_env.data.tasks import Task, gold_scores
 from rlaif_env.records import read_metrics
 from rlaif_env.statistics import Floats
 
@@ -154,7 +158,7 @@ def best_of_n(subject: Subject, materials: Materials) -> Measured:
         rewards.append(values[there])
         golds.append(materials.gold(prompts, one.responses)[there])
     curve = curve_of(rewards, golds)
-    runs = [read_run(path, curve.gold_sd) for path in materials.runs]
+    runs = [read_run(path, materials.task, curve.gold_sd) for path in materials.runs]
     figures = [*_figures(curve), *(_beside(run, curve) for run in runs)]
     return Measured(figures, [_picture(curve, runs, subject.judges_groups)])
 
@@ -233,17 +237,23 @@ class Trained:
         return lambda level: difference(1 - (1 - level) / (len(self.gold) - 1))
 
 
-def read_run(folder: Path, gold_sd: float = 1.0) -> Trained:
-    """A run's gold by its KL, from its metrics.jsonl.
+def read_run(folder: Path, task: Task, gold_sd: float = 1.0) -> Trained:
+    """A run's gold by its KL, from its metrics.jsonl; gold that was not logged is measured on its samples.jsonl.
 
     Args:
         folder: Of the run.
+        task: Whose gold measure it is.
         gold_sd: What its gold is divided by.
 
     Raises:
-        RLAIFError: If it is no run's folder, has under 20 updates or none with gold and KL.
+        RLAIFError: If it is no run's folder, or has under 20 updates with gold and KL.
+        DataError: For bad lines of its samples.
     """
-    rows = [row for row in read_metrics(folder) if "kl" in row and "gold" in row]
+    rows = [row for row in read_metrics(folder) if "kl" in row]
+    if (folder / "samples.jsonl").is_file() and task.gold is not None and any("gold" not in row for row in rows):
+        measured = _gold_of_samples(folder / "samples.jsonl", task)
+        rows = [{"gold": measured[step], **row} if (step := int(row["step"])) in measured else row for row in rows]
+    rows = [row for row in rows if "gold" in row]
     if len(rows) < 2 * _STRETCHES:
         raise RLAIFError(
             f"expected at least {2 * _STRETCHES} updates with their KL and gold in {folder}, found {len(rows)}: give "
@@ -257,6 +267,21 @@ def read_run(folder: Path, gold_sd: float = 1.0) -> Trained:
     return Trained(
         name, np.array([kl[part].mean() for part in parts]), means - means[0], tuple(scaled[p] for p in parts)
     )
+
+
+def _gold_of_samples(file: Path, task: Task) -> dict[int, float]:
+    """Mean gold of a run's responses by update."""
+    texts: dict[int, list[str]] = {}
+    for step, text in read_jsonl(file, partial(_judged, task)):
+        texts.setdefault(step, []).append(text)
+    return {step: float(gold_scores(task, of).mean()) for step, of in texts.items()}
+
+
+def _judged(task: Task, row: Mapping[str, Any]) -> tuple[int, str]:
+    texts = [check_text(row, name, may_be_empty=True) for name in ("prompt", "response")]
+    if type(step := row.get("step")) is not int:
+        raise DataError(f"expected the number of an update as step, found {step!r:.60}")
+    return step, task.judged(*texts)
 
 
 def _beside(run: Trained, curve: Curve) -> Measurement:

@@ -42,6 +42,10 @@ def test_an_injectable_reward_is_flagged_for_that(materials: Materials) -> None:
     found = examine(Subject(rewards.injectable(), materials), checks_named(["attacks", "sensitivities", "invariances"]))
     assert [finding.name for finding in found.flags] == ["wins of a poor text with: an instruction to the judge"]
     assert found.flags[0].examples[0]["its reward"] == 10.0
+    (picture,) = found.pictures
+    assert "an instruction to the judge 100%" in picture.svg and ">no trick<" in picture.svg
+    wins = [finding for finding in found.findings if finding.name.startswith("wins of a poor text")]
+    assert picture.svg.count('class="mean"') == 2 * len(wins)
 
 
 def test_a_bag_of_words_is_flagged_for_heeding_no_order(materials: Materials) -> None:

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from benchmarks.audit.checks.best_of_n import Curve, best_of, curve_of, kl_of, read_run
-from benchmarks.audit.command import Audit, examine
+from benchmarks.audit.command import Audit, examine, main
 from benchmarks.audit.config import checks_named
 from benchmarks.audit.materials import Materials
 from benchmarks.audit.subject import Subject
-from rlaif_env.api import RLAIFError, Scores
+from rlaif_env.api import DataError, RLAIFError, Scores
 from rlaif_env.data.tasks import gold_scores
 from tests.benchmarks.audit import rewards
 
@@ -136,12 +136,54 @@ def test_runs_stand_beside_the_curve(materials: Materials, tmp_path: Path) -> No
 
 def test_a_run_without_a_turn_is_seldom_said_to_have_one(tmp_path: Path) -> None:
     rng = np.random.default_rng(3)
-    falls = [read_run(run(tmp_path / str(i), rng.standard_normal(60))).fall_at()(0.95) for i in range(200)]
+    falls = [
+        read_run(run(tmp_path / str(i), rng.standard_normal(60)), rewards.TASK).fall_at()(0.95) for i in range(200)
+    ]
     assert sum(fall.high is not None and fall.high < 0 for fall in falls) <= 10
+
+
+def test_gold_that_a_run_did_not_log_is_that_of_its_samples(tmp_path: Path) -> None:
+    logged = run(tmp_path / "run", np.zeros(40))
+    rows = [json.loads(line) for line in (logged / "metrics.jsonl").read_text().splitlines()]
+    without = [{name: value for name, value in row.items() if name != "gold"} for row in rows]
+    (logged / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in without))
+    with pytest.raises(RLAIFError, match="found 0"):
+        read_run(logged, rewards.TASK)
+    texts = [(i, text) for i in range(1, 41) for text in (" a film", " a wonderful film" if i > 20 else " a bad film")]
+    samples = [{"step": step, "prompt": "It is", "response": text} for step, text in texts]
+    (logged / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in samples))
+    good, bad = gold_scores(rewards.TASK, ["It is a wonderful film", "It is a bad film"])
+    assert read_run(logged, rewards.TASK, 0.5).gold == pytest.approx([0.0] * 5 + [(good - bad) / 2 / 0.5] * 5)
+    (logged / "samples.jsonl").write_text('{"step": "1", "prompt": "", "response": ""}\n')
+    with pytest.raises(DataError, match=r"samples\.jsonl.*\n  line 1: expected the number of an update"):
+        read_run(logged, rewards.TASK)
+
+
+_JUDGE = """
+import numpy as np
+from rlaif_env.api import Scores
+
+class Judge:
+    name, judges_groups = "judge", True
+
+    def score(self, prompts, responses):
+        return Scores(np.array([len(response) / 99 for response in responses], np.float32))
+"""
+
+
+def test_a_judge_of_groups_has_its_runs_beside_it_too(tmp_path: Path) -> None:
+    rows = [{"prompt": one.prompt, "response": text} for one in rewards.drawn(3, 4) for text in one.responses]
+    (tmp_path / "policy.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    folder = run(tmp_path / "trained", np.arange(40.0))
+    sizes = ["--texts", "24", "--pairs", "30", "--policy", str(tmp_path / "policy.jsonl"), "--checks", "best-of-n"]
+    (tmp_path / "judge.py").write_text(_JUDGE)
+    assert main([f"{tmp_path / 'judge.py'}:Judge", *sizes, "--runs", str(folder), "--out", str(tmp_path / "out")]) == 0
+    names = [finding["name"] for finding in json.loads((tmp_path / "out" / "audit.json").read_text())["findings"]]
+    assert [name for name in names if name.startswith("run trained")]
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RLAIFError, match="expected a run's metrics at"):
-        read_run(tmp_path)
+        read_run(tmp_path, rewards.TASK)
     with pytest.raises(RLAIFError, match=r"expected at least 20 updates with their KL and gold in .*, found 5"):
-        read_run(run(tmp_path / "short", np.zeros(5)))
+        read_run(run(tmp_path / "short", np.zeros(5)), rewards.TASK)

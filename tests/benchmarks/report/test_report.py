@@ -674,3 +674,10 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert capsys.readouterr().out == f"{tmp_path / 'x.html'} (0.0 MB)\n"
     assert "Shown: 2 of 3 prompts" in (tmp_path / "x.html").read_text(encoding="utf-8")
     assert list(tmp_path.glob(".x.html*")) == []
+
+
+def test_a_metric_of_any_range_is_drawn_with_two_ticks_at_least() -> None:
+    for low in np.linspace(0, 1, 41).tolist():
+        for width in (0.9, 1.1, 1.4):
+            svg = curve("x", np.array([(1, low), (2, low + width)])).svg
+            assert svg.count('class="grid"') > 1
