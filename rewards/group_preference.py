@@ -247,8 +247,8 @@ def from_kwargs(
         shots: How many of the task's exemplars go before the sample; -1 is what the labeler needs: all for a base model
             by name in this process, none for another.
         scale: Lowest and highest score, with mode "score"; None is the task's.
-        template: A whole prompt of your own, with {response_1} and {response_2} or {text_1} and {text_2}; with mode "score"
-            with {response} or {text}.
+        template: A whole prompt of your own, with {response_1} and {response_2} or {text_1} and {text_2}; with mode
+            "score" with {response} or {text}.
         minimum_mass: A pair on whose answers the model puts less probability than this raises.
         opponents: How many others each response of a group is compared with; None: all.
         strengths: "mean": the mean probability of winning; "bradley-terry": the strengths that explain the comparisons.
