@@ -50,7 +50,8 @@ def circulant(texts: Sequence[str], opponents: int | None = None) -> list[tuple[
 
     Args:
         texts: D distinct texts.
-        opponents: How many others each meets, at least 1; None: all.
+        opponents: How many others each meets, at least 1; None: all. Of more than two texts each meets two at least, or
+            the pairs would not hang together.
 
     Returns:
         Pairs of positions in ``texts``.
