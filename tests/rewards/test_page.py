@@ -13,6 +13,7 @@ import pytest
 
 from rlaif_env.cli import main
 from rlaif_env.data.preferences import write_preferences
+from rlaif_env.models import BUILTIN_MODEL
 from tests import ROOT
 from tests.rewards.reward_model.test_hugging_face import classifier
 from tests.rewards.test_backends import preferences
@@ -64,6 +65,7 @@ def test_a_command_runs(command: str, folder: Path) -> None:
     for needed, made_by in (("runs/start/", "--out runs/start"), ('"runs/rm"', "--out runs/rm")):
         if needed in command:
             test_a_command_runs(next(line for line in COMMANDS if made_by in line), folder)
+    command = command.replace("gemma-3-270m", BUILTIN_MODEL)  # whose terms nobody has to have accepted for the tests
     rlaif, name, *words = shlex.split(command.replace('"direct-llm": 1.0', json.dumps(SCORER)[1:-1]))
     assert rlaif == "rlaif"
     kinds = {"train": train, "train-rm": [*tiny, "--model", "tiny"]}
