@@ -1,0 +1,161 @@
+"""What decides between two rewards: gold at equal KL, what each reward sees of gold, and whose kin the judge is.
+
+Policies trained for as many updates are not as far from SFT, so their win rates mix what a reward says with how hard
+it pulls. Three tables take that apart:
+
+1. At equal KL: gold of the training's samples against the root of the KL (the distance that Gao et al. 2023 write
+   gold's course in), one slope an arm.
+2. Signal: on N samples of each held-out prompt by the initial policy, how a reward and gold go together within a prompt,
+   which is all that a policy gradient with a baseline sees of a reward; for the score of a language model also how it
+   goes together with itself asked with another exemplar, which tells its noise from its bias; and what picking the best
+   of N gains.
+3. Other bases: the gold reward model made again on other language models. A reward model and a gold reward model on one
+   base see texts through the same features, and may agree for that alone.
+
+Notation: P prompts, N samples of each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from benchmarks.audit.checks.best_of_n import best_of, kl_of
+from benchmarks.audit.verdicts import LEVEL, mean_at, slope_at
+from benchmarks.comparison.config import ARMS
+from benchmarks.comparison.outcomes import WINDOW, Outcome, arms_of
+from benchmarks.comparison.pipeline import GOLD_RM, Pipeline
+from benchmarks.comparison.tables import PAPER, percent, with_interval
+from benchmarks.evaluation.judges import preferred, with_gold
+from benchmarks.evaluation.systems import read_system
+from rlaif_env.api import RLAIFError
+from rlaif_env.statistics import Floats, Interval, rate
+from rlaif_env.tables import Cell, Table, count_of
+
+_KL = 8.0  # nats, at which the gain is read off
+
+
+def at_equal_kl(pipeline: Pipeline, outcomes: Sequence[Outcome]) -> Table:
+    """What each arm gains for its distance from SFT, by every judge that is nobody's reward."""
+    judges = _independent(pipeline)
+    rows: list[list[Cell]] = []
+    for arm in arms_of(outcomes)[1:]:
+        trained = [(outcome, outcome.history) for outcome in outcomes if outcome.arm == arm and outcome.history]
+        distance = [np.sqrt(np.maximum(history.curves["kl"], 0)) for _, history in trained]
+        ends = sorted(float(history.curves["kl"][-WINDOW:].mean()) for _, history in trained)
+        row: list[Cell] = [arm, f"{ends[0]:.1f} … {ends[-1]:.1f}"]
+        which = np.repeat(np.arange(len(trained)), [len(part) for part in distance])
+        blocks = np.concatenate([np.arange(len(part)) // WINDOW for part in distance]) + 1_000 * which
+        for judge in judges:
+            gold = []
+            for outcome, history in trained:
+                steps, values = history.samples.measures["step"], history.samples.measures["gold"]
+                if judge != "gold":
+                    values = pipeline.scores(judge, history.samples, outcome.costs["training"])
+                first = values[steps < history.steps[0] + WINDOW]
+                means = np.array([np.nanmean(values[steps == step]) for step in history.steps])
+                gold.append((means - np.nanmean(first)) / (float(np.nanstd(first)) or 1.0))
+            others = [(which == training).astype(np.float64) for training in range(1, len(trained))]
+            slope = slope_at(np.concatenate(distance), np.concatenate(gold), others, blocks)(LEVEL)
+            row += [with_interval(slope, sign=True), f"{slope.estimate * np.sqrt(_KL):+.2f}"]
+        rows.append(row)
+    return Table(
+        "At equal KL: what distance from SFT buys",
+        [
+            "policy",
+            "KL at the end, nats",
+            *(f"{t}: {what}" for t in judges.values() for what in ("a root-nat", f"at {_KL:g} nats")),
+        ],
+        rows,
+        "Least-squares slope of each update's mean on the root of its KL, each training with an intercept of its own, "
+        f"in standard deviations of the first {WINDOW} updates' responses; 95 % intervals, {WINDOW} updates in a row "
+        f"taken as one. At {_KL:g} nats: what the line gains there; a line is a rough picture of a way that bends.",
+    )
+
+
+def signal(pipeline: Pipeline, outcomes: Sequence[Outcome], samples: int) -> Table:
+    """How each reward goes together with gold on the initial policy's samples, and what picking by it gains.
+
+    Raises:
+        RLAIFError: If there are fewer than two samples a prompt.
+    """
+    if samples < 2:
+        raise RLAIFError(f"expected at least 2 samples a prompt to compare within it, found {samples}")
+    stages = [pipeline.answers("sft", seed) for seed in range(samples)]
+    systems = [with_gold(read_system(stage.path / "answers.json"), pipeline.task) for stage in stages]
+
+    def judged(name: str, *, otherwise: bool = False) -> Floats:
+        """What a judge says of the samples, (P, N)."""
+        if name == "gold":
+            return np.stack([system.measures["gold"] for system in systems], axis=1)
+        pairs = zip(systems, stages, strict=True)
+        return np.stack([pipeline.scores(name, *pair, otherwise=otherwise) for pair in pairs], axis=1)
+
+    judges = _independent(pipeline)
+    gold = {name: judged(name) for name in judges}
+    rows: list[list[Cell]] = []
+    for arm in [arm for arm in arms_of(outcomes)[1:] if arm in pipeline.judges()]:
+        reward = judged(arm)
+        row: list[Cell] = [arm, *(with_interval(_within(reward, values)) for values in gold.values())]
+        itself = _within(reward, judged(arm, otherwise=True)) if ARMS[arm].scorer else None
+        row.append("-" if itself is None else with_interval(itself))
+        for values in gold.values():
+            free = np.nan if itself is None else _within(reward, values).estimate / np.sqrt(max(itself.estimate, 1e-9))
+            row.append("-" if itself is None else f"{free:.2f}")
+        row += [with_interval(_picked(reward, values), sign=True) for values in gold.values()]
+        rows.append(row)
+    titles = list(judges.values())
+    return Table(
+        "Signal: what each reward sees of gold",
+        [
+            "reward",
+            *(f"with {title}" for title in titles),
+            "with itself, asked otherwise",
+            *(f"with {title}, freed of that noise" for title in titles),
+            *(f"best of {samples}: {title}" for title in titles),
+        ],
+        rows,
+        f"On {samples} samples of each of {count_of(len(systems[0].prompts), 'held-out prompt')} by the initial "
+        "policy: correlation within a prompt, 95 % intervals over prompts. Asked otherwise: with one exemplar more or "
+        "less; what two askings do not share is noise, and the correlation divided by the root of theirs is what it "
+        f"would be without (Spearman 1904): what is left to 1 is bias, and gold's own error. Best of {samples} (KL "
+        f"{float(kl_of(np.array([samples]))[0]):.1f} nats): gained above one sample, in standard deviations of gold "
+        "within a prompt.",
+    )
+
+
+def other_bases(pipeline: Pipeline, outcomes: Sequence[Outcome], bases: Sequence[str]) -> Table:
+    """The main win rates by gold reward models on other language models than the policy's."""
+    judges = {GOLD_RM: "the policy's base"} | {f"{GOLD_RM}:{base}": base for base in bases}
+    arms = arms_of(outcomes)
+    found = {(outcome.arm, outcome.seed): outcome for outcome in outcomes}
+    rows: list[list[Cell]] = []
+    for first, second, title, *_ in PAPER:
+        if first not in arms or second not in arms:
+            continue
+        row: list[Cell] = [title]
+        for judge in judges:
+            wins, prompts = list[Floats](), list[str]()
+            for arm, seed in found:
+                if arm != first:
+                    continue
+                pair = [found[whose, seed] for whose in (first, second)]
+                scored = [
+                    _with(one.system, judge, pipeline.scores(judge, one.system, one.costs["answers"])) for one in pair
+                ]
+                wins.append(preferred(scored[0], scored[1], f"judge:{judge}"))
+                prompts += scored[0].prompts
+            values = np.concatenate(wins)
+            known = np.isfinite(values)
+            row.append(percent(rate(values[known], clusters=[prompts[i] for i in np.flatnonzero(known)])))
+        rows.append(row)
+    accuracies = [pipeline.gold_model(judge).read_json("run/report.json")["figures"] for judge in judges]
+    told = [percent(next(iter(figures.values()))["accuracy"]) for figures in accuracies]
+    return Table(
+        "Gold reward models on other bases: how often the first is preferred",
+        ["first against second", *judges.values()],
+        [["agrees with people on held-out pairs, %", *told], *rows],
+        "Wins in % with 95 % intervals, ties ½. All gold reward models learned from the same human ratings, which no "
+        "arm sees; an order that changes with the base is the judge's, not people's.",
+    )
