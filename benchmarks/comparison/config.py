@@ -21,15 +21,16 @@ class Arm:
     """A way to get a reward."""
 
     reward: str  # the backend's name
-    # Whose preferences its reward model learns, if it has one
-    labels: Literal["human", "ai", "same-size", "both"] | None = None
+    # Whose preferences its reward model learns, if it has one; "pairwise": the labeler's, asked in mode "pairwise"
+    labels: Literal["human", "ai", "pairwise", "same-size", "both"] | None = None
     # Which language model scores, if one does: the labeler, or the initial policy itself
     scorer: Literal["labeler", "policy"] | None = None
 
 
 ARMS: Mapping[str, Arm] = {
     "human-rm": Arm("human-rm", "human"),  # RLHF
-    "distilled-rm": Arm("distilled-rm", "ai"),  # RLAIF
+    "distilled-rm": Arm("distilled-rm", "ai"),  # RLAIF, labelled as the mode of the labels says
+    "pairwise-rm": Arm("distilled-rm", "pairwise"),  # RLAIF as in the paper: both responses shown, whatever that mode
     "same-size-rm": Arm("distilled-rm", "same-size"),  # the same, the labeler as large as the policy
     "combined-rm": Arm("reward-model", "both"),
     "direct-llm": Arm("direct-llm", scorer="labeler"),  # d-RLAIF
@@ -67,8 +68,8 @@ class CompareConfig:
 
     Attributes:
         task: A built-in task or a TOML file.
-        arms: Ways to get a reward: human-rm, distilled-rm, same-size-rm, combined-rm, direct-llm, group-preference,
-            self-llm.
+        arms: Ways to get a reward: human-rm, distilled-rm, pairwise-rm, same-size-rm, combined-rm, direct-llm,
+            group-preference, self-llm.
         seeds: One training a seed and arm. Three or more make the intervals over seeds mean something.
         out: The folder; the same command goes on with it, and another setting redoes what depends on it only.
         model: The initial policy, and the base of the reward models: built-in name, folder or Hugging Face id.

@@ -102,11 +102,11 @@ class Pipeline:
         return key if model.url is not None else {**key, "model": self.content(model.model), "server": None}
 
     def labels(self, who: str) -> Stage:
-        """The preferences of the labeler, or ("same-size") of the policy's own base."""
+        """The preferences of the labeler ("pairwise": in that mode), or ("same-size") of the policy's own base."""
         c = self.config
         labeler = LanguageModelConfig(c.model) if who == "same-size" else c.labeler
         policy = None if self._has_preferences("train") else self.initial
-        asked = vars(c.label.preference)
+        asked = vars((c.label.pairwise if who == "pairwise" else c.label).preference)
         settings = LabelConfig(**asked, task=c.task, pairs=c.label_pairs, labeler=labeler, policy=policy)
         return self.labelled("labels", settings)
 
@@ -138,7 +138,7 @@ class Pipeline:
         return replace(made, seconds=made.seconds + sum(stage.seconds for stage in answered))
 
     def reward_model(self, who: str, pairs: int | None = None) -> Stage:
-        """A reward model on "human", "ai", "same-size", "both" or "gold" preferences; its folder is "run/model"."""
+        """A reward model on an `Arm`'s labels, or on "gold" ones; its folder is "run/model"."""
         c = self.config
         settings = c.reward_model if pairs is None else replace(c.reward_model, pairs=pairs)
         key = {**settings_of(settings, "micro_pairs"), "model": self.content(self.initial), **self.shared}
@@ -163,7 +163,7 @@ class Pipeline:
             )
             train_and_save(config, quiet=not self.console.is_terminal)
 
-        name = "ai" if who == "same-size" else who  # the labels themselves tell the two apart
+        name = who if who in ("human", "both", "gold") else "ai"  # the labels themselves tell these apart
         return self.stages.run(f"rm-{name}" + (f"-{pairs}" if pairs else ""), key, make, needs=needs)
 
     def _both(self, human: str, ai: str) -> Iterator[Preference]:

@@ -27,6 +27,8 @@ PAPER: Sequence[tuple[str, str, str, str, str]] = (
     ("distilled-rm", "sft", "RLAIF vs SFT", "71; 63", "59; 61"),
     ("human-rm", "sft", "RLHF vs SFT", "73; 64", "61; 61"),
     ("distilled-rm", "human-rm", "RLAIF vs RLHF", "50; 52", "47; 50"),
+    ("pairwise-rm", "sft", "RLAIF, pairwise labels vs SFT", "71; 63", "59; 61"),
+    ("pairwise-rm", "human-rm", "RLAIF, pairwise labels vs RLHF", "50; 52", "47; 50"),
     ("same-size-rm", "sft", "same-size RLAIF vs SFT", "68; -", "59; -"),
     ("direct-llm", "sft", "d-RLAIF vs SFT", "74; 66", "65; -"),
     ("direct-llm", "same-size-rm", "d-RLAIF vs same-size RLAIF", "60; -", "56; -"),
@@ -57,7 +59,7 @@ def comparison_tables(outcomes: Sequence[Outcome], stages: Sequence[Stage], judg
     if len({outcome.seed for outcome in outcomes}) > 1:
         tables.append(_over_seeds(outcomes, judges))
     if models := [stage for stage in stages if stage.name.startswith("rm-")]:
-        tables.append(_reward_models(models))
+        tables.append(_reward_models(models, outcomes))
     return [*tables, _costs(outcomes)]
 
 
@@ -216,19 +218,21 @@ def _over_seeds(outcomes: Sequence[Outcome], judges: Mapping[str, str]) -> Table
     )
 
 
-def _reward_models(models: Sequence[Stage]) -> Table:
-    """How good the reward models are on people's held-out preferences."""
+def _reward_models(models: Sequence[Stage], outcomes: Sequence[Outcome]) -> Table:
+    """How good the reward models are on people's held-out preferences; by their arms, where they have any."""
     rows: list[list[Cell]] = []
+    made_for = {o.arm: o.costs["reward model"].key for o in outcomes if "reward model" in o.costs}
     for stage in models:
+        arms = [arm for arm, key in made_for.items() if key == stage.key]
         report = stage.read_json("run/report.json")
         trained_on = [report["training"]["pairs"], report["training"]["texts"]]
         for judged_by, figures in report["figures"].items():
             at_gap = figures.get("accuracy_at_gap")
             accuracy = ["-" if a is None else percent(a, units=True) for a in (figures["accuracy"], at_gap)]
             calibration = [f"{figures['ece']:.3f}", f"{figures['brier']:.3f}"]
-            name = stage.name.removeprefix("rm-")
+            name = ", ".join(arms) or stage.name.removeprefix("rm-")
             rows.append([name, judged_by, *trained_on, *accuracy, *calibration, percent(figures["longer"])])
-    trained, tested = ["labels", "tested on", "pairs", "texts"], ["accuracy, %", "wider gap, %", "ECE", "Brier"]
+    trained, tested = ["reward model", "tested on", "pairs", "texts"], ["accuracy, %", "wider gap, %", "ECE", "Brier"]
     return Table(
         "Reward models on held-out pairs",
         [*trained, *tested, "always the longer, %"],

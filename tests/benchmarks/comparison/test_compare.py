@@ -195,6 +195,19 @@ def test_arms_that_are_the_same_thing_share_their_stages(folder: Path, done: Pat
     assert twins[-2:] == ["60; -", "56; -"]
 
 
+def test_pairwise_labels_stand_beside_those_of_the_mode(folder: Path, done: Path) -> None:
+    before = finished(done)
+    compare(replace(settings(folder, done), arms=("distilled-rm", "pairwise-rm"), report=False))
+    made = {name.rsplit("-", 1)[0] for name in set(finished(done)) - set(before)}
+    assert {"labels", "rm-ai", "train-distilled-rm-seed0", "judge-distilled-rm-of-sft-seed0"} <= made
+    tables = {table["title"]: table for table in json.loads((done / "comparison.json").read_text())["tables"]}
+    models = [row[0] for row in tables["Reward models on held-out pairs"]["rows"]]
+    assert {"distilled-rm", "pairwise-rm", "gold"} == set(models)
+    cost = {row[0]: row for row in tables["What each arm cost"]["rows"]}
+    assert cost["pairwise-rm"][2] > cost["distilled-rm"][2] > 0  # both responses are read in both orders
+    assert "pairwise-rm" in tables["What each judge says of each policy"]["columns"]
+
+
 def test_seeds_combined_labels_and_ablations(folder: Path, done: Path) -> None:
     out = done  # goes on with what is there
     compare(
