@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.comparison.explained import at_equal_kl, other_bases, signal
 from benchmarks.comparison.outcomes import Outcome
 from benchmarks.comparison.pipeline import Pipeline
 from benchmarks.comparison.tables import percent, with_interval
@@ -34,6 +35,12 @@ def ablations(pipeline: Pipeline, outcomes: Sequence[Outcome]) -> list[Table]:
         tables.append(_pairs(pipeline))
     if asked.staleness:
         tables.append(_staleness(pipeline, outcomes))
+    if asked.equal_kl:
+        tables.append(at_equal_kl(pipeline, outcomes))
+    if asked.samples:
+        tables.append(signal(pipeline, outcomes, asked.samples))
+    if asked.gold_bases:
+        tables.append(other_bases(pipeline, outcomes, asked.gold_bases))
     return tables
 
 

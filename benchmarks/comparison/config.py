@@ -52,6 +52,10 @@ class AblationConfig:
         grid_cot: Also with rationales in that grid.
         pair_counts: Train the human and the AI reward model again on so many pairs, for their accuracy.
         pairs: Pairs judged by people that a labeler's agreement is measured on.
+        equal_kl: What each arm gains in gold for its distance from SFT.
+        samples: What each reward sees of gold, and what picking by it gains, on so many samples of the initial policy
+            to each held-out prompt; 0 for not.
+        gold_bases: Also judge with gold reward models made from these language models, by name.
     """
 
     staleness: bool = False
@@ -60,6 +64,9 @@ class AblationConfig:
     grid_cot: bool = False
     pair_counts: tuple[int, ...] = ()
     pairs: int = 200
+    equal_kl: bool = False
+    samples: int = 0
+    gold_bases: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ it pulls. Three tables take that apart:
 
 1. At equal KL: gold of the training's samples against the root of the KL (the distance that Gao et al. 2023 write
    gold's course in), one slope an arm.
-2. Signal: on N samples of each held-out prompt by the initial policy, how a reward and gold go together within a prompt,
-   which is all that a policy gradient with a baseline sees of a reward; for the score of a language model also how it
-   goes together with itself asked with another exemplar, which tells its noise from its bias; and what picking the best
-   of N gains.
+2. Signal: on N samples of each held-out prompt by the initial policy, how a reward and gold go together within a
+   prompt, which is all that a policy gradient with a baseline sees of a reward; for the score of a language model also
+   how it goes together with itself asked with another exemplar, which tells its noise from its bias; and what picking
+   the best of N gains.
 3. Other bases: the gold reward model made again on other language models. A reward model and a gold reward model on one
    base see texts through the same features, and may agree for that alone.
 
@@ -17,7 +17,8 @@ Notation: P prompts, N samples of each.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -97,13 +98,13 @@ def signal(pipeline: Pipeline, outcomes: Sequence[Outcome], samples: int) -> Tab
     rows: list[list[Cell]] = []
     for arm in [arm for arm in arms_of(outcomes)[1:] if arm in pipeline.judges()]:
         reward = judged(arm)
-        row: list[Cell] = [arm, *(with_interval(_within(reward, values)) for values in gold.values())]
+        seen = [_within(reward, values) for values in gold.values()]
         itself = _within(reward, judged(arm, otherwise=True)) if ARMS[arm].scorer else None
-        row.append("-" if itself is None else with_interval(itself))
-        for values in gold.values():
-            free = np.nan if itself is None else _within(reward, values).estimate / np.sqrt(max(itself.estimate, 1e-9))
-            row.append("-" if itself is None else f"{free:.2f}")
-        row += [with_interval(_picked(reward, values), sign=True) for values in gold.values()]
+        root = np.sqrt(itself.estimate) if itself is not None and itself.estimate > 0 else np.nan
+        free = ["-" if one is None or np.isnan(root) else f"{one.estimate / root:.2f}" for one in seen]
+        picked = [_picked(reward, values) for values in gold.values()]
+        row: list[Cell] = [arm, *(_told(one) for one in (*seen, itself)), *free]
+        row += [_told(one, sign=True) for one in picked]
         rows.append(row)
     titles = list(judges.values())
     return Table(
@@ -140,18 +141,19 @@ def other_bases(pipeline: Pipeline, outcomes: Sequence[Outcome], bases: Sequence
             for arm, seed in found:
                 if arm != first:
                     continue
-                pair = [found[whose, seed] for whose in (first, second)]
-                scored = [
-                    _with(one.system, judge, pipeline.scores(judge, one.system, one.costs["answers"])) for one in pair
-                ]
+                scored = []
+                for one in (found[first, seed], found[second, seed]):
+                    values = pipeline.scores(judge, one.system, one.costs["answers"])
+                    scored.append(replace(one.system, measures={f"judge:{judge}": values}))
                 wins.append(preferred(scored[0], scored[1], f"judge:{judge}"))
                 prompts += scored[0].prompts
             values = np.concatenate(wins)
             known = np.isfinite(values)
             row.append(percent(rate(values[known], clusters=[prompts[i] for i in np.flatnonzero(known)])))
         rows.append(row)
-    accuracies = [pipeline.gold_model(judge).read_json("run/report.json")["figures"] for judge in judges]
-    told = [percent(next(iter(figures.values()))["accuracy"]) for figures in accuracies]
+    models = [pipeline.reward_model("gold", base=base) for base in (None, *bases)]
+    figures = [next(iter(model.read_json("run/report.json")["figures"].values())) for model in models]
+    told = [percent(figure["accuracy"]) for figure in figures]
     return Table(
         "Gold reward models on other bases: how often the first is preferred",
         ["first against second", *judges.values()],
@@ -159,3 +161,65 @@ def other_bases(pipeline: Pipeline, outcomes: Sequence[Outcome], bases: Sequence
         "Wins in % with 95 % intervals, ties ½. All gold reward models learned from the same human ratings, which no "
         "arm sees; an order that changes with the base is the judge's, not people's.",
     )
+
+
+def _independent(pipeline: Pipeline) -> dict[str, str]:
+    """The judges that are nobody's reward, with their names for people.
+
+    Raises:
+        RLAIFError: If there is none.
+    """
+    judges = {GOLD_RM: "gold RM"} if GOLD_RM in pipeline.judges() else {}
+    if pipeline.task.gold is not None:
+        judges["gold"] = pipeline.task.gold
+    if not judges:
+        raise RLAIFError(
+            f"expected people's preferences of the split 'gold', or a gold measure, in task {pipeline.task.name!r}, to "
+            "hold rewards against, found neither"
+        )
+    return judges
+
+
+def _told(interval: Interval | None, *, sign: bool = False) -> str:
+    return "-" if interval is None else with_interval(interval, sign=sign)
+
+
+def _within(one: Floats, two: Floats) -> Interval | None:
+    """Correlation of two figures of N samples of P prompts, (P, N) each, within the prompts; the jackknife over them.
+
+    Samples that either has no figure of are left out; None where one of them says the same of all of a prompt's.
+    """
+    known = np.isfinite(one) & np.isfinite(two)
+    count = np.maximum(known.sum(axis=1, keepdims=True), 1)
+    a, b = (np.where(known, x - np.where(known, x, 0).sum(axis=1, keepdims=True) / count, 0) for x in (one, two))
+    sums = np.stack([(a * b).sum(axis=1), (a * a).sum(axis=1), (b * b).sum(axis=1)])  # (3, P)
+
+    def correlation(parts: Floats) -> Floats:
+        r: Floats = parts[0] / np.sqrt(parts[1] * parts[2])
+        return r
+
+    total, prompts = sums.sum(axis=1, keepdims=True), sums.shape[1]
+    if ((total - sums)[1:] <= 0).any():
+        return None
+    whole = correlation(total)[0]
+    pseudo = prompts * whole - (prompts - 1) * correlation(total - sums)
+    interval = mean_at(pseudo)(LEVEL)
+    return replace(interval, estimate=float(whole))
+
+
+def _picked(reward: Floats, gold: Floats) -> Interval | None:
+    """Gold of the best of N samples by a reward, above a sample's, in SDs of gold within a prompt; (P, N) each.
+
+    None where gold says the same of all of a prompt's.
+    """
+    gains, variances = [], []
+    for values, golds in zip(reward, gold, strict=True):
+        known = np.isfinite(values) & np.isfinite(golds)
+        if known.sum() < 2:
+            continue
+        most = np.array([int(known.sum())])
+        gains.append(float(best_of(values[known], golds[known], most)[0] - golds[known].mean()))
+        variances.append(golds[known].var(ddof=1))
+    if not any(variances):
+        return None
+    return mean_at(np.array(gains) / np.sqrt(np.mean(variances)))(LEVEL)

@@ -68,7 +68,8 @@ gold = "{folder}/gold.jsonl"
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny policy, and a task with people's preferences in every split."""
     folder = tmp_path_factory.mktemp("compare")
-    tiny_backbone(0).save_merged(None, folder / "policy")
+    for name, seed in (("policy", 0), ("other", 1)):
+        tiny_backbone(seed).save_merged(None, folder / name)
     records = preferences("human", 600)
     for name, part in (("human", slice(0, 300)), ("validation", slice(300, 380)), ("test", slice(380, 450))):
         write_preferences(folder / f"{name}.jsonl", records[part])
@@ -215,7 +216,15 @@ def test_seeds_combined_labels_and_ablations(folder: Path, done: Path) -> None:
             settings(folder, out),
             arms=("combined-rm", "human-rm"),
             seeds=(0, 1),
-            ablation=AblationConfig(pair_counts=(40, 160), prompt_grid=0, pairs=20, staleness=True),
+            ablation=AblationConfig(
+                pair_counts=(40, 160),
+                prompt_grid=0,
+                pairs=20,
+                staleness=True,
+                equal_kl=True,
+                samples=3,
+                gold_bases=(str(folder / "other"),),
+            ),
             report=False,
         )
     )
@@ -230,6 +239,13 @@ def test_seeds_combined_labels_and_ablations(folder: Path, done: Path) -> None:
     assert [(row[1], row[2]) for row in asked] == [("score", "-"), ("pairwise", "base"), ("pairwise", "detailed")]
     stale = tables["Ablation: does the reward go stale?"]["rows"]
     assert {(row[0], row[1]) for row in stale} >= {("human-rm/0", "human-rm"), ("combined-rm/1", "direct-llm")}
+    distance = tables["At equal KL: what distance from SFT buys"]
+    assert [row[0] for row in distance["rows"]] == ["combined-rm", "human-rm"]
+    seen = tables["Signal: what each reward sees of gold"]
+    assert [row[0] for row in seen["rows"]] == ["combined-rm", "human-rm"]
+    bases = next(table for title, table in tables.items() if title.startswith("Gold reward models on other bases"))
+    assert bases["columns"] == ["first against second", "the policy's base", str(folder / "other")]
+    assert len(list(out.glob("stages/rm-gold-*"))) == 2
     both = json.loads(next(out.glob("stages/rm-both-*/run/report.json")).read_text())["labels"]["sources"]
     assert set(both) == {"human", f"ai:{folder / 'policy'}"}
 
