@@ -22,6 +22,7 @@ from rich.console import Console
 from benchmarks.comparison.ablations import ablations
 from benchmarks.comparison.config import CompareConfig
 from benchmarks.comparison.pipeline import Pipeline
+from benchmarks.comparison.plan import make_stages, planned
 from benchmarks.comparison.summary import write_comparison
 from rlaif_env.data.tasks import EVAL_PROMPTS, held_out_prompts, load_task
 from rlaif_env.models import load_tokenizer
@@ -50,15 +51,15 @@ def compare(config: CompareConfig, console: Console | None = None) -> Path:
     load_tokenizer(config.model)
     with RunFolder.create(config.out, asdict(config), command="compare", exist="changed"):
         pipeline = Pipeline(config, console)
+        made = make_stages(pipeline, planned(pipeline))
         outcomes = [pipeline.outcome(arm, seed) for seed in config.seeds for arm in ("sft", *config.arms)]
         write_comparison(pipeline, outcomes, ablations(pipeline, outcomes))
         if config.report:
             from benchmarks.report import write_report
 
             write_report(config.out)
-        made = {stage.key for stage in pipeline.stages.finished if not stage.cached}
         console.print(
-            f"{(time.monotonic() - started) / 60:.1f} minutes, {len(made)} stages made; everything is in {config.out}",
+            f"{(time.monotonic() - started) / 60:.1f} minutes, {made} stages made; everything is in {config.out}",
             highlight=False,
             soft_wrap=True,
         )

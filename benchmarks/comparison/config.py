@@ -79,6 +79,7 @@ class CompareConfig:
             group-preference, self-llm.
         seeds: One training a seed and arm. Three or more make the intervals over seeds mean something.
         out: The folder; the same command goes on with it, and another setting redoes what depends on it only.
+        workers: Processes that make the stages, each with its share of the cores and, where there are several, a GPU.
         model: The initial policy, and the base of the reward models: built-in name, folder or Hugging Face id.
         sft_data: Fine-tune the initial policy first: a file of demonstrations, or "builtin" for the built-in corpus.
         labeler: The language model that labels and scores.
@@ -98,6 +99,7 @@ class CompareConfig:
     arms: tuple[str, ...] = ("human-rm", "distilled-rm", "direct-llm")
     seeds: tuple[int, ...] = (0,)
     out: Path = Path("runs/compare")
+    workers: int = 1
     model: str = BUILTIN_MODEL
     sft_data: str | None = None
     labeler: LanguageModelConfig = field(default_factory=LanguageModelConfig)
@@ -116,7 +118,8 @@ class CompareConfig:
         for name, values in {"arms": self.arms, "seeds": self.seeds}.items():
             if not values or len(set(values)) < len(values):
                 raise RLAIFError(f"expected {name} to be given, each once, found {values}")
-        for name, count in {"label_pairs": self.label_pairs, "ablation.pairs": self.ablation.pairs}.items():
+        counts = {"workers": self.workers, "label_pairs": self.label_pairs, "ablation.pairs": self.ablation.pairs}
+        for name, count in counts.items():
             if count < 1:
                 raise RLAIFError(f"expected {name} of at least 1, found {count}")
         if self.train.eval_prompts is not None and self.train.eval_prompts < 2:

@@ -27,6 +27,7 @@ from benchmarks.audit.verdicts import LEVEL, mean_at, slope_at
 from benchmarks.comparison.config import ARMS
 from benchmarks.comparison.outcomes import WINDOW, Outcome, arms_of
 from benchmarks.comparison.pipeline import GOLD_RM, Pipeline
+from benchmarks.comparison.stages import Stage
 from benchmarks.comparison.tables import PAPER, percent, with_interval
 from benchmarks.evaluation.judges import preferred, with_gold
 from benchmarks.evaluation.systems import read_system
@@ -35,6 +36,37 @@ from rlaif_env.statistics import Floats, Interval, rate
 from rlaif_env.tables import Cell, Table, count_of
 
 _KL = 8.0  # nats, at which the gain is read off
+
+
+def ask_to_explain(pipeline: Pipeline) -> None:
+    """Ask for every stage that the tables that are asked for need.
+
+    Raises:
+        RLAIFError: If there is nothing independent to hold rewards against, or under two samples a prompt.
+    """
+    config, asked = pipeline.config, pipeline.config.ablation
+    if asked.samples == 1:
+        raise RLAIFError("expected at least 2 samples a prompt (ablation.samples) to compare within it, found 1")
+    judges = [judge for judge in _independent(pipeline) if judge != "gold"] if asked.equal_kl or asked.samples else []
+    policies = [(arm, seed) for seed in config.seeds for arm in config.arms]
+    for judge in judges if asked.equal_kl else ():
+        for arm, seed in policies:
+            pipeline.judgement(judge, pipeline.training(arm, seed))
+    rewards = [arm for arm in config.arms if arm in pipeline.judges()]
+    for stage in _sampled(pipeline, asked.samples):
+        for name in (*judges, *rewards):
+            pipeline.judgement(name, stage)
+        for arm in rewards:
+            if ARMS[arm].scorer:
+                pipeline.judgement(arm, stage, otherwise=True)
+    for base in asked.gold_bases:
+        for arm, seed in [*(("sft", seed) for seed in config.seeds), *policies]:
+            pipeline.judgement(f"{GOLD_RM}:{base}", pipeline.answers(arm, seed))
+
+
+def _sampled(pipeline: Pipeline, samples: int) -> list[Stage]:
+    """The initial policy's answers, so many to each held-out prompt."""
+    return [pipeline.answers("sft", seed) for seed in range(samples)]
 
 
 def at_equal_kl(pipeline: Pipeline, outcomes: Sequence[Outcome]) -> Table:
@@ -53,7 +85,7 @@ def at_equal_kl(pipeline: Pipeline, outcomes: Sequence[Outcome]) -> Table:
             for outcome, history in trained:
                 steps, values = history.samples.measures["step"], history.samples.measures["gold"]
                 if judge != "gold":
-                    values = pipeline.scores(judge, history.samples, outcome.costs["training"])
+                    values = pipeline.scores(judge, outcome.costs["training"])
                 first = values[steps < history.steps[0] + WINDOW]
                 means = np.array([np.nanmean(values[steps == step]) for step in history.steps])
                 gold.append((means - np.nanmean(first)) / (float(np.nanstd(first)) or 1.0))
@@ -76,22 +108,15 @@ def at_equal_kl(pipeline: Pipeline, outcomes: Sequence[Outcome]) -> Table:
 
 
 def signal(pipeline: Pipeline, outcomes: Sequence[Outcome], samples: int) -> Table:
-    """How each reward goes together with gold on the initial policy's samples, and what picking by it gains.
-
-    Raises:
-        RLAIFError: If there are fewer than two samples a prompt.
-    """
-    if samples < 2:
-        raise RLAIFError(f"expected at least 2 samples a prompt to compare within it, found {samples}")
-    stages = [pipeline.answers("sft", seed) for seed in range(samples)]
+    """How each reward goes together with gold on the initial policy's samples, and what picking by it gains."""
+    stages = _sampled(pipeline, samples)
     systems = [with_gold(read_system(stage.path / "answers.json"), pipeline.task) for stage in stages]
 
     def judged(name: str, *, otherwise: bool = False) -> Floats:
         """What a judge says of the samples, (P, N)."""
         if name == "gold":
             return np.stack([system.measures["gold"] for system in systems], axis=1)
-        pairs = zip(systems, stages, strict=True)
-        return np.stack([pipeline.scores(name, *pair, otherwise=otherwise) for pair in pairs], axis=1)
+        return np.stack([pipeline.scores(name, stage, otherwise=otherwise) for stage in stages], axis=1)
 
     judges = _independent(pipeline)
     gold = {name: judged(name) for name in judges}
@@ -143,7 +168,7 @@ def other_bases(pipeline: Pipeline, outcomes: Sequence[Outcome], bases: Sequence
                     continue
                 scored = []
                 for one in (found[first, seed], found[second, seed]):
-                    values = pipeline.scores(judge, one.system, one.costs["answers"])
+                    values = pipeline.scores(judge, one.costs["answers"])
                     scored.append(replace(one.system, measures={f"judge:{judge}": values}))
                 wins.append(preferred(scored[0], scored[1], f"judge:{judge}"))
                 prompts += scored[0].prompts

@@ -264,7 +264,7 @@ def test_what_a_server_answers_is_kept_apart_by_its_url(folder: Path, tmp_path: 
         pipeline = Pipeline(replace(settings(folder, tmp_path), labeler=labeler), Console(quiet=True))
         pipeline.stages = DryStages(tmp_path / "stages", Console(quiet=True))
         for arm in ("direct-llm", "distilled-rm", "human-rm"):
-            pipeline.scores("direct-llm", System("", "", [], [], {}), pipeline.answers(arm, 0))
+            pipeline.scores("direct-llm", pipeline.answers(arm, 0))
         by_name = {stage.name: stage.key for stage in pipeline.stages.finished}
         return by_name | {"self-llm": pipeline.training("self-llm", 0).key}
 

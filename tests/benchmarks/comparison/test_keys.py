@@ -11,7 +11,6 @@ from rich.console import Console
 from benchmarks.comparison.config import ARMS, CompareConfig
 from benchmarks.comparison.pipeline import Pipeline
 from benchmarks.comparison.stages import Stage, Stages
-from benchmarks.evaluation.systems import System
 from rewards.labeling.config import LabelOptions
 from rewards.language_model.config import LanguageModelConfig
 from rlaif_env.data.preferences import write_preferences
@@ -101,7 +100,7 @@ def test_what_a_stage_is_made_from_is_as_it_was(folder: Path, tmp_path: Path) ->
     for arm in ("sft", *ARMS):
         answers = pipeline.answers(arm, 0)
         for judge in ("direct-llm", "human-rm", "gold-rm") if arm == "sft" else ():
-            pipeline.scores(judge, System("", "", [], [], {}), answers)
+            pipeline.scores(judge, answers)
     contents = {pipeline.content(str(folder / name)): name for name in ("policy", "labeler")}
 
     def plain(value: Any) -> Any:
