@@ -118,7 +118,8 @@ def done(folder: Path) -> Path:
 
 def test_the_table_has_the_papers_rows_beside_the_papers_figures(done: Path) -> None:
     found = json.loads((done / "comparison.json").read_text())
-    main = found["tables"][0]
+    every, main = found["tables"][:2]
+    assert [row[0] for row in every["rows"]][-1] == "sft" and len(every["rows"]) == 4
     rows = {row[0]: row for row in main["rows"]}
     assert set(rows) == {
         "RLAIF vs SFT (distilled-rm)",
@@ -190,7 +191,7 @@ def test_arms_that_are_the_same_thing_share_their_stages(folder: Path, done: Pat
     arms = ("human-rm", "distilled-rm", "same-size-rm", "direct-llm", "self-llm")
     compare(replace(settings(folder, done), arms=arms, report=False))
     assert finished(done) == before  # the labeler is as large as the policy, and is the policy
-    rows = json.loads((done / "comparison.json").read_text())["tables"][0]["rows"]
+    rows = json.loads((done / "comparison.json").read_text())["tables"][1]["rows"]
     twins = next(row for row in rows if row[0].startswith("d-RLAIF vs same-size"))
     assert twins[-2:] == ["60; -", "56; -"]
 
@@ -208,8 +209,8 @@ def test_seeds_combined_labels_and_ablations(folder: Path, done: Path) -> None:
     )
     found = json.loads((out / "comparison.json").read_text())
     titles = [table["title"] for table in found["tables"]]
-    assert "Over seeds" in titles
-    assert not any(warning.startswith("One seed") for warning in found["warnings"])
+    assert "Seed by seed" in titles
+    assert any(warning.startswith("Two seeds: the intervals are over prompts") for warning in found["warnings"])
     tables = {table["title"]: table for table in found["tables"]}
     counts = tables["Ablation: number of preference pairs"]["rows"]
     assert {(row[0], row[1]) for row in counts} == {("human", 40), ("human", 160), ("ai", 40), ("ai", 160)}
