@@ -21,6 +21,7 @@ from rich.console import Console
 
 from benchmarks.comparison.ablations import ablations
 from benchmarks.comparison.config import CompareConfig
+from benchmarks.comparison.document import markers, write_document
 from benchmarks.comparison.pipeline import Pipeline
 from benchmarks.comparison.summary import write_comparison
 from rlaif_env.data.tasks import EVAL_PROMPTS, held_out_prompts, load_task
@@ -40,6 +41,8 @@ def compare(config: CompareConfig, console: Console | None = None) -> Path:
     """
     console = console or Console(quiet=True)
     started = time.monotonic()
+    if config.document is not None:
+        markers(config.document)
     asked, split = config.train.eval_prompts, config.train.eval_split
     count = len(held_out_prompts(load_task(config.task), split, asked, option="--train.eval-prompts"))
     if asked is None and count < EVAL_PROMPTS:
@@ -56,6 +59,8 @@ def compare(config: CompareConfig, console: Console | None = None) -> Path:
             from benchmarks.report import write_report
 
             write_report(config.out)
+        if config.document is not None:
+            write_document(config.out, config.document)
         made = {stage.key for stage in pipeline.stages.finished if not stage.cached}
         console.print(
             f"{(time.monotonic() - started) / 60:.1f} minutes, {len(made)} stages made; everything is in {config.out}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -115,6 +116,14 @@ def _trajectories(outcomes: Sequence[Outcome], x: str, label: str) -> Figure | N
     axis.set_ylabel("gold measure")
     _legend(figure, axis)
     return figure
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as SVG; the same figure is the same file."""
+    import matplotlib
+
+    with matplotlib.rc_context({"svg.hashsalt": path.name}):
+        figure.savefig(path, metadata={"Date": None})
 
 
 FIGURES: Sequence[tuple[str, str, str, Callable[[Sequence[Outcome]], Figure | None]]] = (

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from rich.text import Text
 
-from benchmarks.comparison.figures import FIGURES
+from benchmarks.comparison.figures import FIGURES, save
 from benchmarks.comparison.outcomes import Outcome, arms_of, over_optimised_from
 from benchmarks.comparison.pipeline import Pipeline
 from benchmarks.comparison.tables import comparison_tables, judges_of, terminal_tables, with_interval
@@ -28,7 +28,7 @@ def write_comparison(pipeline: Pipeline, outcomes: Sequence[Outcome], extra: Seq
     figures = []
     for file, title, caption, draw in FIGURES:
         if (figure := draw(outcomes)) is not None:
-            figure.savefig(folder / file, metadata={"Date": None})
+            save(figure, folder / file)
             figures.append({"title": title, "file": file, "caption": caption})
     facts = {
         "task": task.name,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -152,10 +153,27 @@ def test_every_policy_answers_the_same_prompts_and_is_judged_by_all(done: Path) 
 
 def test_called_again_nothing_is_made_again(folder: Path, done: Path) -> None:
     before, outcome = finished(done), outcome_of(done)
-    config = settings(folder, done)
+    figures = {name: (done / name).read_bytes() for name, *_ in FIGURES}
+    page = Path(shutil.copy(ROOT / "docs" / "results.md", folder))
+    config = replace(settings(folder, done), document=page)
     compare(replace(config, train=replace(config.train, sampler=SamplerConfig(patience=1.0))))
     assert finished(done) == before
     assert outcome_of(done) == outcome
+    assert {name: (done / name).read_bytes() for name in figures} == figures
+    # what the page of results wants is there, and goes into it
+    text = page.read_text(encoding="utf-8")
+    assert (
+        "| RLAIF vs RLHF (distilled-rm vs human-rm) | " in text and "; arms human-rm, distilled-rm, direct-llm" in text
+    )
+    assert (folder / "images" / "results-curves.svg").read_bytes() == figures["curves.svg"]
+
+
+def test_a_page_without_markers_is_told_before_anything_is_made(folder: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("# Page\n")
+    with pytest.raises(RLAIFError, match="expected <!-- made by make paper: NAME --> and <!-- end NAME --> in"):
+        compare(replace(settings(folder, tmp_path / "out"), document=page))
+    assert not (tmp_path / "out").exists()
 
 
 def test_policies_are_sampled_as_it_says(folder: Path, done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
