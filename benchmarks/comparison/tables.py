@@ -58,6 +58,7 @@ then at equal length (sections 4.1 to 4.4, appendix J)."""
 
 _MAIN_JUDGES = 3  # that the main table has room for
 _SHORT = {"kl": "KL", "length": "tokens", "distinct-2": "distinct-2"}
+_COARSE = 2.0  # from where on one decimal does in the table of all arms, which is wide
 _WRITING = {
     "length": "length, tokens",
     "kl": "KL to SFT, nats",
@@ -93,7 +94,7 @@ def terminal_tables(every_arm: Table, main: Table, judges: Mapping[str, str]) ->
     """The first two tables for a terminal: what is at equal length on a line of its own, intervals of wins only."""
     heads, arms = [every_arm.columns[1], *every_arm.columns[3:]], []
     for arm, raw, controlled, *cells in every_arm.rows:
-        figures = [f"{raw}\n{controlled}", *("-" if cell is None else str(cell) for cell in cells)]
+        figures = [f"{raw}\n{controlled}" if raw else "-", *("-" if cell is None else str(cell) for cell in cells)]
         arms.append([arm, *(f if "wins" in head else f.split(" [")[0] for head, f in zip(heads, figures, strict=True))])
     heads = [head.removesuffix(": wins, %").replace(" (", "\n(").replace(", ", ",\n") for head in heads]
     rows = []
@@ -114,9 +115,10 @@ def percent(interval: Interval | Mapping[str, Any], *, units: bool = False) -> s
     return interval_text(interval, ".0f", scale=100, units=units)
 
 
-def with_interval(interval: Interval, *, sign: bool = False, units: bool = False) -> str:
-    """A figure with its interval."""
-    digits = 1 if max(abs(x) for x in (interval.estimate, interval.low, interval.high) if x is not None) >= 20 else 2
+def with_interval(interval: Interval, *, sign: bool = False, units: bool = False, coarse: float = 20.0) -> str:
+    """A figure with its interval, to one decimal where it or a limit is as great as ``coarse``, else to two."""
+    greatest = max(abs(x) for x in (interval.estimate, interval.low, interval.high) if x is not None)
+    digits = 1 if greatest >= coarse else 2
     return interval_text(interval, f"{'+' if sign else ''}.{digits}f", units=units)
 
 
@@ -142,7 +144,15 @@ def _over(outcomes: Sequence[Outcome]) -> str:
     return (f"{seeds} seeds and " if seeds >= FEWEST_SEEDS else "") + count_of(prompts, "held-out prompt")
 
 
-def _mean(outcomes: Sequence[Outcome], arm: str, measure: str, start: str | None = None, *, unit: float = 1.0) -> str:
+def _mean(
+    outcomes: Sequence[Outcome],
+    arm: str,
+    measure: str,
+    start: str | None = None,
+    *,
+    unit: float = 1.0,
+    coarse: float = 20.0,
+) -> str:
     """Mean of a measure of an arm in some unit, with its interval; of its change from ``start`` where that is given."""
     values, before = (_pooled(outcomes, whose, measure) / unit for whose in (arm, start or arm))
     known = np.isfinite(values) & np.isfinite(before)
@@ -150,8 +160,8 @@ def _mean(outcomes: Sequence[Outcome], arm: str, measure: str, start: str | None
         return "-"
     clusters = _clusters(outcomes, known)
     if start is None:
-        return with_interval(measure_mean(measure, values[known], clusters))
-    return with_interval(measure_change(measure, before[known], values[known], clusters), sign=True)
+        return with_interval(measure_mean(measure, values[known], clusters), coarse=coarse)
+    return with_interval(measure_change(measure, before[known], values[known], clusters), sign=True, coarse=coarse)
 
 
 def _wins(
@@ -175,33 +185,33 @@ def _every_arm(outcomes: Sequence[Outcome], judges: Mapping[str, str]) -> Table:
     independent = [name for name in ("judge:gold-rm", "gold") if name in judges]
     first, *others = independent or list(judges)[:1]
     present = [name for name in _SHORT if name in outcomes[0].system.measures]
-    rows = []
+    rows, mean = [], partial(_mean, outcomes, coarse=_COARSE)
     for arm in arms_of(outcomes)[1:]:
         wins, (raw, controlled), _ = _wins(outcomes, arm, "sft", first)
         more = [_wins(outcomes, arm, "sft", measure)[1][0] for measure in others]
         minutes = sum(_minutes(outcomes, arm, stage) for stage in ("labels", "reward model", "training"))
-        measured = [_own_reward(outcomes, arm), *(_mean(outcomes, arm, name) for name in present)]
-        rows.append((wins.raw.estimate, [arm, raw, controlled, *more, *measured, round(minutes)]))
-    sft = [*("-" for _ in others), "-", "-", "-", *(_mean(outcomes, "sft", name) for name in present), None]
+        took: list[Cell] = [_own_reward(outcomes, arm), *(mean(arm, name) for name in present), round(minutes)]
+        rows.append((wins.raw.estimate, [arm, raw, controlled, *more, *took]))
+    sft: list[Cell] = ["sft", *[None] * (3 + len(others)), *(mean("sft", name) for name in present), None]
     wins_by = [f"{judges[first]}: at equal length, %", *(f"{judges[measure]}: wins, %" for measure in others)]
-    measured = ["reward, SD", *(_SHORT[name] for name in present), "minutes"]
+    took_by = ["reward, SD", *(_SHORT[name] for name in present), "minutes"]
     return Table(
         "Every arm against SFT",
-        ["arm", f"{judges[first]}: wins, %", *wins_by, *measured],
-        [*(row for _, row in sorted(rows, key=lambda pair: -pair[0])), ["sft", *sft]],
+        ["arm", f"{judges[first]}: wins, %", *wins_by, *took_by],
+        [*(row for _, row in sorted(rows, key=lambda pair: -pair[0])), sft],
         f"95 % intervals over {_over(outcomes)}. Wins against SFT on the same prompt, ties ½, the most first"
         f"{'; no arm was trained on these judges' if independent else ''}. Reward: the change of its own, in standard "
         "deviations of what it gives SFT. KL to SFT in nats. Minutes: labels, reward model and one training.",
     )
 
 
-def _own_reward(outcomes: Sequence[Outcome], arm: str) -> str:
+def _own_reward(outcomes: Sequence[Outcome], arm: str) -> str | None:
     """Change of an arm's own reward against SFT, in standard deviations of SFT's."""
     measure = f"judge:{arm}"
     if measure not in outcomes[0].system.measures:
-        return "-"
+        return None
     spread = float(np.nanstd(_pooled(outcomes, "sft", measure)))
-    return _mean(outcomes, arm, measure, "sft", unit=spread or 1.0)
+    return _mean(outcomes, arm, measure, "sft", unit=spread or 1.0, coarse=_COARSE)
 
 
 def _minutes(outcomes: Sequence[Outcome], arm: str, stage: str) -> float:

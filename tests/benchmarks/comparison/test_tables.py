@@ -78,15 +78,15 @@ def test_the_first_table_has_every_arm_beside_what_it_took() -> None:
     assert (group[0], human[0], sft[0]) == ("group-preference", "human-rm", "sft")  # the most wins first
     assert str(group[1]).startswith("75 [") and str(human[1]).startswith("60 [")
     assert str(group[3]).startswith("88 [") and str(human[3]).startswith("80 [")  # 10 and 16 ties of 40
-    assert (group[4], human[4], sft[4]) == ("-", "+2.00 [+2.00, +2.00]", "-")
-    assert [row[5] for row in table.rows] == ["7.50 [7.50, 7.50]", "6.00 [6.00, 6.00]", "0.00 [0.00, 0.00]"]
+    assert (group[4], human[4], sft[4]) == (None, "+2.0 [+2.0, +2.0]", None)
+    assert [row[5] for row in table.rows] == ["7.5 [7.5, 7.5]", "6.0 [6.0, 6.0]", "0.00 [0.00, 0.00]"]
     assert [row[-1] for row in table.rows] == [1, 1, None]
     assert [row[0] for row in main.rows] == ["RLHF vs SFT (human-rm)", "group preference vs SFT (group-preference)"]
     shown = Console(width=100, record=True, file=StringIO())
     for one in tables.terminal_tables(table, main, JUDGES):
         shown.print(one.rich(show_lines=True))
     text = shown.export_text()
-    assert "│ group-preference │ 75 [" in text and " 7.50 │" in text  # nothing folded, no interval of the KL
+    assert "│ group-preference │ 75 [" in text and " 7.5 │" in text  # nothing folded, no interval of the KL
 
 
 def test_every_arm_has_its_row_against_sft_and_no_row_is_there_twice() -> None:
