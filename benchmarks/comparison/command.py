@@ -21,6 +21,7 @@ from rich.console import Console
 
 from benchmarks.comparison.ablations import ablations
 from benchmarks.comparison.config import CompareConfig
+from benchmarks.comparison.document import markers, write_document
 from benchmarks.comparison.pipeline import Pipeline
 from benchmarks.comparison.plan import make_stages, planned
 from benchmarks.comparison.summary import write_comparison
@@ -41,6 +42,8 @@ def compare(config: CompareConfig, console: Console | None = None) -> Path:
     """
     console = console or Console(quiet=True)
     started = time.monotonic()
+    if config.document is not None:
+        markers(config.document)
     asked, split = config.train.eval_prompts, config.train.eval_split
     count = len(held_out_prompts(load_task(config.task), split, asked, option="--train.eval-prompts"))
     if asked is None and count < EVAL_PROMPTS:
@@ -58,6 +61,8 @@ def compare(config: CompareConfig, console: Console | None = None) -> Path:
             from benchmarks.report import write_report
 
             write_report(config.out)
+        if config.document is not None:
+            write_document(config.out, config.document)
         console.print(
             f"{(time.monotonic() - started) / 60:.1f} minutes, {made} stages made; everything is in {config.out}",
             highlight=False,

@@ -92,6 +92,8 @@ class CompareConfig:
         gold_rm: Also judge with a reward model that learned from people's preferences of the split "gold", which no
             arm sees.
         report: Write report.html.
+        document: A Markdown page to write tables and figures into, between <!-- made by make paper: NAME --> and
+            <!-- end NAME -->; NAME is the title of one, or facts.
         ablation: What else to measure.
     """
 
@@ -110,6 +112,7 @@ class CompareConfig:
     train: TrainingConfig = field(default_factory=TrainingConfig)
     gold_rm: bool = True
     report: bool = True
+    document: Path | None = None
     ablation: AblationConfig = field(default_factory=AblationConfig)
 
     def __post_init__(self) -> None:

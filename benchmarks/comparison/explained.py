@@ -28,11 +28,11 @@ from benchmarks.comparison.config import ARMS
 from benchmarks.comparison.outcomes import WINDOW, Outcome, arms_of
 from benchmarks.comparison.pipeline import GOLD_RM, Pipeline
 from benchmarks.comparison.stages import Stage
-from benchmarks.comparison.tables import PAPER, percent, with_interval
-from benchmarks.evaluation.judges import preferred, with_gold
+from benchmarks.comparison.tables import PAPER, percent, share_of_wins, with_interval
+from benchmarks.evaluation.judges import with_gold
 from benchmarks.evaluation.systems import read_system
 from rlaif_env.api import RLAIFError
-from rlaif_env.statistics import Floats, Interval, rate
+from rlaif_env.statistics import Floats, Interval
 from rlaif_env.tables import Cell, Table, count_of
 
 _KL = 8.0  # nats, at which the gain is read off
@@ -155,26 +155,14 @@ def other_bases(pipeline: Pipeline, outcomes: Sequence[Outcome], bases: Sequence
     """The main win rates by gold reward models on other language models than the policy's."""
     judges = {GOLD_RM: "the policy's base"} | {f"{GOLD_RM}:{base}": base for base in bases}
     arms = arms_of(outcomes)
-    found = {(outcome.arm, outcome.seed): outcome for outcome in outcomes}
     rows: list[list[Cell]] = []
     for first, second, title, *_ in PAPER:
         if first not in arms or second not in arms:
             continue
         row: list[Cell] = [title]
         for judge in judges:
-            wins, prompts = list[Floats](), list[str]()
-            for arm, seed in found:
-                if arm != first:
-                    continue
-                scored = []
-                for one in (found[first, seed], found[second, seed]):
-                    values = pipeline.scores(judge, one.costs["answers"])
-                    scored.append(replace(one.system, measures={f"judge:{judge}": values}))
-                wins.append(preferred(scored[0], scored[1], f"judge:{judge}"))
-                prompts += scored[0].prompts
-            values = np.concatenate(wins)
-            known = np.isfinite(values)
-            row.append(percent(rate(values[known], clusters=[prompts[i] for i in np.flatnonzero(known)])))
+            scored = [_judged_by(pipeline, judge, outcome) for outcome in outcomes if outcome.arm in (first, second)]
+            row.append(percent(share_of_wins(scored, first, second, f"judge:{judge}")))
         rows.append(row)
     models = [pipeline.reward_model("gold", base=base) for base in (None, *bases)]
     figures = [next(iter(model.read_json("run/report.json")["figures"].values())) for model in models]
@@ -186,6 +174,12 @@ def other_bases(pipeline: Pipeline, outcomes: Sequence[Outcome], bases: Sequence
         "Wins in % with 95 % intervals, ties ½. All gold reward models learned from the same human ratings, which no "
         "arm sees; an order that changes with the base is the judge's, not people's.",
     )
+
+
+def _judged_by(pipeline: Pipeline, judge: str, outcome: Outcome) -> Outcome:
+    """An outcome with what a judge says of its answers."""
+    told = {f"judge:{judge}": pipeline.scores(judge, outcome.costs["answers"])}
+    return replace(outcome, system=replace(outcome.system, measures=outcome.system.measures | told))
 
 
 def _independent(pipeline: Pipeline) -> dict[str, str]:

@@ -7,15 +7,15 @@ from collections.abc import Sequence
 import numpy as np
 from rich.text import Text
 
-from benchmarks.comparison.figures import FIGURES
+from benchmarks.comparison.figures import FIGURES, save
 from benchmarks.comparison.outcomes import Outcome, arms_of, over_optimised_from
 from benchmarks.comparison.pipeline import Pipeline
-from benchmarks.comparison.tables import comparison_tables, judges_of, terminal_table, with_interval
+from benchmarks.comparison.tables import comparison_tables, judges_of, terminal_tables, with_interval
 from benchmarks.evaluation.systems import System
 from rlaif_env.data.jsonl import write_jsonl
 from rlaif_env.data.tasks import Task
 from rlaif_env.records import write_json
-from rlaif_env.statistics import measure_change
+from rlaif_env.statistics import FEWEST_SEEDS, measure_change
 from rlaif_env.tables import Table
 
 
@@ -28,7 +28,7 @@ def write_comparison(pipeline: Pipeline, outcomes: Sequence[Outcome], extra: Seq
     figures = []
     for file, title, caption, draw in FIGURES:
         if (figure := draw(outcomes)) is not None:
-            figure.savefig(folder / file, metadata={"Date": None})
+            save(figure, folder / file)
             figures.append({"title": title, "file": file, "caption": caption})
     facts = {
         "task": task.name,
@@ -59,7 +59,8 @@ def write_comparison(pipeline: Pipeline, outcomes: Sequence[Outcome], extra: Seq
     )
     write_jsonl(folder / "responses.jsonl", rows)
     (folder / "table.md").write_text("\n\n".join(t.markdown() for t in tables) + "\n", encoding="utf-8")
-    console.print(terminal_table(tables[0], judges).rich(show_lines=True))
+    for table in terminal_tables(tables[0], tables[1], judges):
+        console.print(table.rich(show_lines=True))
     for warning in warnings:
         console.print(Text(f"! {warning}", style="yellow"))
 
@@ -68,9 +69,10 @@ def warnings_of(outcomes: Sequence[Outcome], task: Task) -> list[str]:
     """What a reader should know before believing a table."""
     warnings = []
     starts = {outcome.seed: outcome.system for outcome in outcomes if outcome.arm == "sft"}
-    if len(starts) == 1:
+    if len(starts) < FEWEST_SEEDS:
         warnings.append(
-            "One seed: the intervals are over prompts and say nothing about how another training would end."
+            f"{('One seed', 'Two seeds')[len(starts) - 1]}: the intervals are over prompts and say nothing about how "
+            "another training would end."
         )
     for outcome in outcomes:
         if (history := outcome.history) is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -119,7 +120,8 @@ def done(folder: Path) -> Path:
 
 def test_the_table_has_the_papers_rows_beside_the_papers_figures(done: Path) -> None:
     found = json.loads((done / "comparison.json").read_text())
-    main = found["tables"][0]
+    every, main = found["tables"][:2]
+    assert [row[0] for row in every["rows"]][-1] == "sft" and len(every["rows"]) == 4
     rows = {row[0]: row for row in main["rows"]}
     assert set(rows) == {
         "RLAIF vs SFT (distilled-rm)",
@@ -152,10 +154,27 @@ def test_every_policy_answers_the_same_prompts_and_is_judged_by_all(done: Path) 
 
 def test_called_again_nothing_is_made_again(folder: Path, done: Path) -> None:
     before, outcome = finished(done), outcome_of(done)
-    config = settings(folder, done)
+    figures = {name: (done / name).read_bytes() for name, *_ in FIGURES}
+    page = Path(shutil.copy(ROOT / "docs" / "results.md", folder))
+    config = replace(settings(folder, done), document=page)
     compare(replace(config, train=replace(config.train, sampler=SamplerConfig(patience=1.0))))
     assert finished(done) == before
     assert outcome_of(done) == outcome
+    assert {name: (done / name).read_bytes() for name in figures} == figures
+    # what the page of results wants is there, and goes into it
+    text = page.read_text(encoding="utf-8")
+    assert (
+        "| RLAIF vs RLHF (distilled-rm vs human-rm) | " in text and "; arms human-rm, distilled-rm, direct-llm" in text
+    )
+    assert (folder / "images" / "results-curves.svg").read_bytes() == figures["curves.svg"]
+
+
+def test_a_page_without_markers_is_told_before_anything_is_made(folder: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("# Page\n")
+    with pytest.raises(RLAIFError, match="expected <!-- made by make paper: NAME --> and <!-- end NAME --> in"):
+        compare(replace(settings(folder, tmp_path / "out"), document=page))
+    assert not (tmp_path / "out").exists()
 
 
 def test_policies_are_sampled_as_it_says(folder: Path, done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,7 +210,7 @@ def test_arms_that_are_the_same_thing_share_their_stages(folder: Path, done: Pat
     arms = ("human-rm", "distilled-rm", "same-size-rm", "direct-llm", "self-llm")
     compare(replace(settings(folder, done), arms=arms, report=False))
     assert finished(done) == before  # the labeler is as large as the policy, and is the policy
-    rows = json.loads((done / "comparison.json").read_text())["tables"][0]["rows"]
+    rows = json.loads((done / "comparison.json").read_text())["tables"][1]["rows"]
     twins = next(row for row in rows if row[0].startswith("d-RLAIF vs same-size"))
     assert twins[-2:] == ["60; -", "56; -"]
 
@@ -230,8 +249,8 @@ def test_seeds_combined_labels_and_ablations(folder: Path, done: Path) -> None:
     )
     found = json.loads((out / "comparison.json").read_text())
     titles = [table["title"] for table in found["tables"]]
-    assert "Over seeds" in titles
-    assert not any(warning.startswith("One seed") for warning in found["warnings"])
+    assert "Seed by seed" in titles
+    assert any(warning.startswith("Two seeds: the intervals are over prompts") for warning in found["warnings"])
     tables = {table["title"]: table for table in found["tables"]}
     counts = tables["Ablation: number of preference pairs"]["rows"]
     assert {(row[0], row[1]) for row in counts} == {("human", 40), ("human", 160), ("ai", 40), ("ai", 160)}
