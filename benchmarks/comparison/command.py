@@ -1,7 +1,7 @@
 """``rlaif compare``: the reward backends, end to end, on the same prompts, seeds and budget.
 
     out/stages/             every stage, finished once and kept by content (`benchmarks.comparison.stages`)
-    out/comparison.json     facts, tables, figures, warnings: what ``rlaif report`` shows
+    out/comparison.json     advice, facts, tables, figures, warnings: what ``rlaif report`` shows
     out/responses.jsonl     every policy's answer to every held-out prompt, with what every judge said
     out/table.md, *.svg     the same tables, and the figures
     out/report.html         all of it on one page

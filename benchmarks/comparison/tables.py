@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.comparison.outcomes import Outcome, arms_of
+from benchmarks.comparison.outcomes import Outcome, arms_of, cost_of
 from benchmarks.comparison.stages import Stage
 from benchmarks.evaluation.judges import preferred
 from benchmarks.evaluation.length_control import LengthControl, length_control
@@ -338,16 +338,9 @@ def _costs(outcomes: Sequence[Outcome]) -> Table:
     """Time by stage and arm, judgements and tokens that the labels took."""
     rows: list[list[Cell]] = []
     for arm in arms_of(outcomes)[1:]:
-        chosen = [outcome.costs for outcome in outcomes if outcome.arm == arm]
-        training = sum(costs["training"].seconds for costs in chosen) / len(chosen)
-        labels, model = chosen[0].get("labels"), chosen[0].get("reward model")
-        report = {} if labels is None else labels.read_json("report.json")
-        tokens = int(report["tokens"]["input"]) if report else 0
-        sources = {} if model is None else model.read_json("run/report.json")["labels"]["sources"]
-        people = sum(count for who, count in sources.items() if who.startswith("human"))
-        people += (report.get("calibration") or {"asked": 0})["asked"]
-        seconds = [0.0 if stage is None else stage.seconds for stage in (labels, model)] + [training]
-        rows.append([arm, people, tokens, *map(round, seconds), round(sum(seconds))])
+        cost = cost_of(outcomes, arm)
+        seconds = (cost.labelling, cost.reward_model, cost.training, cost.seconds)
+        rows.append([arm, cost.people, cost.tokens, *map(round, seconds)])
     asked, spent = ["people's judgements", "labeler's input tokens"], ["labelling", "reward model", "training", "sum"]
     return Table(
         "What each arm cost",

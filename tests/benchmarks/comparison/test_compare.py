@@ -106,7 +106,7 @@ def outcome_of(out: Path) -> dict[str, object]:
     """What a comparison says, without what its making cost."""
     found = json.loads((out / "comparison.json").read_text())
     tables = [table for table in found["tables"] if "cost" not in table["title"]]
-    return {"tables": tables, "warnings": found["warnings"]}
+    return {"tables": tables, "warnings": found["warnings"], "advice": found["advice"]}
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +136,7 @@ def test_the_table_has_the_papers_rows_beside_the_papers_figures(done: Path) -> 
     assert main["columns"][1].startswith("people (gold RM)")
     assert [figure["file"] for figure in found["figures"]] == [figure[0] for figure in FIGURES]
     assert any(warning.startswith("One seed") for warning in found["warnings"])
+    assert [sentence.split(":")[0] for sentence in found["advice"]][-1] == "One seed"
     for name in ("table.md", "report.html", *(figure[0] for figure in FIGURES)):
         assert (done / name).stat().st_size > 500, name
 
