@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from benchmarks.comparison.config import CompareConfig
 from benchmarks.comparison.explained import ask_to_explain, at_equal_kl, other_bases, signal
@@ -17,7 +16,7 @@ from benchmarks.comparison.tables import percent, with_interval
 from rewards.labeling.config import LabelConfig, LabelOptions
 from rewards.language_model.config import LanguageModelConfig
 from rlaif_env.api import RLAIFError
-from rlaif_env.statistics import Floats, group_codes, spearman
+from rlaif_env.statistics import FEWEST_SEEDS, Floats, crossed, spearman
 from rlaif_env.tables import Cell, Table
 
 _WINDOWS = ("first third", "middle third", "last third")
@@ -153,32 +152,46 @@ def _staleness(pipeline: Pipeline, outcomes: Sequence[Outcome]) -> Table:
     A reward model that goes stale follows it less on late samples, far from what it learned on; the score of a language
     model has nothing to go stale by.
     """
+    trained = [outcome for outcome in outcomes if outcome.history is not None]
+    pooled = len({outcome.seed for outcome in trained}) >= FEWEST_SEEDS
+    groups: dict[str, list[Outcome]] = {}
+    for outcome in trained:
+        groups.setdefault(outcome.arm if pooled else outcome.system.name, []).append(outcome)
     rows: list[list[Cell]] = []
-    for outcome in outcomes:
-        if (history := outcome.history) is None:
-            continue
-        steps, gold = (history.samples.measures[name] for name in ("step", "gold"))
-        prompts = group_codes(history.samples.prompts, len(gold))
-        windows = [np.isin(steps, part) for part in np.array_split(history.steps, len(_WINDOWS))]
+    for policy, group in groups.items():
         for name in pipeline.judges():
-            scores = pipeline.scores(name, outcome.costs["training"])
-            rows.append([outcome.system.name, name, *(_correlation(scores[w], gold[w], prompts[w]) for w in windows)])
+            parts = [_thirds(pipeline, outcome, name) for outcome in group]
+            rows.append([policy, name, *(_correlation([part[i] for part in parts]) for i in range(len(_WINDOWS)))])
+    over = f"{len(next(iter(groups.values())))} seeds and " if pooled else ""
     return Table(
         "Ablation: does the reward go stale?",
         ["policy", "judge", *_WINDOWS],
         rows,
         "Spearman correlation of each judge with the gold measure on the samples of each part of the training, 95 % "
-        "intervals, and over how many prompts.",
+        f"intervals over {over}prompts, and how many prompts.",
     )
 
 
-def _correlation(scores: Floats, gold: Floats, prompts: NDArray[np.int64]) -> str:
-    """Rank correlation of scores with the gold measure, all (n,); rows that the judge failed on are counted apart."""
+def _thirds(pipeline: Pipeline, outcome: Outcome, judge: str) -> list[tuple[Floats, Floats, list[str]]]:
+    """What a judge and the gold measure say of the samples of each part of a training, and their prompts."""
+    assert outcome.history is not None
+    samples, steps = outcome.history.samples, outcome.history.samples.measures["step"]
+    scores, gold = pipeline.scores(judge, outcome.costs["training"]), samples.measures["gold"]
+    parts = (np.flatnonzero(np.isin(steps, part)) for part in np.array_split(outcome.history.steps, len(_WINDOWS)))
+    return [(scores[rows], gold[rows], [samples.prompts[row] for row in rows.tolist()]) for rows in parts]
+
+
+def _correlation(of_seeds: Sequence[tuple[Floats, Floats, list[str]]]) -> str:
+    """Rank correlation of scores with the gold measure, n of each and their prompts, by seed; failed rows apart."""
+    scores, gold = (np.concatenate([part[i] for part in of_seeds]) for i in (0, 1))
+    seeds, prompts = zip(*((seed, p) for seed, part in enumerate(of_seeds) for p in part[2]), strict=True)
     scored = np.isfinite(scores)
     failed = "" if scored.all() else f"; {int((~scored).sum())} failed"
-    scores, gold, prompts = scores[scored], gold[scored], prompts[scored]
+    kept = np.flatnonzero(scored).tolist()
+    scores, gold = scores[scored], gold[scored]
     if len(gold) < 4:
         return "too few" + failed
     if np.ptp(gold) == 0 or np.ptp(scores) == 0:
         return "one value only" + failed
-    return with_interval(spearman(scores, gold, clusters=prompts), sign=True, units=True) + failed
+    clusters = crossed([seeds[row] for row in kept], [prompts[row] for row in kept])
+    return with_interval(spearman(scores, gold, clusters=clusters), sign=True, units=True) + failed

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from rlaif_env.api import RLAIFError
-from rlaif_env.statistics.dependence import Clusters, Dyads, Floats, group_codes, mean_error, taken
+from rlaif_env.statistics.dependence import Clusters, Crossed, Dyads, Floats, group_codes, mean_error, taken
 from rlaif_env.statistics.intervals import (
     FEWEST_UNITS,
     Interval,
@@ -117,11 +117,14 @@ def cohens_kappa(
     )
 
 
-def spearman(x: ArrayLike, y: ArrayLike, *, clusters: Clusters | None = None, level: float = 0.95) -> Interval:
+def spearman(
+    x: ArrayLike, y: ArrayLike, *, clusters: Clusters | Crossed | None = None, level: float = 0.95
+) -> Interval:
     """Spearman's rank correlation of x and y, (n,) finite with n ≥ 4, ties sharing their mean rank.
 
     The interval is by Fisher's z: with the variance (1 + ρ²/2) / (n - 3), or, where rows share clusters, with that of
-    the jackknife that leaves out one cluster at a time and Student's t.
+    the jackknife that leaves out one cluster at a time and Student's t. Where seeds and prompts cross it is the mean z
+    of the seeds, ranks taken within each, with the interval of `half_width`.
 
     Raises:
         RLAIFError: If the arrays differ in length, have fewer than 4 rows, or one of them is constant.
@@ -129,6 +132,8 @@ def spearman(x: ArrayLike, y: ArrayLike, *, clusters: Clusters | None = None, le
     first = checked_array("x", x)
     second = checked_array("y", y, length=first.size)
     n = first.size
+    if isinstance(clusters, Crossed):
+        return _spearman_over_seeds(first, second, clusters, level)
     if n < 4:
         raise RLAIFError(f"expected at least 4 rows for a rank correlation, found {n}")
     for name, values in (("x", first), ("y", second)):
@@ -143,6 +148,26 @@ def spearman(x: ArrayLike, y: ArrayLike, *, clusters: Clusters | None = None, le
         without = [_fisher(_rank_correlation(first[codes != one], second[codes != one])) for one in range(m)]
         half = t_quantile(0.5 + level / 2, m - 1) * math.sqrt((m - 1) * float(np.var(without)))
     return Interval(rho, math.tanh(z - half), math.tanh(z + half), n, m)
+
+
+def _spearman_over_seeds(x: Floats, y: Floats, cells: Crossed, level: float) -> Interval:
+    """By the jackknife's pseudo-values of each seed's z, one for each of its prompts (Tukey 1958)."""
+    whole, pseudo, places = list[float](), list[float](), list[tuple[int, int]]()
+    for seed in np.unique(cells.seeds).tolist():
+        rows = np.flatnonzero(cells.seeds == seed)
+        a, b, prompts = x[rows], y[rows], cells.prompts[rows]
+        whole.append(_fisher(_rank_correlation(a, b)))
+        m = np.unique(prompts).size
+        for prompt in np.unique(prompts).tolist():
+            left = prompts != prompt
+            pseudo.append(m * whole[-1] - (m - 1) * _fisher(_rank_correlation(a[left], b[left])))
+            places.append((seed, prompt))
+    spread = mean_error(np.array(pseudo), Crossed(*np.array(places).T))
+    z = float(np.mean(whole))
+    if spread.units < FEWEST_UNITS:
+        return Interval(math.tanh(z), None, None, x.size, spread.units)
+    half = half_width(spread, level)
+    return Interval(math.tanh(z), math.tanh(z - half), math.tanh(z + half), x.size, spread.units)
 
 
 def _rank_correlation(x: Floats, y: Floats) -> float:

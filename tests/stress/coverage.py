@@ -335,6 +335,20 @@ def _pigeonhole(values: Floats, resamples: int, rng: np.random.Generator) -> Int
     return Interval(float(values.mean()), float(low), float(high), values.size, prompts)
 
 
+def _ranks_over_seeds(seeds: int, prompts: int, differ: float) -> Draw:
+    """Six answers to a prompt after each training; correlations whose Fisher z varies about 0.5 from seed to seed."""
+    truth = float(np.tanh(0.5))
+
+    def draw(rng: np.random.Generator, _: int) -> tuple[Interval, float]:
+        cells = np.indices((seeds, prompts, 6)).reshape(3, -1)
+        rho = 2 * np.sin(np.pi / 6 * np.tanh(0.5 + rng.normal(0, differ, size=seeds)))[cells[0]]  # Pearson's of that
+        shared, own = rng.normal(size=(2, prompts))[:, cells[1]], rng.normal(size=(2, cells.shape[1]))
+        x, noise = 0.3**0.5 * shared + 0.7**0.5 * own
+        return spearman(x, rho * x + (1 - rho**2) ** 0.5 * noise, clusters=Crossed(cells[0], cells[1])), truth
+
+    return draw
+
+
 def few_seeds() -> list[Setting]:
     """Two, three and five seeds that differ by nothing, some and much, on 64 and 128 prompts."""
     names = {
@@ -347,7 +361,7 @@ def few_seeds() -> list[Setting]:
         Setting(name, f"{seeds} seeds, {prompts} prompts, seeds {effect}", _crossed(seeds, prompts, effect, kind), held)
         for (name, kind), seeds, prompts, effect in itertools.product(names.items(), (2, 3, 5), (64, 128), (0, 1, 4))
         for held in [kind != "bootstrap" and seeds > (FEWEST_SEEDS if effect == 0 else FEWEST_SEEDS - 1)]
-    ]
+    ] + [Setting("spearman, seeds", "3 seeds, 20 prompts, seeds 0.2", _ranks_over_seeds(3, 20, 0.2))]
 
 
 def _raters(n: int, kappa: float, share: float) -> Draw:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from benchmarks.comparison import tables
+from benchmarks.comparison import ablations, tables
 from benchmarks.comparison.config import ARMS
 from benchmarks.comparison.figures import FIGURES
 from benchmarks.comparison.outcomes import History, Outcome
@@ -132,3 +132,23 @@ def test_with_fewer_they_are_over_prompts_and_say_so(seeds: Sequence[int]) -> No
     assert row[1] == tables.percent(statistics.rate(won, clusters=PROMPTS * len(seeds)))
     assert "intervals over 40 held-out prompts, ties" in main.caption
     assert by_judge.rows[1][2] == ("+0.10 [+0.10, +0.10]" if len(seeds) == 1 else "+0.15 [+0.15, +0.15]")
+
+
+def test_staleness_is_by_policy_with_one_seed_and_over_seeds_with_three() -> None:
+    rng = np.random.default_rng(0)
+    prompts = [f"p{i % 12}" for i in range(72)]
+    parts = []
+    for _ in range(3):
+        gold = rng.normal(size=72)
+        parts.append((gold + rng.normal(size=72), gold, prompts))
+    scores, gold = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
+    cells = statistics.crossed(np.repeat([0, 1, 2], 72).tolist(), prompts * 3)
+    assert isinstance(cells, statistics.Crossed)
+    over = statistics.spearman(scores, gold, clusters=cells)
+    assert ablations._correlation(parts) == tables.with_interval(over, sign=True, units=True)
+    one = statistics.spearman(parts[0][0], parts[0][1], clusters=prompts)
+    assert ablations._correlation(parts[:1]) == tables.with_interval(one, sign=True, units=True)
+    parts[1][0][:5] = np.nan
+    assert ablations._correlation(parts).endswith(" (12); 5 failed")
+    assert ablations._correlation([(np.ones(9), np.arange(9.0), ["p"] * 9)]) == "one value only"
+    assert ablations._correlation([(np.full(9, np.nan), np.arange(9.0), ["p"] * 9)]) == "too few; 9 failed"

@@ -600,3 +600,21 @@ def test_a_p_value_is_1_less_the_level_whose_interval_just_reaches(effect: float
     for level in (0.5, 0.9, 0.95, 0.999):
         assert s.p_value(spread, -s.half_width(spread, level)) == pytest.approx(1 - level)
     assert (s.p_value(spread, 0.0), s.p_value(spread, 1e9)) == (1.0, 1e-12)
+
+
+def test_rank_correlation_over_seeds_is_the_mean_of_the_seeds_z() -> None:
+    rng = np.random.default_rng(3)
+    seeds, prompts = np.indices((3, 30)).reshape(2, -1)
+    x = rng.normal(size=90)
+    y = x + rng.normal(size=90) * np.array([0.3, 1.0, 3.0])[seeds]
+    found = s.spearman(x + 10 * seeds, y - 10 * seeds, clusters=s.Crossed(seeds, prompts))  # ranks are within seeds
+    each = [math.atanh(s.spearman(x[seeds == i], y[seeds == i]).estimate) for i in range(3)]
+    assert found.estimate == pytest.approx(math.tanh(np.mean(each)))
+    assert (found.n, found.units) == (90, 30)
+    half = 4.30265273 * np.std(each, ddof=1) / 3**0.5  # seeds that differ so much are nearly all there is
+    assert math.atanh(found.high) - math.atanh(found.estimate) == pytest.approx(half, rel=0.1)
+    # the same answers of each seed: one seed's jackknife over prompts, with the degrees of freedom its kurtosis leaves
+    once = np.arange(90) % 30
+    same = s.spearman(x[once], y[once], clusters=s.Crossed(seeds, prompts))
+    alone = s.spearman(np.repeat(x[:30], 2), np.repeat(y[:30], 2), clusters=np.repeat(np.arange(30), 2))
+    assert (same.estimate, same.low, same.high) == pytest.approx((alone.estimate, alone.low, alone.high), abs=0.03)
