@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from rich.text import Text
 
+from benchmarks.comparison.config import same_arms
 from benchmarks.comparison.figures import FIGURES
 from benchmarks.comparison.outcomes import Outcome, arms_of, over_optimised_from
 from benchmarks.comparison.pipeline import Pipeline
@@ -66,7 +67,7 @@ def write_comparison(pipeline: Pipeline, outcomes: Sequence[Outcome], extra: Seq
 
 def warnings_of(outcomes: Sequence[Outcome], task: Task) -> list[str]:
     """What a reader should know before believing a table."""
-    warnings = []
+    warnings = same_arms({o.arm: o.costs["training"].key for o in outcomes if "training" in o.costs})
     starts = {outcome.seed: outcome.system for outcome in outcomes if outcome.arm == "sft"}
     if len(starts) == 1:
         warnings.append(
