@@ -22,8 +22,10 @@ from rich.console import Console
 from benchmarks.comparison.ablations import ablations
 from benchmarks.comparison.config import CompareConfig
 from benchmarks.comparison.document import markers, write_document
+from benchmarks.comparison.estimate import estimate
 from benchmarks.comparison.pipeline import Pipeline
-from benchmarks.comparison.plan import make_stages, planned
+from benchmarks.comparison.plan import make_stages, planned, twins
+from benchmarks.comparison.stages import Job
 from benchmarks.comparison.summary import write_comparison
 from rlaif_env.data.tasks import EVAL_PROMPTS, held_out_prompts, load_task
 from rlaif_env.models import load_tokenizer
@@ -44,17 +46,24 @@ def compare(config: CompareConfig, console: Console | None = None) -> Path:
     started = time.monotonic()
     if config.document is not None:
         markers(config.document)
+    if config.labeler.url is None:
+        load_tokenizer(config.labeler.model)  # the terms of its weights, if it has any, come before all else
     asked, split = config.train.eval_prompts, config.train.eval_split
     count = len(held_out_prompts(load_task(config.task), split, asked, option="--train.eval-prompts"))
     if asked is None and count < EVAL_PROMPTS:
         console.print(f"eval_prompts: {count}, all that split {split!r} has", highlight=False)
     config = replace(config, train=replace(config.train, eval_prompts=count))
-    if config.labeler.url is None:
-        load_tokenizer(config.labeler.model)
     load_tokenizer(config.model)
+    if config.dry_run:
+        pipeline = Pipeline(config, console)
+        _foretell(pipeline, planned(pipeline), whole=True)
+        return config.out
     with RunFolder.create(config.out, asdict(config), command="compare", exist="changed"):
         pipeline = Pipeline(config, console)
-        made = make_stages(pipeline, planned(pipeline))
+        jobs = planned(pipeline)
+        if not console.quiet:
+            _foretell(pipeline, jobs)
+        made = make_stages(pipeline, jobs)
         outcomes = [pipeline.outcome(arm, seed) for seed in config.seeds for arm in ("sft", *config.arms)]
         write_comparison(pipeline, outcomes, ablations(pipeline, outcomes))
         if config.report:
@@ -69,6 +78,16 @@ def compare(config: CompareConfig, console: Console | None = None) -> Path:
             soft_wrap=True,
         )
     return config.out
+
+
+def _foretell(pipeline: Pipeline, jobs: Sequence[Job], *, whole: bool = False) -> None:
+    """Say what will be made and about how long that takes; ``whole``: as a table."""
+    console = pipeline.console
+    with console.status("reckoning how long it will take"):
+        found = estimate(pipeline, jobs)
+    for line in twins(pipeline):
+        console.print(line, highlight=False, soft_wrap=True)
+    console.print(found.table(jobs).rich() if whole else found.line, highlight=False)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

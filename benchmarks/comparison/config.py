@@ -39,6 +39,23 @@ ARMS: Mapping[str, Arm] = {
 }
 """The arms by name; "sft" stands for the initial policy, which every one is compared with."""
 
+_SAME = {
+    "pairwise-rm": 'its labels are those of mode "pairwise", which is the mode asked for',
+    "same-size-rm": "the labeler is the policy's own model",
+    "self-llm": "the labeler is the initial policy itself",
+}
+
+
+def same_arms(keys: Mapping[str, str]) -> list[str]:
+    """Which arms come to the same thing as another one, and why; ``keys`` are those of their trainings by arm."""
+    first: dict[str, str] = {}
+    arms = [arm for arm in ARMS if arm in keys]
+    return [
+        f"{arm} is {first[keys[arm]]} here: {_SAME.get(arm, 'their rewards are made from the same')}"
+        for arm in arms
+        if first.setdefault(keys[arm], arm) != arm
+    ]
+
 
 @dataclass(frozen=True)
 class AblationConfig:
@@ -80,6 +97,7 @@ class CompareConfig:
         seeds: One training a seed and arm. Three or more make the intervals over seeds mean something.
         out: The folder; the same command goes on with it, and another setting redoes what depends on it only.
         workers: Processes that make the stages, each with its share of the cores and, where there are several, a GPU.
+        dry_run: Only say which stages there are, which would be made, and about how long that takes; nothing is made.
         model: The initial policy, and the base of the reward models: built-in name, folder or Hugging Face id.
         sft_data: Fine-tune the initial policy first: a file of demonstrations, or "builtin" for the built-in corpus.
         labeler: The language model that labels and scores.
@@ -102,6 +120,7 @@ class CompareConfig:
     seeds: tuple[int, ...] = (0,)
     out: Path = Path("runs/compare")
     workers: int = 1
+    dry_run: bool = False
     model: str = BUILTIN_MODEL
     sft_data: str | None = None
     labeler: LanguageModelConfig = field(default_factory=LanguageModelConfig)

@@ -72,7 +72,7 @@ class Pipeline:
         self.task = load_task(config.task)
         self.stages = Stages(config.out / "stages", console)
         self.content = cache(content_of)
-        self._has_preferences = cache(self._look_for_preferences)
+        self.has_preferences = cache(self._look_for_preferences)
         self.shared = {"task": self.task.to_json(), "version": version("rlaif-env")}
         source = self.task.source
         for name, files in (("jsonl", source.jsonl), ("preferences", source.preferences)):
@@ -120,7 +120,7 @@ class Pipeline:
         """The preferences of the labeler ("pairwise": in that mode), or ("same-size") of the policy's own base."""
         c = self.config
         labeler = LanguageModelConfig(c.model) if who == "same-size" else c.labeler
-        policy = None if self._has_preferences("train") else self.initial
+        policy = None if self.has_preferences("train") else self.initial
         asked = vars((c.label.pairwise if who == "pairwise" else c.label).preference)
         settings = LabelConfig(**asked, task=c.task, pairs=c.label_pairs, labeler=labeler, policy=policy)
         return self.labelled("labels", settings)
@@ -258,7 +258,7 @@ class Pipeline:
 
     def judges(self) -> list[str]:
         """Who judges the answers: the arms' rewards of single responses, the labeler's score, the gold reward model."""
-        gold = (GOLD_RM,) if self.config.gold_rm and self._has_preferences("gold") else ()
+        gold = (GOLD_RM,) if self.config.gold_rm and self.has_preferences("gold") else ()
         arms = [arm for arm in self.config.arms if ARMS[arm].reward != "group-preference"]
         return list(dict.fromkeys((*arms, "direct-llm", *gold)))
 

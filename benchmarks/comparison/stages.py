@@ -29,7 +29,9 @@ from rich.console import Console
 from rlaif_env.api import RLAIFError
 from rlaif_env.records import write_json
 
-_RECORD = "stage.json"
+RECORD = "stage.json"
+"""What is written last into a stage's folder."""
+
 _PATIENCE = 60.0  # seconds that another process's stage is waited for: one whose comparison was killed is ending
 
 
@@ -47,7 +49,7 @@ class Stage:
     @property
     def done(self) -> bool:
         """Whether it is finished: one that is only planned may not be."""
-        return (self.path / _RECORD).exists()
+        return (self.path / RECORD).exists()
 
     def read_json(self, file: str) -> Any:
         """What a JSON file in the stage's folder holds."""
@@ -69,7 +71,7 @@ class Job:
     @property
     def done(self) -> bool:
         """Whether it is finished."""
-        return (self.path / _RECORD).exists()
+        return (self.path / RECORD).exists()
 
     def finished(self, *, cached: bool = True) -> Stage:
         """The finished stage; `RLAIFError` where its record is not one of this stage."""
@@ -101,7 +103,7 @@ class Job:
             "cpu_seconds": round(time.process_time() - cpu, 2),
             "peak_megabytes": round(peak / (1 << 20 if sys.platform == "darwin" else 1 << 10), 1),
         }
-        write_json(self.path / _RECORD, record)
+        write_json(self.path / RECORD, record)
 
 
 class Stages:
@@ -178,7 +180,7 @@ class Plan(Stages):
 
 
 def _finished(name: str, key: str, path: Path, cached: bool) -> Stage:
-    file = path / _RECORD
+    file = path / RECORD
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
         recorded, seconds, peak = record["key"], float(record["seconds"]), float(record["peak_megabytes"])

@@ -8,6 +8,7 @@ import numpy as np
 from rich.text import Text
 
 from benchmarks.comparison.advice import advice_of, faults_of
+from benchmarks.comparison.config import same_arms
 from benchmarks.comparison.figures import FIGURES, save
 from benchmarks.comparison.outcomes import Outcome, arms_of
 from benchmarks.comparison.pipeline import Pipeline
@@ -71,7 +72,7 @@ def write_comparison(pipeline: Pipeline, outcomes: Sequence[Outcome], extra: Seq
 
 def warnings_of(outcomes: Sequence[Outcome], task: Task) -> list[str]:
     """What a reader should know before believing a table."""
-    warnings = []
+    warnings = same_arms({o.arm: o.costs["training"].key for o in outcomes if "training" in o.costs})
     seeds = len({outcome.seed for outcome in outcomes})
     if seeds < FEWEST_SEEDS:
         warnings.append(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -36,9 +37,14 @@ def needed_shots(labeler: LanguageModelConfig, task: Task, mode: Literal["pairwi
     exemplars it answers by the position or hardly by the response (docs/labelling.md, docs/models.md). A model behind a
     server is taken for one that follows instructions.
     """
-    if labeler.url is not None or load_tokenizer(labeler.model).chat_template:
+    if labeler.url is not None or _follows_instructions(labeler.model):
         return 0
     return len(pair_wording(task).exemplars if mode == "pairwise" else score_wording(task).exemplars)
+
+
+@cache  # a comparison asks for each of its stages, and a tokenizer takes a second to load
+def _follows_instructions(model: str) -> bool:
+    return bool(load_tokenizer(model).chat_template)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ max_prompt_tokens = 8
 max_response_tokens = 4
 [source.prompts]
 train = ["ab"]
-test = ["cd"]
+test = ["cd", "mn"]
 [source.preferences]
 train = "{0}"
 gold = "{0}"
