@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.comparison.outcomes import Outcome, arms_of
+from benchmarks.comparison.outcomes import Outcome, arms_of, cost_of
 from benchmarks.comparison.stages import Stage
 from benchmarks.evaluation.judges import preferred
 from benchmarks.evaluation.length_control import LengthControl, length_control
@@ -32,6 +32,7 @@ from rlaif_env.statistics import (
     interval_text,
     measure_change,
     measure_mean,
+    rate,
 )
 from rlaif_env.tables import Cell, Table, count_of
 
@@ -40,6 +41,7 @@ PAPER: Sequence[tuple[str, str, str, str, str]] = (
     ("human-rm", "sft", "RLHF vs SFT", "73; 64", "61; 61"),
     ("distilled-rm", "human-rm", "RLAIF vs RLHF", "50; 52", "47; 50"),
     ("pairwise-rm", "sft", "RLAIF, pairwise labels vs SFT", "71; 63", "59; 61"),
+    ("pairwise-rm", "human-rm", "RLAIF, pairwise labels vs RLHF", "50; 52", "47; 50"),
     ("pairwise-rm", "distilled-rm", "RLAIF, pairwise labels vs RLAIF", "-", "-"),
     ("same-size-rm", "sft", "same-size RLAIF vs SFT", "68; -", "59; -"),
     ("combined-rm", "sft", "RLHF + RLAIF data vs SFT", "71; -", "61; -"),
@@ -76,7 +78,7 @@ def comparison_tables(outcomes: Sequence[Outcome], stages: Sequence[Stage], judg
     if len({outcome.seed for outcome in outcomes}) > 1:
         tables.append(_each_seed(outcomes, judges))
     if models := [stage for stage in stages if stage.name.startswith("rm-")]:
-        tables.append(_reward_models(models))
+        tables.append(_reward_models(models, outcomes))
     return [*tables, _costs(outcomes)]
 
 
@@ -164,14 +166,24 @@ def _mean(
     return with_interval(measure_change(measure, before[known], values[known], clusters), sign=True, coarse=coarse)
 
 
+def share_of_wins(outcomes: Sequence[Outcome], a: str, b: str, measure: str) -> Interval:
+    """How often arm a is preferred to arm b by a measure, ties ½, over the rows that it judged."""
+    p_first, judged = _compared(outcomes, a, b, measure)
+    return rate(p_first[judged], clusters=_clusters(outcomes, judged))
+
+
+def _compared(outcomes: Sequence[Outcome], a: str, b: str, measure: str) -> tuple[Floats, NDArray[np.bool_]]:
+    """Which of two arms is preferred over seeds and prompts, (S * B,), and which of these were judged."""
+    pairs = zip(_systems(outcomes, a), _systems(outcomes, b), strict=True)
+    p_all = np.concatenate([preferred(*pair, measure) for pair in pairs])
+    return p_all, np.isfinite(p_all)
+
+
 def _wins(
     outcomes: Sequence[Outcome], a: str, b: str, measure: str
 ) -> tuple[LengthControl, list[Cell], Callable[[], float]]:
     """How often a wins against b; in words, raw and at equal length; and the p-value of no difference, when called."""
-    p_all = np.concatenate(
-        [preferred(*pair, measure) for pair in zip(_systems(outcomes, a), _systems(outcomes, b), strict=True)]
-    )
-    judged = np.isfinite(p_all)
+    p_all, judged = _compared(outcomes, a, b, measure)
     p_first, clusters = p_all[judged], _clusters(outcomes, judged)
     lengths = [np.maximum(_pooled(outcomes, arm, "length")[judged], 1) for arm in (a, b)]
     wins = length_control(p_first, *lengths, clusters=clusters)
@@ -189,7 +201,7 @@ def _every_arm(outcomes: Sequence[Outcome], judges: Mapping[str, str]) -> Table:
     for arm in arms_of(outcomes)[1:]:
         wins, (raw, controlled), _ = _wins(outcomes, arm, "sft", first)
         more = [_wins(outcomes, arm, "sft", measure)[1][0] for measure in others]
-        minutes = sum(_minutes(outcomes, arm, stage) for stage in ("labels", "reward model", "training"))
+        minutes = cost_of(outcomes, arm).seconds / 60
         took: list[Cell] = [_own_reward(outcomes, arm), *(mean(arm, name) for name in present), round(minutes)]
         rows.append((wins.raw.estimate, [arm, raw, controlled, *more, *took]))
     sft: list[Cell] = ["sft", *[None] * (3 + len(others)), *(mean("sft", name) for name in present), None]
@@ -212,12 +224,6 @@ def _own_reward(outcomes: Sequence[Outcome], arm: str) -> str | None:
         return None
     spread = float(np.nanstd(_pooled(outcomes, "sft", measure)))
     return _mean(outcomes, arm, measure, "sft", unit=spread or 1.0, coarse=_COARSE)
-
-
-def _minutes(outcomes: Sequence[Outcome], arm: str, stage: str) -> float:
-    """How long one kind of stage took for an arm, mean over seeds."""
-    seconds = [o.costs[stage].seconds for o in outcomes if o.arm == arm and stage in o.costs]
-    return sum(seconds) / len(seconds) / 60 if seconds else 0.0
 
 
 def _main(outcomes: Sequence[Outcome], judges: Mapping[str, str]) -> Table:
@@ -296,19 +302,21 @@ def _each_seed(outcomes: Sequence[Outcome], judges: Mapping[str, str]) -> Table:
     )
 
 
-def _reward_models(models: Sequence[Stage]) -> Table:
-    """How good the reward models are on people's held-out preferences."""
+def _reward_models(models: Sequence[Stage], outcomes: Sequence[Outcome]) -> Table:
+    """How good the reward models are on people's held-out preferences; by their arms, where they have any."""
     rows: list[list[Cell]] = []
+    made_for = {o.arm: o.costs["reward model"].key for o in outcomes if "reward model" in o.costs}
     for stage in models:
+        arms = [arm for arm, key in made_for.items() if key == stage.key]
         report = stage.read_json("run/report.json")
         trained_on = [report["training"]["pairs"], report["training"]["texts"]]
         for judged_by, figures in report["figures"].items():
             at_gap = figures.get("accuracy_at_gap")
             accuracy = ["-" if a is None else percent(a, units=True) for a in (figures["accuracy"], at_gap)]
             calibration = [f"{figures['ece']:.3f}", f"{figures['brier']:.3f}"]
-            name = stage.name.removeprefix("rm-")
+            name = ", ".join(arms) or stage.name.removeprefix("rm-")
             rows.append([name, judged_by, *trained_on, *accuracy, *calibration, percent(figures["longer"])])
-    trained, tested = ["labels", "tested on", "pairs", "texts"], ["accuracy, %", "wider gap, %", "ECE", "Brier"]
+    trained, tested = ["reward model", "tested on", "pairs", "texts"], ["accuracy, %", "wider gap, %", "ECE", "Brier"]
     return Table(
         "Reward models on held-out pairs",
         [*trained, *tested, "always the longer, %"],
@@ -324,16 +332,9 @@ def _costs(outcomes: Sequence[Outcome]) -> Table:
     """Time by stage and arm, judgements and tokens that the labels took."""
     rows: list[list[Cell]] = []
     for arm in arms_of(outcomes)[1:]:
-        chosen = [outcome.costs for outcome in outcomes if outcome.arm == arm]
-        training = sum(costs["training"].seconds for costs in chosen) / len(chosen)
-        labels, model = chosen[0].get("labels"), chosen[0].get("reward model")
-        report = {} if labels is None else labels.read_json("report.json")
-        tokens = int(report["tokens"]["input"]) if report else 0
-        sources = {} if model is None else model.read_json("run/report.json")["labels"]["sources"]
-        people = sum(count for who, count in sources.items() if who.startswith("human"))
-        people += (report.get("calibration") or {"asked": 0})["asked"]
-        seconds = [0.0 if stage is None else stage.seconds for stage in (labels, model)] + [training]
-        rows.append([arm, people, tokens, *map(round, seconds), round(sum(seconds))])
+        cost = cost_of(outcomes, arm)
+        seconds = (cost.labelling, cost.reward_model, cost.training, cost.seconds)
+        rows.append([arm, cost.people, cost.tokens, *map(round, seconds)])
     asked, spent = ["people's judgements", "labeler's input tokens"], ["labelling", "reward model", "training", "sum"]
     return Table(
         "What each arm cost",

@@ -69,7 +69,8 @@ gold = "{folder}/gold.jsonl"
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny policy, and a task with people's preferences in every split."""
     folder = tmp_path_factory.mktemp("compare")
-    tiny_backbone(0).save_merged(None, folder / "policy")
+    for name, seed in (("policy", 0), ("other", 1)):
+        tiny_backbone(seed).save_merged(None, folder / name)
     records = preferences("human", 600)
     for name, part in (("human", slice(0, 300)), ("validation", slice(300, 380)), ("test", slice(380, 450))):
         write_preferences(folder / f"{name}.jsonl", records[part])
@@ -105,7 +106,7 @@ def outcome_of(out: Path) -> dict[str, object]:
     """What a comparison says, without what its making cost."""
     found = json.loads((out / "comparison.json").read_text())
     tables = [table for table in found["tables"] if "cost" not in table["title"]]
-    return {"tables": tables, "warnings": found["warnings"]}
+    return {"tables": tables, "warnings": found["warnings"], "advice": found["advice"]}
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +136,7 @@ def test_the_table_has_the_papers_rows_beside_the_papers_figures(done: Path) -> 
     assert main["columns"][1].startswith("people (gold RM)")
     assert [figure["file"] for figure in found["figures"]] == [figure[0] for figure in FIGURES]
     assert any(warning.startswith("One seed") for warning in found["warnings"])
+    assert [sentence.split(":")[0] for sentence in found["advice"]][-1] == "One seed"
     for name in ("table.md", "report.html", *(figure[0] for figure in FIGURES)):
         assert (done / name).stat().st_size > 500, name
 
@@ -214,6 +216,19 @@ def test_arms_that_are_the_same_thing_share_their_stages(folder: Path, done: Pat
     assert twins[-2:] == ["60; -", "56; -"]
 
 
+def test_pairwise_labels_stand_beside_those_of_the_mode(folder: Path, done: Path) -> None:
+    before = finished(done)
+    compare(replace(settings(folder, done), arms=("distilled-rm", "pairwise-rm"), report=False))
+    made = {name.rsplit("-", 1)[0] for name in set(finished(done)) - set(before)}
+    assert {"labels", "rm-ai", "train-distilled-rm-seed0", "judge-distilled-rm-of-sft-seed0"} <= made
+    tables = {table["title"]: table for table in json.loads((done / "comparison.json").read_text())["tables"]}
+    models = [row[0] for row in tables["Reward models on held-out pairs"]["rows"]]
+    assert {"distilled-rm", "pairwise-rm", "gold"} == set(models)
+    cost = {row[0]: row for row in tables["What each arm cost"]["rows"]}
+    assert cost["pairwise-rm"][2] > cost["distilled-rm"][2] > 0  # both responses are read in both orders
+    assert "pairwise-rm" in tables["What each judge says of each policy"]["columns"]
+
+
 def test_seeds_combined_labels_and_ablations(folder: Path, done: Path) -> None:
     out = done  # goes on with what is there
     compare(
@@ -221,7 +236,15 @@ def test_seeds_combined_labels_and_ablations(folder: Path, done: Path) -> None:
             settings(folder, out),
             arms=("combined-rm", "human-rm"),
             seeds=(0, 1),
-            ablation=AblationConfig(pair_counts=(40, 160), prompt_grid=0, pairs=20, staleness=True),
+            ablation=AblationConfig(
+                pair_counts=(40, 160),
+                prompt_grid=0,
+                pairs=20,
+                staleness=True,
+                equal_kl=True,
+                samples=3,
+                gold_bases=(str(folder / "other"),),
+            ),
             report=False,
         )
     )
@@ -236,6 +259,13 @@ def test_seeds_combined_labels_and_ablations(folder: Path, done: Path) -> None:
     assert [(row[1], row[2]) for row in asked] == [("score", "-"), ("pairwise", "base"), ("pairwise", "detailed")]
     stale = tables["Ablation: does the reward go stale?"]["rows"]
     assert {(row[0], row[1]) for row in stale} >= {("human-rm/0", "human-rm"), ("combined-rm/1", "direct-llm")}
+    distance = tables["At equal KL: what distance from SFT buys"]
+    assert [row[0] for row in distance["rows"]] == ["combined-rm", "human-rm"]
+    seen = tables["Signal: what each reward sees of gold"]
+    assert [row[0] for row in seen["rows"]] == ["combined-rm", "human-rm"]
+    bases = next(table for title, table in tables.items() if title.startswith("Gold reward models on other bases"))
+    assert bases["columns"] == ["first against second", "the policy's base", str(folder / "other")]
+    assert len(list(out.glob("stages/rm-gold-*"))) == 2
     both = json.loads(next(out.glob("stages/rm-both-*/run/report.json")).read_text())["labels"]["sources"]
     assert set(both) == {"human", f"ai:{folder / 'policy'}"}
 
@@ -254,7 +284,7 @@ def test_what_a_server_answers_is_kept_apart_by_its_url(folder: Path, tmp_path: 
         pipeline = Pipeline(replace(settings(folder, tmp_path), labeler=labeler), Console(quiet=True))
         pipeline.stages = DryStages(tmp_path / "stages", Console(quiet=True))
         for arm in ("direct-llm", "distilled-rm", "human-rm"):
-            pipeline.scores("direct-llm", System("", "", [], [], {}), pipeline.answers(arm, 0))
+            pipeline.scores("direct-llm", pipeline.answers(arm, 0))
         by_name = {stage.name: stage.key for stage in pipeline.stages.finished}
         return by_name | {"self-llm": pipeline.training("self-llm", 0).key}
 
