@@ -201,7 +201,7 @@ def _every_arm(outcomes: Sequence[Outcome], judges: Mapping[str, str]) -> Table:
     for arm in arms_of(outcomes)[1:]:
         wins, (raw, controlled), _ = _wins(outcomes, arm, "sft", first)
         more = [_wins(outcomes, arm, "sft", measure)[1][0] for measure in others]
-        minutes = sum(_minutes(outcomes, arm, stage) for stage in ("labels", "reward model", "training"))
+        minutes = cost_of(outcomes, arm).seconds / 60
         took: list[Cell] = [_own_reward(outcomes, arm), *(mean(arm, name) for name in present), round(minutes)]
         rows.append((wins.raw.estimate, [arm, raw, controlled, *more, *took]))
     sft: list[Cell] = ["sft", *[None] * (3 + len(others)), *(mean("sft", name) for name in present), None]
@@ -224,12 +224,6 @@ def _own_reward(outcomes: Sequence[Outcome], arm: str) -> str | None:
         return None
     spread = float(np.nanstd(_pooled(outcomes, "sft", measure)))
     return _mean(outcomes, arm, measure, "sft", unit=spread or 1.0, coarse=_COARSE)
-
-
-def _minutes(outcomes: Sequence[Outcome], arm: str, stage: str) -> float:
-    """How long one kind of stage took for an arm, mean over seeds."""
-    seconds = [o.costs[stage].seconds for o in outcomes if o.arm == arm and stage in o.costs]
-    return sum(seconds) / len(seconds) / 60 if seconds else 0.0
 
 
 def _main(outcomes: Sequence[Outcome], judges: Mapping[str, str]) -> Table:

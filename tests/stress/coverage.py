@@ -69,7 +69,7 @@ class Setting:
         """Whether nothing is resampled, so that more data sets can be drawn."""
         kind = self.interval.split(",")[0]
         return kind in ("wilson", "rate", "mean_interval", "cohens_kappa") or (
-            kind == "spearman" and "clusters" not in self.data
+            self.interval == "spearman" and "clusters" not in self.data
         )
 
 
