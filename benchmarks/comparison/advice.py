@@ -1,8 +1,8 @@
 """Which reward to take, from the figures of a comparison: a few sentences, each "what: why".
 
 Pure functions of the outcomes. The judge is the first of `benchmarks.comparison.tables.judges_of`: one that no arm was
-trained on, where there is one. Wins are shares of the held-out prompts, ties ½, with 95 % intervals over prompts; two
-arms are told apart where the interval of the one against the other leaves out ½.
+trained on, where there is one. Wins are shares of the held-out prompts, ties ½, with the 95 % intervals of the tables;
+two arms are told apart where the interval of the one against the other leaves out ½.
 """
 
 from __future__ import annotations
@@ -14,11 +14,10 @@ from itertools import permutations
 import numpy as np
 
 from benchmarks.comparison.outcomes import Cost, Outcome, arms_of, cost_of, over_optimised_from
-from benchmarks.comparison.tables import judges_of, percent, with_interval
-from benchmarks.evaluation.judges import preferred
+from benchmarks.comparison.tables import judges_of, percent, share_of_wins, with_interval
 from benchmarks.evaluation.systems import System
 from rlaif_env.data.tasks import Task
-from rlaif_env.statistics import Interval, measure_change, rate
+from rlaif_env.statistics import Interval, measure_change
 from rlaif_env.tables import count_of
 
 _INDEPENDENT = ("judge:gold-rm", "gold")
@@ -131,10 +130,10 @@ def advice_of(outcomes: Sequence[Outcome], task: Task) -> list[str]:
 
 
 def _standing(outcomes: Sequence[Outcome], judge: str, title: str) -> _Standing:
-    wins = {arm: _wins(outcomes, arm, "sft", judge) for arm in arms_of(outcomes)[1:]}
+    wins = {arm: share_of_wins(outcomes, arm, "sft", judge) for arm in arms_of(outcomes)[1:]}
     wins = dict(sorted(wins.items(), key=lambda entry: (_low(entry[1]) <= 0.5, -entry[1].estimate)))
     best, *others = wins
-    return _Standing(judge, title, wins, {arm: _wins(outcomes, best, arm, judge) for arm in others})
+    return _Standing(judge, title, wins, {arm: share_of_wins(outcomes, best, arm, judge) for arm in others})
 
 
 def _best(standing: _Standing) -> Iterator[str]:
@@ -202,10 +201,10 @@ def _disagreements(outcomes: Sequence[Outcome], judges: Mapping[str, str]) -> It
     found = list[str]()
     (judge, title), *others = judges.items()
     for a, b in permutations(arms_of(outcomes)[1:], 2):
-        share = _wins(outcomes, a, b, judge)
+        share = share_of_wins(outcomes, a, b, judge)
         if _low(share) <= 0.5:
             continue
-        against = {other: _wins(outcomes, a, b, other) for other, _ in others}
+        against = {other: share_of_wins(outcomes, a, b, other) for other, _ in others}
         whose = [
             f"{percent(opposite)} % by {judges[other]}" + (f" (the reward of {b})" if other == f"judge:{b}" else "")
             for other, opposite in against.items()
@@ -215,16 +214,6 @@ def _disagreements(outcomes: Sequence[Outcome], judges: Mapping[str, str]) -> It
     if found:
         more = f"; and on {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
         yield f"Judges disagree: {'; '.join(found[:_SHOWN])}{more}."
-
-
-def _wins(outcomes: Sequence[Outcome], first: str, second: str, measure: str) -> Interval:
-    """How often an arm's responses are preferred to another's by a measure: all seeds, a prompt's rows one cluster."""
-    systems = {(outcome.arm, outcome.seed): outcome.system for outcome in outcomes}
-    pairs = [(system, systems[second, seed]) for (arm, seed), system in systems.items() if arm == first]
-    p_first = np.concatenate([preferred(*pair, measure) for pair in pairs])
-    prompts = np.array([prompt for system, _ in pairs for prompt in system.prompts])
-    judged = np.isfinite(p_first)
-    return rate(p_first[judged], clusters=prompts[judged].tolist())
 
 
 def _low(share: Interval) -> float:

@@ -8,13 +8,14 @@ import numpy as np
 from rich.text import Text
 
 from benchmarks.comparison.advice import advice_of, faults_of
-from benchmarks.comparison.figures import FIGURES
+from benchmarks.comparison.figures import FIGURES, save
 from benchmarks.comparison.outcomes import Outcome, arms_of
 from benchmarks.comparison.pipeline import Pipeline
-from benchmarks.comparison.tables import comparison_tables, judges_of, terminal_table
+from benchmarks.comparison.tables import comparison_tables, judges_of, terminal_tables
 from rlaif_env.data.jsonl import write_jsonl
 from rlaif_env.data.tasks import Task
 from rlaif_env.records import write_json
+from rlaif_env.statistics import FEWEST_SEEDS
 from rlaif_env.tables import Table
 
 
@@ -27,7 +28,7 @@ def write_comparison(pipeline: Pipeline, outcomes: Sequence[Outcome], extra: Seq
     figures = []
     for file, title, caption, draw in FIGURES:
         if (figure := draw(outcomes)) is not None:
-            figure.savefig(folder / file, metadata={"Date": None})
+            save(figure, folder / file)
             figures.append({"title": title, "file": file, "caption": caption})
     facts = {
         "task": task.name,
@@ -59,7 +60,8 @@ def write_comparison(pipeline: Pipeline, outcomes: Sequence[Outcome], extra: Seq
     )
     write_jsonl(folder / "responses.jsonl", rows)
     (folder / "table.md").write_text("\n\n".join(t.markdown() for t in tables) + "\n", encoding="utf-8")
-    console.print(terminal_table(tables[0], judges).rich(show_lines=True))
+    for table in terminal_tables(tables[0], tables[1], judges):
+        console.print(table.rich(show_lines=True))
     for warning in warnings:
         console.print(Text(f"! {warning}", style="yellow"))
     for sentence in advice:
@@ -70,8 +72,10 @@ def write_comparison(pipeline: Pipeline, outcomes: Sequence[Outcome], extra: Seq
 def warnings_of(outcomes: Sequence[Outcome], task: Task) -> list[str]:
     """What a reader should know before believing a table."""
     warnings = []
-    if len({outcome.seed for outcome in outcomes}) == 1:
+    seeds = len({outcome.seed for outcome in outcomes})
+    if seeds < FEWEST_SEEDS:
         warnings.append(
-            "One seed: the intervals are over prompts and say nothing about how another training would end."
+            f"{('One seed', 'Two seeds')[seeds - 1]}: the intervals are over prompts and say nothing about how "
+            "another training would end."
         )
     return warnings + [f"{fault.arm}, seed {fault.seed}: {fault.note}" for fault in faults_of(outcomes, task)]
