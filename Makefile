@@ -47,7 +47,7 @@ lint: .venv/tests
 	$(BIN)/mypy
 
 bench: .venv/tests
-	for part in env overhead score sample precision floor; do $(BIN)/python -m benchmarks.speed.throughput $$part || exit 1; done
+	for part in env overhead score sample groups precision floor; do $(BIN)/python -m benchmarks.speed.throughput $$part || exit 1; done
 	$(BIN)/python -m benchmarks.speed.versus_trl $(ARGS)
 
 clean:

@@ -17,7 +17,7 @@ from benchmarks.comparison.outcomes import Cost, Outcome, arms_of, cost_of, over
 from benchmarks.comparison.tables import judges_of, percent, share_of_wins, with_interval
 from benchmarks.evaluation.systems import System
 from rlaif_env.data.tasks import Task
-from rlaif_env.statistics import Interval, measure_change
+from rlaif_env.statistics import FEWEST_SEEDS, Interval, measure_change
 from rlaif_env.tables import count_of
 
 _INDEPENDENT = ("judge:gold-rm", "gold")
@@ -124,8 +124,12 @@ def advice_of(outcomes: Sequence[Outcome], task: Task) -> list[str]:
     if better and (unclear := [arm for arm in wins if arm not in (*better, *worse)]):
         advice.append(f"No gain shown: {standing.listed(unclear)} against SFT.")
     advice += [*_stop_early(faults_of(outcomes, task), outcomes), *_disagreements(outcomes, judges)]
-    if len(seeds := {outcome.seed for outcome in outcomes}) == 1:
-        advice.append(f"One seed: all this is about the trainings of seed {seeds.pop()}; others may end otherwise.")
+    seeds = [str(seed) for seed in dict.fromkeys(outcome.seed for outcome in outcomes)]
+    if len(seeds) < FEWEST_SEEDS:
+        number, plural = (("One seed", ""), ("Two seeds", "s"))[len(seeds) - 1]
+        advice.append(
+            f"{number}: all this is about the trainings of seed{plural} {_and(seeds)}; others may end otherwise."
+        )
     return advice
 
 

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,20 @@ from benchmarks.speed import costs
 from benchmarks.speed.one_update import Ours, Setting, model_folder
 from benchmarks.speed.timing import Machine, Times, alternate, beside, machine, stopwatch
 from rewards.direct_score import DirectLLMScore
+from rewards.group_preference import GroupPreference
+from rewards.labeling.labeler import PreferenceLabeler
+from rewards.labeling.pairwise_prompts import pair_wording
 from rewards.language_model.answer_tree import answer_tree
 from rewards.language_model.local import LocalLM
 from rlaif_env.api import RLAIFError
 from rlaif_env.data.corpus import movie_snippets
+from rlaif_env.data.tasks import DEFAULT_TASK, TaskLike, load_task
 from rlaif_env.models import BUILTIN_MODEL, Backbone, backbone, default_device, encode, pad_rows
 from rlaif_env.models.sampling import sample
 from rlaif_env.runs import RunFolder
+from rlaif_env.statistics import bootstrap_mean
+
+_ENDS = ("estimate", "low", "high")
 
 
 class PlainLM(LocalLM):
@@ -73,6 +81,39 @@ def scoring(*, model: str = BUILTIN_MODEL, texts: int = 256, repetitions: int = 
         sides = {"ours": partial(ours.score, empty, snippets), "plain": partial(plain.score, empty, snippets)}
         parts.append({"exemplars": shots, "apart": apart, **_timed(sides, repetitions)})
     return {"texts": texts, "model": model, "parts": parts}
+
+
+def judging(
+    *, model: str = BUILTIN_MODEL, group: int = 6, repetitions: int = 8, task: TaskLike = DEFAULT_TASK
+) -> dict[str, Any]:
+    """Groups compared in pairs, all pairs in both orders, their common beginning read once ("shared") or each time.
+
+    Each repetition has a group of its own; "ratio" is shared over not, processor time, the geometric mean over groups
+    with its 95 % interval.
+
+    Raises:
+        RLAIFError: If the rewards differ by more than 1e-4.
+    """
+    base = backbone(model, dtype="float32")
+    snippets = _texts(group * (repetitions + 1))
+    rewards: dict[str, list[NDArray[np.float32]]] = {}
+
+    def side(name: str, share: bool) -> Callable[[], None]:
+        exemplars = len(pair_wording(load_task(task)).exemplars)
+        labeler = PreferenceLabeler(
+            LocalLM(base, share_prefix=share), task, mode="pairwise", shots=exemplars, minimum_mass=1e-9
+        )
+        judge, texts, kept = GroupPreference(labeler), iter(snippets), rewards.setdefault(name, [])
+        return lambda: kept.append(judge.score([""] * group, list(islice(texts, group))).values)
+
+    times = alternate({"shared": side("shared", True), "whole": side("whole", False)}, repetitions=repetitions)
+    apart = float(np.abs(np.array(rewards["shared"]) - np.array(rewards["whole"])).max())
+    if apart > 1e-4:
+        raise RLAIFError(f"expected the same rewards from both to 1e-4, found {apart} between them")
+    ratios = bootstrap_mean(np.log(np.array(times["shared"].cpu) / np.array(times["whole"].cpu)))
+    ends = {name: None if end is None else float(np.exp(end)) for name, end in vars(ratios).items() if name in _ENDS}
+    sides = {name: side.summary() for name, side in times.items()}
+    return {"model": model, "group": group, "apart": apart, **sides, "ratio": {**ends, "units": ratios.units}}
 
 
 def _timed(sides: Mapping[str, Callable[[], object]], repetitions: int) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """How fast the parts are, each as a ratio measured side by side: ``python -m benchmarks.speed.throughput PART``.
 
 Parts: env (the environments beside SyncVectorEnv), score (direct scores beside plain batches), sample (beside
-`generate`), precision (updates with responses drawn in bfloat16 beside float32), floor (each phase over the least time
-the machine allows), overhead (environment and logging in an update).
+`generate`), groups (groups judged in pairs with and without their shared beginning), precision (updates with responses
+drawn in bfloat16 beside float32), floor (each phase over the least time the machine allows), overhead (environment and
+logging in an update).
 
 Contenders take turns in short blocks, so that all of them see the same machine; figures are medians over single steps,
 with the quartiles. The reward of the environment's measurements costs nothing, and the tokenizer is a table of words:
@@ -26,6 +27,7 @@ from benchmarks.speed import model_speed
 from benchmarks.speed.one_update import bare_task
 from benchmarks.speed.timing import alternate
 from rlaif_env.records import write_json
+from rlaif_env.statistics import interval_text
 from rlaif_env.tables import Cell, Table
 
 WORDS = "a the film story was is good bad long short and not".split()
@@ -171,6 +173,14 @@ def _pair_table(figures: Mapping[str, Any]) -> list[Table]:
     return [Table("Side by side", columns, rows)]
 
 
+def _group_table(figures: Mapping[str, Any]) -> list[Table]:
+    times = (f"{figures[side]['median_cpu_s']:.1f}" for side in ("shared", "whole"))
+    pairs = figures["group"] * (figures["group"] - 1) // 2
+    name = f"{figures['model']}, groups of {figures['group']}, {pairs} pairs in both orders"
+    columns = ["", "shared beginning, processor s", "without, processor s", "ratio, 95 % over groups"]
+    return [Table("A judge of groups", columns, [[name, *times, interval_text(figures["ratio"], ".2f", units=True)]])]
+
+
 def _precision_table(figures: Mapping[str, Any]) -> list[Table]:
     rows: list[list[Cell]] = []
     for part in figures["parts"]:
@@ -199,7 +209,8 @@ def _overhead_table(figures: Mapping[str, Any]) -> list[Table]:
     return [Table("Around the update", columns, [[figures["updates"], *times]])]
 
 
-PARTS: dict[str, tuple[Callable[[], dict[str, Any]], Callable[[Mapping[str, Any]], list[Table]]]] = {
+PARTS: dict[str, tuple[Callable[..., dict[str, Any]], Callable[[Mapping[str, Any]], list[Table]]]] = {
+    "groups": (model_speed.judging, _group_table),
     "env": (environments, _environment_tables),
     "floor": (model_speed.floors, _floor_table),
     "overhead": (model_speed.overhead, _overhead_table),
@@ -214,11 +225,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command ``python -m benchmarks.speed.throughput``; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.speed.throughput", description=__doc__)
     parser.add_argument("part", choices=sorted(PARTS))
+    parser.add_argument("--model", help="a name or folder, for the parts that run one (default: the built-in model)")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     parser.add_argument("--out", type=Path, help="also write the figures to this JSON file")
     arguments = parser.parse_args(argv)
     measure, tables = PARTS[arguments.part]
-    figures = measure()
+    if arguments.model and arguments.part == "env":
+        parser.error("expected --model with a part that runs a model, found it with env")
+    figures = measure(**({"model": arguments.model} if arguments.model else {}))
     if arguments.out:
         write_json(arguments.out, figures)
     shown = (table.markdown() for table in tables(figures))

@@ -157,5 +157,7 @@ def test_trainings_that_went_wrong_are_to_be_stopped_earlier(tmp_path: Path) -> 
         "over-optimised since update 16 in 1 of 2, responses alike in 1 of 2"
         in advice["Stop early, or raise --train.agent.beta"]
     )
-    assert "One seed" not in advice
+    assert advice["Two seeds"] == "all this is about the trainings of seeds 0 and 1; others may end otherwise."
+    third = [replace(o, seed=2) for o in again]
+    assert not any(name.endswith(("seed", "seeds")) for name in told([start, trained, *again, *third]))
     assert not any("Stop" in name for name in told([start, wholesome]))

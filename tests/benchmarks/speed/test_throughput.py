@@ -12,6 +12,7 @@ import torch
 
 from benchmarks.speed import model_speed, one_update, throughput, timing, versus_trl
 from rlaif_env.api import RLAIFError
+from rlaif_env.data.tasks import PromptSource, Task
 from rlaif_env.models import encode, load_tokenizer
 from tests.tiny import save_tiny, tiny_backbone
 
@@ -113,6 +114,16 @@ PRINTED: dict[str, tuple[dict[str, Any], str]] = {
         },
         "sample 4 rows, 1 a prompt, ends at 4 to 64",
     ),
+    "groups": (
+        {
+            "model": "tiny",
+            "group": 6,
+            "shared": {"median_cpu_s": 1.0},
+            "whole": {"median_cpu_s": 2.5},
+            "ratio": {"estimate": 0.4, "low": 0.35, "high": 0.45, "units": 8},
+        },
+        "tiny, groups of 6, 15 pairs in both orders | 1.0 | 2.5 | 0.40 [0.35, 0.45] (8)",
+    ),
     "overhead": ({"updates": 2, "around_s": 0.01, "update_s": 10.0, "share": 0.001}, "0.100%"),
     "floor": (
         {
@@ -142,6 +153,19 @@ def test_every_part_prints_and_writes_its_figures(
     assert throughput.main([part, "--out", str(tmp_path / "figures.json")]) == 0
     assert expected in capsys.readouterr().out
     assert json.loads((tmp_path / "figures.json").read_text()) == found
+
+
+def test_groups_are_judged_alike_with_and_without_their_shared_beginning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RLAIF_DEVICE", "cpu")
+    save_tiny(tmp_path / "model", max_position_embeddings=2048)
+    task = Task("toy", "continuation", "how good it is", 24, 6, PromptSource(prompts={"train": ("a",)}))
+    found = model_speed.judging(model=str(tmp_path / "model"), group=3, repetitions=5, task=task)
+    assert found["apart"] < 1e-4 and found["shared"]["runs"] == found["whole"]["runs"] == 5
+    assert 0 < found["ratio"]["low"] <= found["ratio"]["estimate"] <= found["ratio"]["high"]
+    with pytest.raises(SystemExit):
+        throughput.main(["env", "--model", "tiny"])
 
 
 def test_responses_end_where_planned_for_both_samplers() -> None:
