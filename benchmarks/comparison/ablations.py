@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.comparison.config import CompareConfig
+from benchmarks.comparison.explained import ask_to_explain, at_equal_kl, other_bases, signal
 from benchmarks.comparison.outcomes import Outcome
 from benchmarks.comparison.pipeline import Pipeline
 from benchmarks.comparison.stages import Stage
@@ -42,6 +43,7 @@ def ask_for_ablations(pipeline: Pipeline) -> None:
             for arm in config.arms:
                 for judge in pipeline.judges():
                     pipeline.judgement(judge, pipeline.training(arm, seed))
+    ask_to_explain(pipeline)
 
 
 def ablations(pipeline: Pipeline, outcomes: Sequence[Outcome]) -> list[Table]:
@@ -58,6 +60,12 @@ def ablations(pipeline: Pipeline, outcomes: Sequence[Outcome]) -> list[Table]:
         tables.append(_pairs(pipeline))
     if asked.staleness:
         tables.append(_staleness(pipeline, outcomes))
+    if asked.equal_kl:
+        tables.append(at_equal_kl(pipeline, outcomes))
+    if asked.samples:
+        tables.append(signal(pipeline, outcomes, asked.samples))
+    if asked.gold_bases:
+        tables.append(other_bases(pipeline, outcomes, asked.gold_bases))
     return tables
 
 

@@ -1,7 +1,7 @@
 """``rlaif compare``: the reward backends, end to end, on the same prompts, seeds and budget.
 
     out/stages/             every stage, finished once and kept by content (`benchmarks.comparison.stages`)
-    out/comparison.json     facts, tables, figures, warnings: what ``rlaif report`` shows
+    out/comparison.json     advice, facts, tables, figures, warnings: what ``rlaif report`` shows
     out/responses.jsonl     every policy's answer to every held-out prompt, with what every judge said
     out/table.md, *.svg     the same tables, and the figures
     out/report.html         all of it on one page
@@ -21,6 +21,7 @@ from rich.console import Console
 
 from benchmarks.comparison.ablations import ablations
 from benchmarks.comparison.config import CompareConfig
+from benchmarks.comparison.document import markers, write_document
 from benchmarks.comparison.estimate import estimate
 from benchmarks.comparison.pipeline import Pipeline
 from benchmarks.comparison.plan import make_stages, planned, twins
@@ -45,6 +46,8 @@ def compare(config: CompareConfig, console: Console | None = None) -> Path:
     started = time.monotonic()
     if config.labeler.url is None:
         load_tokenizer(config.labeler.model)  # the terms of its weights, if it has any, come before all else
+    if config.document is not None:
+        markers(config.document)
     asked, split = config.train.eval_prompts, config.train.eval_split
     count = len(held_out_prompts(load_task(config.task), split, asked, option="--train.eval-prompts"))
     if asked is None and count < EVAL_PROMPTS:
@@ -67,6 +70,8 @@ def compare(config: CompareConfig, console: Console | None = None) -> Path:
             from benchmarks.report import write_report
 
             write_report(config.out)
+        if config.document is not None:
+            write_document(config.out, config.document)
         console.print(
             f"{(time.monotonic() - started) / 60:.1f} minutes, {made} stages made; everything is in {config.out}",
             highlight=False,

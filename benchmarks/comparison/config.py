@@ -69,6 +69,10 @@ class AblationConfig:
         grid_cot: Also with rationales in that grid.
         pair_counts: Train the human and the AI reward model again on so many pairs, for their accuracy.
         pairs: Pairs judged by people that a labeler's agreement is measured on.
+        equal_kl: What each arm gains in gold for its distance from SFT.
+        samples: What each reward sees of gold, and what picking by it gains, on so many samples of the initial policy
+            to each held-out prompt; 0 for not.
+        gold_bases: Also judge with gold reward models made from these language models, by name.
     """
 
     staleness: bool = False
@@ -77,6 +81,9 @@ class AblationConfig:
     grid_cot: bool = False
     pair_counts: tuple[int, ...] = ()
     pairs: int = 200
+    equal_kl: bool = False
+    samples: int = 0
+    gold_bases: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -103,6 +110,8 @@ class CompareConfig:
         gold_rm: Also judge with a reward model that learned from people's preferences of the split "gold", which no
             arm sees.
         report: Write report.html.
+        document: A Markdown page to write tables and figures into, between <!-- made by make paper: NAME --> and
+            <!-- end NAME -->; NAME is the title of one, or facts.
         ablation: What else to measure.
     """
 
@@ -122,6 +131,7 @@ class CompareConfig:
     train: TrainingConfig = field(default_factory=TrainingConfig)
     gold_rm: bool = True
     report: bool = True
+    document: Path | None = None
     ablation: AblationConfig = field(default_factory=AblationConfig)
 
     def __post_init__(self) -> None:

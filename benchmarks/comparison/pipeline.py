@@ -50,6 +50,10 @@ _OPERATIONAL_TRAINING = (
 )  # the answers are a stage of their own; of the sampler its precision counts
 
 
+GOLD_RM = "gold-rm"
+"""The gold reward model as a judge; "gold-rm:NAME" is the one on the language model of that name."""
+
+
 @dataclass(frozen=True)
 class Reward:
     """A reward backend that a policy is trained with, or that judges answers."""
@@ -148,11 +152,18 @@ class Pipeline:
         made = self.stages.run(name, key | self.shared, make, needs=answered, goes_on=True)
         return replace(made, seconds=made.seconds + sum(stage.seconds for stage in answered))
 
-    def reward_model(self, who: str, pairs: int | None = None) -> Stage:
-        """A reward model on an `Arm`'s labels, or on "gold" ones; its folder is "run/model"."""
+    def reward_model(self, who: str, pairs: int | None = None, base: str | None = None) -> Stage:
+        """A reward model on an `Arm`'s labels, or on "gold" ones; its folder is "run/model".
+
+        Args:
+            who: Whose labels.
+            pairs: So many of them instead of the configured number.
+            base: Another language model than the initial policy to make it from.
+        """
         c = self.config
         settings = c.reward_model if pairs is None else replace(c.reward_model, pairs=pairs)
-        key = {**settings_of(settings, "micro_pairs"), "model": self.initial_key, **self.shared}
+        model = self.initial_key if base is None else self.content(base)
+        key = {**settings_of(settings, "micro_pairs"), "model": model, **self.shared}
         sources: list[str] = []  # "human" or a file
         if who in ("human", "both"):
             sources.append("human" if c.human_labels is None else str(c.human_labels))
@@ -170,7 +181,12 @@ class Pipeline:
                 labels = str(folder / "preferences.jsonl")
                 write_preferences(labels, self._both(*sources))
             config = TrainRMConfig(
-                **vars(settings), task=c.task, labels=labels, model=self.initial, out=str(folder / "run"), merged=False
+                **vars(settings),
+                task=c.task,
+                labels=labels,
+                model=base or self.initial,
+                out=str(folder / "run"),
+                merged=False,
             )
             train_and_save(config, quiet=not self.console.is_terminal)
 
@@ -189,10 +205,11 @@ class Pipeline:
         return self.stages.run("gold-preferences", self.shared, make)
 
     def reward(self, arm: str) -> Reward:
-        """An arm's reward; "gold-rm" is the gold reward model."""
-        if arm == "gold-rm" or ARMS[arm].labels is not None:
-            name, who = ("reward-model", "gold") if arm == "gold-rm" else (ARMS[arm].reward, str(ARMS[arm].labels))
-            stage = self.reward_model(who)
+        """An arm's reward, or that of the judge `GOLD_RM`."""
+        gold, _, base = arm.partition(":")
+        if gold == GOLD_RM or ARMS[arm].labels is not None:
+            name, who = ("reward-model", "gold") if gold == GOLD_RM else (ARMS[arm].reward, str(ARMS[arm].labels))
+            stage = self.reward_model(who, base=base or None)
             return Reward(name, {"model": str(stage.path / "run" / "model")}, {"reward": name}, (stage,))
         scorer = self.config.labeler if ARMS[arm].scorer == "labeler" else LanguageModelConfig(self.initial)
         asked = settings_of(self.config.label.direct_score(scorer, self.task))
@@ -241,13 +258,22 @@ class Pipeline:
 
     def judges(self) -> list[str]:
         """Who judges the answers: the arms' rewards of single responses, the labeler's score, the gold reward model."""
-        gold = ("gold-rm",) if self.config.gold_rm and self.has_preferences("gold") else ()
+        gold = (GOLD_RM,) if self.config.gold_rm and self.has_preferences("gold") else ()
         arms = [arm for arm in self.config.arms if ARMS[arm].reward != "group-preference"]
         return list(dict.fromkeys((*arms, "direct-llm", *gold)))
 
-    def judgement(self, name: str, source: Stage) -> Stage:
-        """What a judge says of the responses that a stage made: answers, or the samples of a training."""
+    def judgement(self, name: str, source: Stage, *, otherwise: bool = False) -> Stage:
+        """What a judge says of the responses that a stage made: answers, or the samples of a training.
+
+        Args:
+            name: An arm, `GOLD_RM`, or that on another base.
+            source: The stage.
+            otherwise: Ask a language model for its score with an exemplar less, or with one where it had none.
+        """
         judge = self.reward(name)
+        if otherwise:
+            shots = {"shots": judge.options["shots"] - 1 if judge.options["shots"] else 1}
+            judge = replace(judge, options=judge.options | shots, key=judge.key | shots)
 
         def make(folder: Path) -> None:
             answers = source.path / "answers.json"
@@ -256,13 +282,13 @@ class Pipeline:
             values = judged(system, name, backend, self.task).measures[f"judge:{name}"].tolist()
             write_json(folder / "scores.json", [score if np.isfinite(score) else None for score in values])
 
-        label, whose = name if name == "gold-rm" else judge.name, source.name.removeprefix("answers-")
+        label, whose = GOLD_RM if name.startswith(GOLD_RM) else judge.name, source.name.removeprefix("answers-")
         key, needs = {"judge": judge.key, **self.shared}, (*judge.needs, source)
         return self.stages.run(f"judge-{label}-of-{whose}", key, make, needs=needs)
 
-    def scores(self, name: str, source: Stage) -> Floats:
+    def scores(self, name: str, source: Stage, *, otherwise: bool = False) -> Floats:
         """What a judge says of the n responses that a stage made, (n,), NaN where it failed."""
-        return np.array(self.judgement(name, source).read_json("scores.json"), np.float64)
+        return np.array(self.judgement(name, source, otherwise=otherwise).read_json("scores.json"), np.float64)
 
     def outcome(self, arm: str, seed: int) -> Outcome:
         """All that is known of one policy."""
