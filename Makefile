@@ -6,15 +6,22 @@ PYTHON ?= python3
 ARGS ?=
 # What two slow cores do in some half an hour; the defaults are larger.
 COMPARE ?= --train.updates 40 --reward-model.pairs 6000 --reward-model.texts 2000 --reward-model.test-pairs 600
+# The paper's settings and ablations, each arm with three seeds. Gemma's terms have to be accepted once;
+# LABELER=smollm2-135m-instruct is without them.
+LABELER ?= gemma-3-270m
+WORKERS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); echo $$(( n < 4 ? n : 4 )))
+PAPER ?= --arms human-rm distilled-rm pairwise-rm same-size-rm combined-rm direct-llm self-llm group-preference \
+	--seeds 0 1 2 --ablation.prompt-grid 2 --ablation.pair-counts 128 512 2048 --ablation.staleness
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo compare test test-server test-vllm test-gemma lint bench clean
+.PHONY: help demo compare paper test test-server test-vllm test-gemma lint bench clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo      train a language model with a language model's reward, before and after shown"
 	@echo "make compare   the reward backends side by side: table, plots, one HTML page in runs/compare"
+	@echo "make paper     the paper's grid, three seeds: goes on where it stopped (ARGS=--dry-run says how long it takes)"
 	@echo "make test      the tests (ARGS=\"-m slow\" for the slow ones)"
 	@echo "make test-server  a real llama.cpp server with the built-in model (compiles it the first time)"
 	@echo "make test-vllm    a real vLLM server with the built-in model (installs it the first time, 3.5 GB)"
@@ -28,6 +35,9 @@ demo: .venv/runtime
 
 compare: .venv/runtime
 	$(BIN)/rlaif compare $(COMPARE) $(ARGS)
+
+paper: .venv/runtime
+	$(BIN)/rlaif compare $(COMPARE) $(PAPER) --labeler.model $(LABELER) --workers $(WORKERS) --out runs/paper --document docs/results.md $(ARGS)
 
 test: .venv/tests
 	$(BIN)/python -m pytest $(ARGS)

@@ -44,10 +44,10 @@ def compare(config: CompareConfig, console: Console | None = None) -> Path:
     """
     console = console or Console(quiet=True)
     started = time.monotonic()
-    if config.document is not None:
-        markers(config.document)
     if config.labeler.url is None:
         load_tokenizer(config.labeler.model)  # the terms of its weights, if it has any, come before all else
+    if config.document is not None:
+        markers(config.document)
     asked, split = config.train.eval_prompts, config.train.eval_split
     count = len(held_out_prompts(load_task(config.task), split, asked, option="--train.eval-prompts"))
     if asked is None and count < EVAL_PROMPTS:
