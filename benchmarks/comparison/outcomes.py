@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +48,19 @@ class History:
 
 
 @dataclass(frozen=True)
+class Tokens:
+    """What a language model read and wrote."""
+
+    input: float
+    output: float
+    exact: bool  # counted, and not guessed from the characters
+    price: float | None = None  # None where the model has no prices
+
+    def __str__(self) -> str:
+        return f"{'' if self.exact else 'about '}{self.input:,.0f} + {self.output:,.0f}"
+
+
+@dataclass(frozen=True)
 class Outcome:
     """One policy: an arm, a seed, its answers and what was measured of them, how it got there, what it cost."""
 
@@ -56,6 +69,8 @@ class Outcome:
     system: System
     history: History | None
     costs: Mapping[str, Stage]
+    # Of a language model: "labels" and "training", where there is one
+    tokens: Mapping[str, Tokens] = field(default_factory=dict)
 
 
 def arms_of(outcomes: Sequence[Outcome]) -> list[str]:
