@@ -90,14 +90,15 @@ class Table:
         title, caption = str(value.get("title", "")), str(value.get("caption", "") or "")
         return cls(title, columns, rows, caption, value.get("by_row") is True)
 
-    def markdown(self) -> str:
-        """The table under a heading of the second level, its caption below it."""
+    def markdown(self, *, heading: bool = True) -> str:
+        """The table, under a heading of the second level where it has one, its caption below it."""
 
         def line(cells: Sequence[Cell]) -> str:
             return "| " + " | ".join(_text(cell).replace("|", "\\|") for cell in cells) + " |"
 
         lines = [line(self.columns), "|" + "---|" * len(self.columns), *map(line, self.rows)]
-        return f"## {self.title}\n\n" + "\n".join(lines) + (f"\n\n{self.caption}" if self.caption else "")
+        title, caption = f"## {self.title}\n\n" if heading else "", f"\n\n{self.caption}" if self.caption else ""
+        return title + "\n".join(lines) + caption
 
     def rich(self, **options: Any) -> RichTable:
         """The table for a terminal: the first column left, the others right; nothing is read as markup or cut.

@@ -20,9 +20,9 @@ from rich.console import Console
 from benchmarks.annotate.items import Form
 from benchmarks.annotate.results import Labels, People
 from benchmarks.annotate.store import Store
-from benchmarks.evaluation.aggregates import fleiss_kappa, krippendorff_alpha
 from benchmarks.evaluation.length_control import length_control
 from benchmarks.evaluation.metrics import harmless_rate, win_rate
+from benchmarks.evaluation.raters import fleiss_kappa, krippendorff_alpha
 from rewards.labeling.report import alignment
 from rlaif_env.api import RLAIFError
 from rlaif_env.statistics import (

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.status import Status
@@ -29,11 +29,14 @@ from benchmarks.audit.subject import Subject
 from benchmarks.audit.verdicts import LEVEL, judged
 from benchmarks.report.contents import Figure
 from rlaif_env.api import BackendError, RLAIFError
-from rlaif_env.data.tasks import load_task
+from rlaif_env.data.tasks import Task, load_task
 from rlaif_env.files import content_of
 from rlaif_env.keywords import resolve_reward
 from rlaif_env.references import code_in
 from rlaif_env.runs import RunFolder
+
+if TYPE_CHECKING:
+    from rewards.reward_model.model import RewardModel
 
 
 @dataclass
@@ -107,14 +110,17 @@ def audit(config: AuditConfig, console: Console | None = None) -> tuple[Audit, P
     folder = config.samples or (config.out.parent if config.out else Path("runs")) / "audit-samples"
     if config.test:
         checks = {"cases": check_of(read_cases(config.test)), **checks}
-    for trained in config.runs:
-        read_run(trained, task)
+    options = dict(config.reward_options)
+    contents = {text: content_of(text) for text in options.values() if isinstance(text, str)}
+    gold_model = None if config.gold is None else _gold_model(config.gold, task, contents)
     draw = None
     if config.policy != "none":
         size = {"prompts": config.prompts, "samples": config.samples_a_prompt}
         draw = sampler(config.policy, task, **size, seed=config.seed, folder=folder)
     materials = gather(task, texts=config.texts, pairs=config.pairs, draw=draw, policy=config.policy, seed=config.seed)
-    materials = replace(materials, runs=config.runs)
+    materials = replace(materials, runs=config.runs, gold_model=gold_model)
+    for trained in config.runs:
+        read_run(trained, materials)
     with console.status(f"making {config.reward}"):
         backend = resolve_reward(config.reward, task, config.reward_options)
     subject = Subject(backend, materials)
@@ -123,8 +129,7 @@ def audit(config: AuditConfig, console: Console | None = None) -> tuple[Audit, P
         fewer = gather(task, **few, draw=draw, policy=config.policy, seed=config.seed)
         subject = Subject(backend, replace(materials, texts=fewer.texts, pairs=fewer.pairs))
     kept = {name: value for name, value in asdict(config).items() if name != "out"}
-    options = dict(config.reward_options)
-    contents = {text: content_of(text) for text in options.values() if isinstance(text, str)}
+    contents |= {} if config.gold is None else {"gold": content_of(config.gold)}
     kept |= {"task": task.to_json(), "content": contents | code_in([config.reward, options])}
     with RunFolder.create(config.out, kept, command="audit") as run:
         groups = ", which judges groups" if subject.judges_groups else ""
@@ -138,6 +143,28 @@ def audit(config: AuditConfig, console: Console | None = None) -> tuple[Audit, P
     return found, run.path
 
 
+def _gold_model(folder: Path, task: Task, contents: Mapping[str, str]) -> RewardModel:
+    """The reward model that measures gold; ``contents`` are those of the reward's own settings.
+
+    Raises:
+        RLAIFError: If there is none in the folder, it was trained for another task, or the reward is made of it.
+    """
+    from rewards.reward_model.model import RewardModel
+
+    if content_of(folder) in contents.values():
+        raise RLAIFError(
+            f"expected --gold to be another reward model than the audited one, found the same in {folder}; take one "
+            "that learned from other labels"
+        )
+    model = RewardModel.load(folder)
+    if model.task.name != task.name:
+        raise RLAIFError(
+            f"expected --gold to be a reward model for the task {task.name!r}, found one for {model.task.name!r} in "
+            f"{folder}; train one with `rlaif train-rm --task {task.name}`"
+        )
+    return model
+
+
 def _facts(config: AuditConfig, subject: Subject, found: Audit, seconds: float) -> dict[str, Any]:
     verdicts = Counter(finding.verdict for finding in found.findings)
     return {
@@ -146,6 +173,7 @@ def _facts(config: AuditConfig, subject: Subject, found: Audit, seconds: float) 
         "kind": "judges groups" if subject.judges_groups else "scores rows",
         "task": load_task(config.task).name,
         "policy": config.policy,
+        "gold": subject.materials.gold_name + (f" ({config.gold})" if config.gold else ""),
         "verdicts": f"{verdicts['flag']} flagged, {verdicts['unclear']} unclear, {verdicts['ok']} ok",
         "rows scored": sum(cost.scored for cost in subject.costs.values()),
         "minutes": f"{seconds / 60:.1f}",

@@ -37,6 +37,8 @@ class AuditConfig:
         checks: Names of checks; all by default.
         test: Files of cases of your own: JSON lines of name, prompt, better, worse (docs/trust.md).
         runs: Folders of trainings on this reward, to be held against what its best of n says.
+        gold: The folder of a trained reward model that measures gold in the place of the task's measure; no figure is
+            worth more than its labels, so take one that learned from other people's judgements than the reward did.
         texts: How many human-rated texts.
         pairs: How many pairs of them.
         prompts: How many prompts the policy answers.
@@ -56,6 +58,7 @@ class AuditConfig:
     checks: tuple[str, ...] = ()
     test: tuple[Path, ...] = ()
     runs: tuple[Path, ...] = ()
+    gold: Path | None = None
     texts: int = 240
     pairs: int = 2000
     prompts: int = 8

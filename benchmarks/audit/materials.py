@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.audit.api import NotMeasured
-from rlaif_env.api import DataError, Preference, RLAIFError
+from rlaif_env.api import DataError, Preference, RewardBackend, RLAIFError, checked_scores
 from rlaif_env.data.corpus import Snippet, movie_snippets, preferred_share
 from rlaif_env.data.preferences import averaged
 from rlaif_env.data.tasks import Task, gold_scores
@@ -69,6 +69,7 @@ class Materials:
         policy: What the policy is called.
         seed: Of all that is random.
         runs: Folders of trainings on the reward, to be held against what its best of n says.
+        gold_model: What measures gold in the place of the task's own measure.
     """
 
     task: Task
@@ -78,6 +79,13 @@ class Materials:
     policy: str = ""
     seed: int = 0
     runs: tuple[Path, ...] = ()
+    gold_model: RewardBackend | None = None
+    _gold: dict[tuple[str, str], float] = field(default_factory=dict, repr=False)  # what it said of prompt, response
+
+    @property
+    def gold_name(self) -> str:
+        """What measures gold, for people; "none" where nothing does."""
+        return f"reward model {self.gold_model.name}" if self.gold_model is not None else self.task.gold or "none"
 
     @cached_property
     def samples(self) -> tuple[SampledPrompt, ...]:
@@ -142,13 +150,20 @@ class Materials:
         return np.random.default_rng([self.seed, int.from_bytes(digest[:8], "big")])
 
     def gold(self, prompts: Sequence[str], responses: Sequence[str]) -> Floats:
-        """The task's gold measure of n rows, (n,).
+        """The gold measure of n rows, (n,): the gold model's score, each row's asked for once, or the task's measure.
 
         Raises:
-            NotMeasured: If the task has none.
+            NotMeasured: If there is neither.
+            BackendError: If the gold model fails on a row.
         """
+        if self.gold_model is not None:
+            rows = list(zip(prompts, responses, strict=True))
+            if open_ := [row for row in dict.fromkeys(rows) if row not in self._gold]:
+                scores = checked_scores(self.gold_model, [p for p, _ in open_], [r for _, r in open_])
+                self._gold.update(zip(open_, scores.values.tolist(), strict=True))
+            return np.array([self._gold[row] for row in rows], dtype=np.float64)
         if self.task.gold is None:
-            raise NotMeasured(f"the task {self.task.name!r} has no gold measure")
+            raise NotMeasured(f"the task {self.task.name!r} has no gold measure; --gold names a reward model")
         texts = [self.task.judged(*pair) for pair in zip(prompts, responses, strict=True)]
         return gold_scores(self.task, texts)
 

@@ -1,7 +1,7 @@
 """``rlaif compare``: the reward backends, end to end, on the same prompts, seeds and budget.
 
     out/stages/             every stage, finished once and kept by content (`benchmarks.comparison.stages`)
-    out/comparison.json     facts, tables, figures, warnings: what ``rlaif report`` shows
+    out/comparison.json     advice, facts, tables, figures, warnings: what ``rlaif report`` shows
     out/responses.jsonl     every policy's answer to every held-out prompt, with what every judge said
     out/table.md, *.svg     the same tables, and the figures
     out/report.html         all of it on one page
@@ -21,7 +21,9 @@ from rich.console import Console
 
 from benchmarks.comparison.ablations import ablations
 from benchmarks.comparison.config import CompareConfig
+from benchmarks.comparison.document import markers, write_document
 from benchmarks.comparison.pipeline import Pipeline
+from benchmarks.comparison.plan import make_stages, planned
 from benchmarks.comparison.summary import write_comparison
 from rlaif_env.data.tasks import EVAL_PROMPTS, held_out_prompts, load_task
 from rlaif_env.models import load_tokenizer
@@ -40,6 +42,8 @@ def compare(config: CompareConfig, console: Console | None = None) -> Path:
     """
     console = console or Console(quiet=True)
     started = time.monotonic()
+    if config.document is not None:
+        markers(config.document)
     asked, split = config.train.eval_prompts, config.train.eval_split
     count = len(held_out_prompts(load_task(config.task), split, asked, option="--train.eval-prompts"))
     if asked is None and count < EVAL_PROMPTS:
@@ -50,15 +54,17 @@ def compare(config: CompareConfig, console: Console | None = None) -> Path:
     load_tokenizer(config.model)
     with RunFolder.create(config.out, asdict(config), command="compare", exist="changed"):
         pipeline = Pipeline(config, console)
+        made = make_stages(pipeline, planned(pipeline))
         outcomes = [pipeline.outcome(arm, seed) for seed in config.seeds for arm in ("sft", *config.arms)]
         write_comparison(pipeline, outcomes, ablations(pipeline, outcomes))
         if config.report:
             from benchmarks.report import write_report
 
             write_report(config.out)
-        made = {stage.key for stage in pipeline.stages.finished if not stage.cached}
+        if config.document is not None:
+            write_document(config.out, config.document)
         console.print(
-            f"{(time.monotonic() - started) / 60:.1f} minutes, {len(made)} stages made; everything is in {config.out}",
+            f"{(time.monotonic() - started) / 60:.1f} minutes, {made} stages made; everything is in {config.out}",
             highlight=False,
             soft_wrap=True,
         )

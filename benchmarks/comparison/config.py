@@ -22,15 +22,16 @@ class Arm:
     """A way to get a reward."""
 
     reward: str  # the backend's name
-    # Whose preferences its reward model learns, if it has one
-    labels: Literal["human", "ai", "same-size", "both"] | None = None
+    # Whose preferences its reward model learns, if it has one; "pairwise": the labeler's, asked in mode "pairwise"
+    labels: Literal["human", "ai", "pairwise", "same-size", "both"] | None = None
     # Which language model scores, if one does: the labeler, or the initial policy itself
     scorer: Literal["labeler", "policy"] | None = None
 
 
 ARMS: Mapping[str, Arm] = {
     "human-rm": Arm("human-rm", "human"),  # RLHF
-    "distilled-rm": Arm("distilled-rm", "ai"),  # RLAIF
+    "distilled-rm": Arm("distilled-rm", "ai"),  # RLAIF, labelled as the mode of the labels says
+    "pairwise-rm": Arm("distilled-rm", "pairwise"),  # RLAIF as in the paper: both responses shown, whatever that mode
     "same-size-rm": Arm("distilled-rm", "same-size"),  # the same, the labeler as large as the policy
     "combined-rm": Arm("reward-model", "both"),
     "direct-llm": Arm("direct-llm", scorer="labeler"),  # d-RLAIF
@@ -52,6 +53,10 @@ class AblationConfig:
         grid_cot: Also with rationales in that grid.
         pair_counts: Train the human and the AI reward model again on so many pairs, for their accuracy.
         pairs: Pairs judged by people that a labeler's agreement is measured on.
+        equal_kl: What each arm gains in gold for its distance from SFT.
+        samples: What each reward sees of gold, and what picking by it gains, on so many samples of the initial policy
+            to each held-out prompt; 0 for not.
+        gold_bases: Also judge with gold reward models made from these language models, by name.
     """
 
     staleness: bool = False
@@ -60,6 +65,9 @@ class AblationConfig:
     grid_cot: bool = False
     pair_counts: tuple[int, ...] = ()
     pairs: int = 200
+    equal_kl: bool = False
+    samples: int = 0
+    gold_bases: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -68,10 +76,11 @@ class CompareConfig:
 
     Attributes:
         task: A built-in task or a TOML file.
-        arms: Ways to get a reward: human-rm, distilled-rm, same-size-rm, combined-rm, direct-llm, group-preference,
-            self-llm.
+        arms: Ways to get a reward: human-rm, distilled-rm, pairwise-rm, same-size-rm, combined-rm, direct-llm,
+            group-preference, self-llm.
         seeds: One training a seed and arm. Three or more make the intervals over seeds mean something.
         out: The folder; the same command goes on with it, and another setting redoes what depends on it only.
+        workers: Processes that make the stages, each with its share of the cores and, where there are several, a GPU.
         model: The initial policy, and the base of the reward models: built-in name, folder or Hugging Face id.
         sft_data: Fine-tune the initial policy first: a file of demonstrations, or "builtin" for the built-in corpus.
         labeler: The language model that labels and scores.
@@ -85,6 +94,8 @@ class CompareConfig:
             arm sees.
         price_per_hour: Of this machine, in dollars, for the table of costs; the prices of tokens are the labeler's.
         report: Write report.html.
+        document: A Markdown page to write tables and figures into, between <!-- made by make paper: NAME --> and
+            <!-- end NAME -->; NAME is the title of one, or facts.
         ablation: What else to measure.
     """
 
@@ -92,6 +103,7 @@ class CompareConfig:
     arms: tuple[str, ...] = ("human-rm", "distilled-rm", "direct-llm")
     seeds: tuple[int, ...] = (0,)
     out: Path = Path("runs/compare")
+    workers: int = 1
     model: str = BUILTIN_MODEL
     sft_data: str | None = None
     labeler: LanguageModelConfig = field(default_factory=LanguageModelConfig)
@@ -103,6 +115,7 @@ class CompareConfig:
     gold_rm: bool = True
     price_per_hour: float | None = None
     report: bool = True
+    document: Path | None = None
     ablation: AblationConfig = field(default_factory=AblationConfig)
 
     def __post_init__(self) -> None:
@@ -111,7 +124,8 @@ class CompareConfig:
         for name, values in {"arms": self.arms, "seeds": self.seeds}.items():
             if not values or len(set(values)) < len(values):
                 raise RLAIFError(f"expected {name} to be given, each once, found {values}")
-        for name, count in {"label_pairs": self.label_pairs, "ablation.pairs": self.ablation.pairs}.items():
+        counts = {"workers": self.workers, "label_pairs": self.label_pairs, "ablation.pairs": self.ablation.pairs}
+        for name, count in counts.items():
             if count < 1:
                 raise RLAIFError(f"expected {name} of at least 1, found {count}")
         if self.train.eval_prompts is not None and self.train.eval_prompts < 2:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.comparison.outcomes import Outcome, Tokens, arms_of
+from benchmarks.comparison.outcomes import Outcome, Tokens, arms_of, cost_of
 from benchmarks.evaluation.systems import System
 from rewards import make_reward
 from rewards.language_model.config import LanguageModelConfig
@@ -100,27 +100,17 @@ def cost_table(outcomes: Sequence[Outcome], price_per_hour: float | None = None)
     rows: list[list[Cell]] = []
     priced_tokens = any(t.price is not None for outcome in outcomes for t in outcome.tokens.values())
     for arm in arms_of(outcomes)[1:]:
-        chosen = [outcome for outcome in outcomes if outcome.arm == arm]
-        stages = chosen[0].costs
-        labels, model = stages.get("labels"), stages.get("reward model")
-        report = {} if labels is None else labels.read_json("report.json")
-        sources = {} if model is None else model.read_json("run/report.json")["labels"]["sources"]
-        people = sum(count for who, count in sources.items() if who.startswith("human"))
-        people += (report.get("calibration") or {"asked": 0})["asked"]
-        for_labels = chosen[0].tokens.get("labels")
-        in_training = _mean([o.tokens["training"] for o in chosen if "training" in o.tokens])
-        training = sum(outcome.costs["training"].seconds for outcome in chosen) / len(chosen)
-        seconds = [0.0 if stage is None else stage.seconds for stage in (labels, model)] + [training]
-        row: list[Cell] = [arm, people, report.get("labelled", 0)]
-        row += ["0" if tokens is None else str(tokens) for tokens in (for_labels, in_training)]
-        row += [*map(round, seconds), round(sum(seconds))]
-        prices = [people * HUMAN_LABEL]
+        cost, chosen = cost_of(outcomes, arm), [outcome.tokens for outcome in outcomes if outcome.arm == arm]
+        tokens = chosen[0].get("labels"), _mean([each["training"] for each in chosen if "training" in each])
+        seconds = (cost.labelling, cost.reward_model, cost.training, cost.seconds)
+        prices = [cost.people * HUMAN_LABEL]
         if priced_tokens:
-            prices.append(sum((t.price or 0.0 for t in (for_labels, in_training) if t), 0.0))
+            prices.append(sum((each.price or 0.0 for each in tokens if each), 0.0))
         if price_per_hour is not None:
-            prices.append(sum(seconds) / 3600 * price_per_hour)
-        row += [*prices, *([sum(prices)] if len(prices) > 1 else []), report.get("labelled", 0) * AI_LABEL]
-        rows.append([f"{cell:,.2f}" if isinstance(cell, float) else cell for cell in row])
+            prices.append(cost.seconds / 3600 * price_per_hour)
+        prices += [*([sum(prices)] if len(prices) > 1 else []), cost.labels * AI_LABEL]
+        row = [arm, cost.people, cost.labels, *("0" if each is None else str(each) for each in tokens)]
+        rows.append([*row, *map(round, seconds), *(f"{price:,.2f}" for price in prices)])
     asked = ["people's judgements", "AI labels", "tokens for labels, in + out", "tokens in training, in + out"]
     spent = [f"{stage}, s" for stage in ("labelling", "reward model", "training", "sum")]
     prices_of = [f"people at ${HUMAN_LABEL}, $", *(["tokens, $"] if priced_tokens else [])]

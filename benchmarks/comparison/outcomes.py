@@ -73,6 +73,35 @@ class Outcome:
     tokens: Mapping[str, Tokens] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Cost:
+    """What an arm took, from labels to policy; what arms share is in each one's."""
+
+    people: int  # judgements by people
+    labels: int  # by the labeler
+    labelling: float  # seconds, as the others
+    reward_model: float
+    training: float  # mean over seeds
+
+    @property
+    def seconds(self) -> float:
+        """All of it; people's own time is in none."""
+        return self.labelling + self.reward_model + self.training
+
+
+def cost_of(outcomes: Sequence[Outcome], arm: str) -> Cost:
+    """What an arm cost, by the reports of its stages."""
+    chosen = [outcome.costs for outcome in outcomes if outcome.arm == arm]
+    labels, model = chosen[0].get("labels"), chosen[0].get("reward model")
+    report = {} if labels is None else labels.read_json("report.json")
+    sources = {} if model is None else model.read_json("run/report.json")["labels"]["sources"]
+    people = sum(count for who, count in sources.items() if who.startswith("human"))
+    people += (report.get("calibration") or {"asked": 0})["asked"]
+    labelling, modelling = (0.0 if stage is None else stage.seconds for stage in (labels, model))
+    training = sum(costs["training"].seconds for costs in chosen) / len(chosen)
+    return Cost(people, report.get("labelled", 0), labelling, modelling, training)
+
+
 def arms_of(outcomes: Sequence[Outcome]) -> list[str]:
     """The arms in their order, "sft" first."""
     return list(dict.fromkeys(outcome.arm for outcome in outcomes))

@@ -28,7 +28,7 @@ from benchmarks.comparison.costs import asked_in_training, priced
 from benchmarks.comparison.outcomes import History, Outcome
 from benchmarks.comparison.stages import Stage, Stages, settings_of
 from benchmarks.evaluation.judges import judged, with_gold
-from benchmarks.evaluation.systems import System, answer, read_system, write_system
+from benchmarks.evaluation.systems import answer, read_system, write_system
 from rewards import make_reward
 from rewards.labeling.command import label
 from rewards.labeling.config import LabelConfig
@@ -49,6 +49,10 @@ _OPERATIONAL_TRAINING = (
     "eval_split",
     "sampler",
 )  # the answers are a stage of their own; of the sampler its precision counts
+
+
+GOLD_RM = "gold-rm"
+"""The gold reward model as a judge; "gold-rm:NAME" is the one on the language model of that name."""
 
 
 @dataclass(frozen=True)
@@ -76,18 +80,29 @@ class Pipeline:
             for split, file in {"": files}.items() if not isinstance(files, Mapping) else files.items():
                 if file is not None:
                     self.shared[f"{name} {split}"] = self.content(file)
-        self.initial = config.model if config.sft_data is None else self._fine_tuned(config.sft_data)
 
-    def _fine_tuned(self, data: str) -> str:
-        """The SFT policy's folder."""
+    @property
+    def initial(self) -> str:
+        """The initial policy, fine-tuned where it is to be; the model itself as long as that is only planned."""
+        stage = self._fine_tuned()
+        return self.config.model if stage is None or not stage.done else str(stage.path / "run" / "model")
+
+    @property
+    def initial_key(self) -> str:
+        """What stands for the initial policy in a stage's key."""
+        stage = self._fine_tuned()
+        return self.content(self.initial) if stage is None or stage.done else stage.key
+
+    def _fine_tuned(self) -> Stage | None:
+        if (data := self.config.sft_data) is None:
+            return None
         settings = SFTConfig(data=None if data == "builtin" else data, model=self.config.model)
 
         def make(folder: Path) -> None:
             fine_tune(replace(settings, out=str(folder / "run")), quiet=not self.console.is_terminal)
 
         key = {**settings_of(settings, "out"), "data": data if data == "builtin" else self.content(data)}
-        stage = self.stages.run("sft", key | {"model": self.content(self.config.model)}, make)
-        return str(stage.path / "run" / "model")
+        return self.stages.run("sft", key | {"model": self.content(self.config.model)}, make)
 
     def _look_for_preferences(self, split: str) -> bool:
         try:
@@ -107,10 +122,10 @@ class Pipeline:
         return LanguageModelConfig(self.config.model) if who == "same-size" else self.config.labeler
 
     def labels(self, who: str) -> Stage:
-        """The preferences of the labeler, or ("same-size") of the policy's own base."""
+        """The preferences of the labeler ("pairwise": in that mode), or ("same-size") of the policy's own base."""
         c, labeler = self.config, self.labeler(who)
         policy = None if self._has_preferences("train") else self.initial
-        asked = vars(c.label.preference)
+        asked = vars((c.label.pairwise if who == "pairwise" else c.label).preference)
         settings = LabelConfig(**asked, task=c.task, pairs=c.label_pairs, labeler=labeler, policy=policy)
         return self.labelled("labels", settings)
 
@@ -141,11 +156,18 @@ class Pipeline:
         made = self.stages.run(name, key | self.shared, make, needs=answered, goes_on=True)
         return replace(made, seconds=made.seconds + sum(stage.seconds for stage in answered))
 
-    def reward_model(self, who: str, pairs: int | None = None) -> Stage:
-        """A reward model on "human", "ai", "same-size", "both" or "gold" preferences; its folder is "run/model"."""
+    def reward_model(self, who: str, pairs: int | None = None, base: str | None = None) -> Stage:
+        """A reward model on an `Arm`'s labels, or on "gold" ones; its folder is "run/model".
+
+        Args:
+            who: Whose labels.
+            pairs: So many of them instead of the configured number.
+            base: Another language model than the initial policy to make it from.
+        """
         c = self.config
         settings = c.reward_model if pairs is None else replace(c.reward_model, pairs=pairs)
-        key = {**settings_of(settings, "micro_pairs"), "model": self.content(self.initial), **self.shared}
+        model = self.initial_key if base is None else self.content(base)
+        key = {**settings_of(settings, "micro_pairs"), "model": model, **self.shared}
         sources: list[str] = []  # "human" or a file
         if who in ("human", "both"):
             sources.append("human" if c.human_labels is None else str(c.human_labels))
@@ -163,11 +185,16 @@ class Pipeline:
                 labels = str(folder / "preferences.jsonl")
                 write_preferences(labels, self._both(*sources))
             config = TrainRMConfig(
-                **vars(settings), task=c.task, labels=labels, model=self.initial, out=str(folder / "run"), merged=False
+                **vars(settings),
+                task=c.task,
+                labels=labels,
+                model=base or self.initial,
+                out=str(folder / "run"),
+                merged=False,
             )
             train_and_save(config, quiet=not self.console.is_terminal)
 
-        name = "ai" if who == "same-size" else who  # the labels themselves tell the two apart
+        name = who if who in ("human", "both", "gold") else "ai"  # the labels themselves tell these apart
         return self.stages.run(f"rm-{name}" + (f"-{pairs}" if pairs else ""), key, make, needs=needs)
 
     def _both(self, human: str, ai: str) -> Iterator[Preference]:
@@ -182,10 +209,11 @@ class Pipeline:
         return self.stages.run("gold-preferences", self.shared, make)
 
     def reward(self, arm: str) -> Reward:
-        """An arm's reward; "gold-rm" is the gold reward model."""
-        if arm == "gold-rm" or ARMS[arm].labels is not None:
-            name, who = ("reward-model", "gold") if arm == "gold-rm" else (ARMS[arm].reward, str(ARMS[arm].labels))
-            stage = self.reward_model(who)
+        """An arm's reward, or that of the judge `GOLD_RM`."""
+        gold, _, base = arm.partition(":")
+        if gold == GOLD_RM or ARMS[arm].labels is not None:
+            name, who = ("reward-model", "gold") if gold == GOLD_RM else (ARMS[arm].reward, str(ARMS[arm].labels))
+            stage = self.reward_model(who, base=base or None)
             return Reward(name, {"model": str(stage.path / "run" / "model")}, {"reward": name}, (stage,))
         scorer = self.scorer(arm)
         asked = settings_of(self.config.label.direct_score(scorer, self.task))
@@ -202,7 +230,7 @@ class Pipeline:
     def training(self, arm: str, seed: int) -> Stage:
         """A policy trained with an arm's reward."""
         c, reward = self.config, self.reward(arm)
-        named = {"reward": reward.key, "seed": seed, "model": self.content(self.initial)}
+        named = {"reward": reward.key, "seed": seed, "model": self.initial_key}
         named |= {"sampler": c.train.sampler.dtype} if c.train.sampler.dtype else {}
         key = {**settings_of(c.train, *_OPERATIONAL_TRAINING), **named, **self.shared}
 
@@ -233,34 +261,48 @@ class Pipeline:
             write_system(folder / "answers.json", system)
 
         name = arm if arm == "sft" else ARMS[arm].reward
-        key = {**asked, "model": self.content(self.initial), **self.shared}
+        key = {**asked, "model": self.initial_key, **self.shared}
         return self.stages.run(f"answers-{name}-seed{seed}", key, make, needs=trained)
 
     def judges(self) -> list[str]:
         """Who judges the answers: the arms' rewards of single responses, the labeler's score, the gold reward model."""
-        gold = ("gold-rm",) if self.config.gold_rm and self._has_preferences("gold") else ()
+        gold = (GOLD_RM,) if self.config.gold_rm and self._has_preferences("gold") else ()
         arms = [arm for arm in self.config.arms if ARMS[arm].reward != "group-preference"]
         return list(dict.fromkeys((*arms, "direct-llm", *gold)))
 
-    def scores(self, name: str, system: System, source: Stage) -> Floats:
-        """What a judge says of the n responses that a stage made, (n,), NaN where it failed."""
+    def judgement(self, name: str, source: Stage, *, otherwise: bool = False) -> Stage:
+        """What a judge says of the responses that a stage made: answers, or the samples of a training.
+
+        Args:
+            name: An arm, `GOLD_RM`, or that on another base.
+            source: The stage.
+            otherwise: Ask a language model for its score with an exemplar less, or with one where it had none.
+        """
         judge = self.reward(name)
+        if otherwise:
+            shots = {"shots": judge.options["shots"] - 1 if judge.options["shots"] else 1}
+            judge = replace(judge, options=judge.options | shots, key=judge.key | shots)
 
         def make(folder: Path) -> None:
+            answers = source.path / "answers.json"
+            system = read_system(answers) if answers.exists() else History.read(source.path, self.task).samples
             backend = make_reward(judge.name, task=self.task, **judge.options)
             values = judged(system, name, backend, self.task).measures[f"judge:{name}"].tolist()
             write_json(folder / "scores.json", [score if np.isfinite(score) else None for score in values])
 
-        label, whose = name if name == "gold-rm" else judge.name, source.name.removeprefix("answers-")
+        label, whose = GOLD_RM if name.startswith(GOLD_RM) else judge.name, source.name.removeprefix("answers-")
         key, needs = {"judge": judge.key, **self.shared}, (*judge.needs, source)
-        stage = self.stages.run(f"judge-{label}-of-{whose}", key, make, needs=needs)
-        return np.array(stage.read_json("scores.json"), np.float64)
+        return self.stages.run(f"judge-{label}-of-{whose}", key, make, needs=needs)
+
+    def scores(self, name: str, source: Stage, *, otherwise: bool = False) -> Floats:
+        """What a judge says of the n responses that a stage made, (n,), NaN where it failed."""
+        return np.array(self.judgement(name, source, otherwise=otherwise).read_json("scores.json"), np.float64)
 
     def outcome(self, arm: str, seed: int) -> Outcome:
         """All that is known of one policy."""
         answers = self.answers(arm, seed)
         system = replace(read_system(answers.path / "answers.json"), name=f"{arm}/{seed}")
-        scores = {f"judge:{name}": self.scores(name, system, answers) for name in self.judges()}
+        scores = {f"judge:{name}": self.scores(name, answers) for name in self.judges()}
         system = with_gold(replace(system, measures={**system.measures, **scores}), self.task)
         if arm == "sft":
             return Outcome(arm, seed, system, None, {"answers": answers})

@@ -5,7 +5,7 @@
 
 The key is a hash of the stage's settings and of the keys of the stages it needs, so that changing one setting does
 again what depends on it and nothing else. A stage that was killed is made again in its folder: one that can go on from
-what is there does, any other finds the folder empty.
+what is there does, any other finds the folder empty. Two processes never make the same stage: it is locked meanwhile.
 """
 
 from __future__ import annotations
@@ -23,17 +23,19 @@ from operator import getitem
 from pathlib import Path
 from typing import Any
 
+import filelock
 from rich.console import Console
 
 from rlaif_env.api import RLAIFError
 from rlaif_env.records import write_json
 
 _RECORD = "stage.json"
+_PATIENCE = 60.0  # seconds that another process's stage is waited for: one whose comparison was killed is ending
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A finished stage."""
+    """A stage: finished, or planned (`Plan`)."""
 
     name: str  # what it did
     key: str  # hash of all that it depends on
@@ -42,9 +44,64 @@ class Stage:
     peak_megabytes: float  # that process's greatest resident memory up to its end
     cached: bool  # whether it was there already
 
+    @property
+    def done(self) -> bool:
+        """Whether it is finished: one that is only planned may not be."""
+        return (self.path / _RECORD).exists()
+
     def read_json(self, file: str) -> Any:
         """What a JSON file in the stage's folder holds."""
         return json.loads((self.path / file).read_text(encoding="utf-8"))
+
+
+@dataclass(frozen=True)
+class Job:
+    """A stage that is asked for."""
+
+    name: str
+    key: str
+    path: Path
+    settings: Mapping[str, Any]
+    make: Callable[[Path], None]
+    needs: tuple[Stage, ...]
+    goes_on: bool
+
+    @property
+    def done(self) -> bool:
+        """Whether it is finished."""
+        return (self.path / _RECORD).exists()
+
+    def finished(self, *, cached: bool = True) -> Stage:
+        """The finished stage; `RLAIFError` where its record is not one of this stage."""
+        return _finished(self.name, self.key, self.path, cached)
+
+    def finish(self) -> None:
+        """Make it, where no other process has; see `Stages.run`."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with filelock.FileLock(self.path.with_name(f".{self.path.name}.lock"), timeout=_PATIENCE):
+                if not self.done:
+                    self._make()
+        except filelock.Timeout as error:
+            raise RLAIFError(f"{self.path} is being made by another process: wait for its end") from error
+
+    def _make(self) -> None:
+        if self.path.exists() and not self.goes_on:
+            shutil.rmtree(self.path)
+        self.path.mkdir(parents=True, exist_ok=True)
+        started, cpu = time.monotonic(), time.process_time()
+        self.make(self.path)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        record = {
+            "name": self.name,
+            "key": self.key,
+            "settings": dict(self.settings),
+            "needs": [{"name": other.name, "key": other.key} for other in self.needs],
+            "seconds": round(time.monotonic() - started, 2),
+            "cpu_seconds": round(time.process_time() - cpu, 2),
+            "peak_megabytes": round(peak / (1 << 20 if sys.platform == "darwin" else 1 << 10), 1),
+        }
+        write_json(self.path / _RECORD, record)
 
 
 class Stages:
@@ -88,31 +145,36 @@ class Stages:
         key = _key_of(name, settings, needs)
         if key in self._known:
             return self._known[key]
-        path = self.folder / f"{name}-{key[:12]}"
-        cached = (path / _RECORD).exists()
-        message = f"[dim]{name}: there already ({path})" if cached else f"[bold]{name}[/]"
-        self.console.print(message, highlight=False, soft_wrap=True)
-        if not cached:
-            if path.exists() and not goes_on:
-                shutil.rmtree(path)
-            path.mkdir(parents=True, exist_ok=True)
-            started, cpu = time.monotonic(), time.process_time()
-            make(path)
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            record = {
-                "name": name,
-                "key": key,
-                "settings": dict(settings),
-                "needs": [{"name": other.name, "key": other.key} for other in needs],
-                "seconds": round(time.monotonic() - started, 2),
-                "cpu_seconds": round(time.process_time() - cpu, 2),
-                "peak_megabytes": round(peak / (1 << 20 if sys.platform == "darwin" else 1 << 10), 1),
-            }
-            write_json(path / _RECORD, record)
-        stage = self._known[key] = _finished(name, key, path, cached)
-        if not cached:
-            self.console.print(f"  {stage.seconds:.0f} s, in {path}", highlight=False, soft_wrap=True)
+        job = Job(name, key, self.folder / f"{name}-{key[:12]}", settings, make, tuple(needs), goes_on)
+        stage = self._known[key] = self.finish(job)
         return stage
+
+    def finish(self, job: Job) -> Stage:
+        """Give the finished stage of a job; make it where it is not there."""
+        if job.done:
+            return job.finished()
+        self.console.print(f"[bold]{job.name}[/]", highlight=False)
+        job.finish()
+        stage = job.finished(cached=False)
+        self.console.print(f"  {stage.seconds:.0f} s, in {stage.path}", highlight=False, soft_wrap=True)
+        return stage
+
+
+class Plan(Stages):
+    """Stages as they are asked for: none is made, and a record is kept of each.
+
+    Attributes:
+        jobs: Each stage once, what it needs before it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, Console(quiet=True))
+        self.jobs: list[Job] = []
+
+    def finish(self, job: Job) -> Stage:
+        """Keep the job; a stage that is not there has cost nothing yet."""
+        self.jobs.append(job)
+        return job.finished() if job.done else Stage(job.name, job.key, job.path, 0.0, 0.0, cached=False)
 
 
 def _finished(name: str, key: str, path: Path, cached: bool) -> Stage:

@@ -5,7 +5,8 @@ Appendix J fits P(A preferred) = σ(a + b·(length of A / length of B)) and read
 1. The interval comes from refitting in each bootstrap resample (prompts drawn whole), studentised on the logit scale
    with the refit's own sandwich error, so that the regression's uncertainty is in it. ``python -m
    tests.stress.coverage`` shows 93-97 % from 100 pairs, at least 20 wins and 20 losses, ratios on both sides of 1.
-   Pairs that share texts cannot be drawn whole: there it is the dyadic sandwich error with Student's t.
+   Pairs that share texts cannot be drawn whole: there it is the dyadic sandwich error with Student's t. So it is where
+   seeds and prompts cross: how far each row moves the fit is a mean with the error of `Crossed`, on the logit scale.
 2. Where the ratio separates wins from losses (or all outcomes are alike) the likelihood has no finite maximum. A
    ridge of `RIDGE` / 2 times the squared coefficients (intercept at ratio 1, slope per standard deviation) keeps it
    finite; at 100 pairs it moves no figure in the third decimal. The result says ``separated`` then, and since every
@@ -31,17 +32,18 @@ from rlaif_env.api import RLAIFError
 from rlaif_env.statistics import (
     FEWEST_UNITS,
     Clusters,
+    Crossed,
     Dyads,
     Floats,
     Interval,
     StudentisedBootstrap,
     checked_array,
     group_codes,
+    half_width,
     mean_error,
     normal_quantile,
     rate,
     resampled_counts,
-    t_quantile,
 )
 
 RESAMPLES = 2_000
@@ -137,7 +139,7 @@ def length_control(
     lengths_1: ArrayLike,
     lengths_2: ArrayLike,
     *,
-    clusters: Clusters | Dyads | None = None,
+    clusters: Clusters | Dyads | Crossed | None = None,
     scale: Literal["ratio", "log"] = "ratio",
     resamples: int = RESAMPLES,
     seed: int | np.random.Generator = 0,
@@ -174,7 +176,7 @@ def length_control(
     spread = float(feature.std()) or 1.0
     wins = (1 + np.sign(p - 0.5)) / 2
 
-    codes = group_codes(None if isinstance(clusters, Dyads) else clusters, n)
+    codes = group_codes(None if isinstance(clusters, Dyads | Crossed) else clusters, n)
     order = np.argsort(codes, kind="stable")
     codes, x, y = codes[order], feature[order] / spread, wins[order]
     starts = np.flatnonzero(np.diff(codes, prepend=-1))
@@ -184,9 +186,8 @@ def length_control(
         low, high = None, None
     elif separated:
         low, high = expit(_profile_limits(x, y, normal_quantile(level))).tolist()
-    elif isinstance(clusters, Dyads):
-        intercept = mean_error(_influences(x, y, beta[0]), clusters)
-        half = t_quantile(0.5 + level / 2, intercept.df) * intercept.error
+    elif isinstance(clusters, Dyads | Crossed):
+        half = half_width(mean_error(_influences(x, y, beta[0]), clusters), level)
         low, high = expit(beta[0, 0] + np.array([-half, half])).tolist()
     else:
         logit = _bootstrap(x, y, beta, codes, starts, resamples, np.random.default_rng(seed)).interval(level)

@@ -7,6 +7,7 @@ Intervals, and the arguments that recur, are those of `rlaif_env.statistics.inte
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,10 +16,14 @@ from numpy.typing import ArrayLike
 from rlaif_env.api import RLAIFError
 from rlaif_env.statistics import (
     Clusters,
+    Crossed,
     Dyads,
     Floats,
     Interval,
     checked_array,
+    half_width,
+    mean_error,
+    p_value,
     rate,
     studentised_bootstrap,
     taken,
@@ -147,6 +152,20 @@ def paired_bootstrap_test(
     if bootstrap.error == 0:
         return sign_test(int(bootstrap.df) + 1, 0) if bootstrap.estimate else 1.0
     return bootstrap.p_value()
+
+
+def win_rate_test(p_first: ArrayLike, *, clusters: Clusters | Crossed | None = None) -> float:
+    """Two-sided p-value of a win rate of ½, p_first (n,) in [0, 1]; below 0.05 where the 95 % interval leaves out ½.
+
+    By `paired_bootstrap_test`; of a crossed layout by the interval of `rate`, on the logit scale.
+    """
+    values = checked_array("p_first", p_first, low=0.0, high=1.0)
+    if not isinstance(clusters, Crossed):
+        return paired_bootstrap_test(np.full(values.size, 0.5), values, clusters=clusters)
+    spread, share = mean_error(values, clusters), float(values.mean())
+    if half_width(spread, 0.95) == 0:
+        return sign_test(spread.units, 0) if share != 0.5 else 1.0
+    return p_value(spread, math.log(share / (1 - share)) * share * (1 - share))
 
 
 def holm(p_values: ArrayLike) -> Floats:

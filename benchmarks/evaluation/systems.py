@@ -130,7 +130,7 @@ def find_source(source: str | Path, reference: str | Path = BUILTIN_MODEL) -> So
     if not path.is_dir():
         return _model(source)
     if (path / _CHECKPOINT).is_file():
-        if (run := _run_of(path.parent.parent, "train")) is None:
+        if (run := run_of(path.parent.parent, "train")) is None:
             raise RLAIFError(
                 f"expected the checkpoint {path} inside its run folder (for the model and the adapter's rank)"
             )
@@ -138,14 +138,14 @@ def find_source(source: str | Path, reference: str | Path = BUILTIN_MODEL) -> So
     if (path / "reward_model.json").is_file() or (path / "model" / "reward_model.json").is_file():
         raise RLAIFError(f"expected a policy, found a reward model in {path}: use it as a judge")
     for command, part in (("train", "policy"), ("sft", "model")):
-        if (run := _run_of(path, command)) is None:
+        if (run := run_of(path, command)) is None:
             continue
         if (path / part).is_dir():
             return _model(path / part, run)
         saved = sorted(path.glob(f"checkpoints/*/{_CHECKPOINT}"))
         hint = f"; {saved[-1].parent} is its last checkpoint" if saved else ""
         raise RLAIFError(f"expected a finished run with the folder {part!r} in {path}, found none{hint}")
-    return _model(path, _run_of(path.parent, "train") if path.name == "policy" else None)
+    return _model(path, run_of(path.parent, "train") if path.name == "policy" else None)
 
 
 def reference_of(reference: str | Path) -> Source:
@@ -165,7 +165,7 @@ def _model(name: str | Path, run: Mapping[str, Any] | None = None) -> Source:
     return Source("model", str(name), temperature)
 
 
-def _run_of(folder: Path, command: str) -> Mapping[str, Any] | None:
+def run_of(folder: Path, command: str) -> Mapping[str, Any] | None:
     """The configuration of the run in a folder, None if none of this command is there."""
     try:
         record = json.loads((folder / "config.json").read_bytes())

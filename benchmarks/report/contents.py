@@ -42,6 +42,7 @@ class Report:
     title: str  # the heading
     kind: str  # what the folder is, in two or three words
     lede: str = ""  # the one sentence to take home; may be ""
+    advice: list[str] = field(default_factory=list)  # what to do; the words before the first ": " say what one is about
     facts: dict[str, Cell] = field(default_factory=dict)  # what was run, and the figures that matter, by name
     warnings: list[str] = field(default_factory=list)  # what the reader must know before believing a figure
     tables: list[Table] = field(default_factory=list)  # in order, as figures and samples are

@@ -88,7 +88,9 @@ class _Reader:
         report = Report(_field(results, "title", str, file) or self.folder.resolve().name, kind)
         facts = _field(results, "facts", dict, file)
         report.facts = {name: _plain(value) for name, value in facts.items() if not isinstance(value, dict)}
-        report.warnings = [str(w) for w in _field(results, "warnings", list, file)]
+        report.advice, report.warnings = (
+            [str(text) for text in _field(results, name, list, file)] for name in ("advice", "warnings")
+        )
         tables = enumerate(_field(results, "tables", list, file), start=1)
         report.tables = [Table.from_json(table, f"{file}, table {i}") for i, table in tables]
         for i, figure in enumerate(_field(results, "figures", list, file), start=1):

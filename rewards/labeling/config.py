@@ -71,6 +71,11 @@ class LabelOptions(LabelingConfig):
             return self
         return replace(self, shots=0 if self.template else needed_shots(labeler, task, self.mode))
 
+    @property
+    def pairwise(self) -> Self:
+        """These options in mode "pairwise", for which shots and template of a score's prompt say nothing."""
+        return self if self.mode == "pairwise" else replace(self, mode="pairwise", shots=-1, template=None)
+
     def direct_score(self, scorer: LanguageModelConfig, task: Task) -> ScoreConfig:
         """How a scorer is asked for one response's score: as for labels of mode "score", else as it needs it."""
         if self.mode == "score":

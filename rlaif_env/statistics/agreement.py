@@ -23,7 +23,15 @@ from numpy.typing import ArrayLike, NDArray
 
 from rlaif_env.api import RLAIFError
 from rlaif_env.statistics.dependence import Clusters, Dyads, Floats, group_codes, mean_error, taken
-from rlaif_env.statistics.intervals import FEWEST_UNITS, Interval, checked_array, normal_quantile, rate, t_quantile
+from rlaif_env.statistics.intervals import (
+    FEWEST_UNITS,
+    Interval,
+    checked_array,
+    half_width,
+    normal_quantile,
+    rate,
+    t_quantile,
+)
 
 
 def accuracy(
@@ -104,7 +112,7 @@ def cohens_kappa(
     if abs(kappa) == 1 or spread.error == 0:  # no spread to go by: the interval of the observed agreement
         low, high = ((limit - chance) / (1 - chance) for limit in (share.low, share.high))
         return replace(share, estimate=kappa, low=low, high=high).clipped(-1.0, 1.0)
-    half = t_quantile(0.5 + level / 2, spread.df) * spread.error / (1 - kappa**2)
+    half = half_width(spread, level) / (1 - kappa**2)
     return replace(
         share, estimate=kappa, low=math.tanh(math.atanh(kappa) - half), high=math.tanh(math.atanh(kappa) + half)
     )

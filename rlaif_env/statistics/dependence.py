@@ -13,14 +13,19 @@ With k the effective number of texts, (sum of uses)² / sum of squared uses, it 
 Student's t of k / 2 - 1 degrees of freedom, since every row uses two of them. It is
 never under that of independent rows, as chance can have the sum of products.
 
-Notation: n rows, m clusters.
+Rows of a crossed layout, the same prompts answered after each of several trainings, depend on each other where they
+share the seed or the prompt (`Crossed`). By the two-way analysis of variance (Scheffé 1959, chapter 7) the variance of
+their mean is that by seeds, plus that by prompts, less what is in both of them: the rest, which neither explains. See
+`rlaif_env.statistics.intervals.half_width` for the interval.
+
+Notation: n rows, m clusters; S seeds, B prompts.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import overload
 
 import numpy as np
@@ -54,6 +59,45 @@ class Dyads:
         low, high = np.minimum(self.first, self.second)[two], np.maximum(self.first, self.second)[two]
         twice = np.bincount(np.unique(low * len(sums) + high, return_inverse=True)[1], weights=values[two])
         return float(sums @ sums - twice @ twice)
+
+
+FEWEST_SEEDS = 3
+"""Of a crossed layout; the error of two seeds has one degree of freedom, and no interval that covers is of use."""
+
+
+@dataclass(frozen=True)
+class Crossed:
+    """n rows that each belong to one of S seeds and to one of B prompts; rows that share either are dependent."""
+
+    seeds: NDArray[np.int64]  # (n,) numbers 0 ... S - 1
+    prompts: NDArray[np.int64]  # (n,) numbers 0 ... B - 1
+
+    def __len__(self) -> int:
+        return len(self.seeds)
+
+    def rest(self, values: Floats) -> float:
+        """Variance of the mean of values (n,) by what is neither the seed's nor the prompt's.
+
+        The squared sums over each cell of a seed and a prompt of what the best additive fit leaves, over its degrees of
+        freedom; 0 where it has none. Any cell may be empty or have several rows.
+        """
+        counts = np.zeros((int(self.prompts.max()) + 1, int(self.seeds.max()) + 1))
+        np.add.at(counts, (self.prompts, self.seeds), 1.0)
+        rows = np.maximum(counts.sum(axis=1), 1.0)
+        design = np.eye(counts.shape[1])[self.seeds] - (counts / rows[:, None])[self.prompts]
+        left = values - (np.bincount(self.prompts, weights=values) / rows)[self.prompts]
+        left = left - design @ np.linalg.lstsq(design, left, rcond=None)[0]
+        cells = np.bincount(self.prompts * counts.shape[1] + self.seeds, weights=left)
+        used = int((counts > 0).sum())
+        free = used - sum(int(counts.any(axis=axis).sum()) for axis in (0, 1)) + 1
+        return float(cells @ cells) * used / free / values.size**2 if free > 0 else 0.0
+
+
+def crossed(seeds: Sequence[Hashable], prompts: Sequence[Hashable]) -> Clusters | Crossed:
+    """What makes answers dependent, (n,) each: seed and prompt, or with under `FEWEST_SEEDS` seeds the prompt alone."""
+    if len(set(seeds)) < FEWEST_SEEDS:
+        return prompts
+    return Crossed(group_codes(seeds, len(seeds)), group_codes(prompts, len(seeds)))
 
 
 def clusters_of_pairs(prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> Clusters | Dyads:
@@ -149,15 +193,22 @@ class MeanError:
     df: float  # degrees of freedom of that
     units: int  # m, or half the effective number of texts
     rows: float  # so many independent rows there would be if dependent ones were all alike: n if there are none
+    # Of a crossed layout, where all of the above is by prompts: the error by seeds, and the variance that is in both
+    seeds: MeanError | None = None
+    rest: float = 0.0
 
 
-def mean_error(values: Floats, clusters: Clusters | Dyads | None) -> MeanError:
+def mean_error(values: Floats, clusters: Clusters | Dyads | Crossed | None) -> MeanError:
     """The error of the mean of values (n,), n ≥ 1.
 
     Raises:
         RLAIFError: As `group_codes`.
     """
     n = values.size
+    if isinstance(clusters, Crossed):
+        by_prompt, by_seed = (mean_error(values, codes) for codes in (clusters.prompts, clusters.seeds))
+        by_seed = replace(by_seed, df=max(1.0, by_seed.units - 1.0))
+        return replace(by_prompt, seeds=by_seed, rest=clusters.rest(values))
     if not isinstance(clusters, Dyads):
         sums, sizes = cluster_sums(values, group_codes(clusters, n))
         df = degrees_of_freedom(sums, sizes)

@@ -19,13 +19,18 @@ found by simulation to be 93-97 % (``python -m tests.stress.coverage`` prints th
   continuous quantity with tails no heavier than exponential; from 8 clusters, 20 independent rows where there are few
   values (differences of 0, ½, 1). Percentiles of resampled means cover 0.90 at 20 skewed rows, so they are not offered.
 
+* `mean_interval`, and `rate` on the logit scale, of a crossed layout of seeds and prompts: see `half_width`. From 3
+  seeds and 64 prompts 0.94-0.97 where the seeds differ, and to 0.98 where they do not (three seeds cannot tell chance
+  from a difference). With 2 seeds 0.91-0.98, and so wide that they are of no use: `crossed` takes two for fixed.
+  Percentiles of means over drawn seeds and drawn prompts (Owen 2007) cover 0.78 at 3 that differ much, 0.86 at 5.
+
 Under `FEWEST_UNITS` independent units no interval is to be relied on, and none is given: t of under four degrees of
 freedom and the handful of resamples that so few units have say nothing that their number does not.
 
 Ours for a reason: SciPy's Wilson interval takes whole counts only (sums of soft labels are none), it has no score
 interval with ties, none for clusters, and its bootstrap neither studentises nor draws clusters.
 
-Notation: n rows, m clusters, R resamples. Arguments that mean the same everywhere:
+Notation: n rows, m clusters, R resamples; S seeds, B prompts. Arguments that mean the same everywhere:
 
 * ``clusters``: (n,) which rows belong together, such as the prompt (rows of one cluster are dependent, clusters are
   not); None if all rows are independent.
@@ -45,7 +50,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from rlaif_env.api import RLAIFError
-from rlaif_env.statistics.dependence import Clusters, Dyads, Floats, mean_error
+from rlaif_env.statistics.dependence import Clusters, Crossed, Dyads, Floats, MeanError, mean_error
 
 FEWEST_UNITS = 5
 """Independent units from which on there is an interval; with fewer an `Interval` has none, and their number instead."""
@@ -59,7 +64,7 @@ class Interval:
     low: float | None  # lower limit of the confidence interval; None with fewer than `FEWEST_UNITS` units
     high: float | None  # upper limit; None where low is
     n: int  # rows it was computed from
-    units: int  # so many are independent: clusters, half the effective number of texts that rows compare, or n
+    units: int  # so many are independent: clusters, prompts, half the effective number of texts that rows compare, n
 
     def __float__(self) -> float:
         return self.estimate
@@ -149,6 +154,55 @@ def t_quantile(p: float, df: float) -> float:
     return float(stdtrit(df, p))
 
 
+# --- means -----------------------------------------------------------------------------------------------------------
+
+
+def half_width(spread: MeanError, level: float) -> float:
+    """Half of Student's interval for a mean with this error.
+
+    Of a crossed layout, with V the variances of the mean by seeds, by prompts, and the rest that both hold,
+
+        h² = max(t_B² V_B, t_S² (V_S - V_rest / 2) + t_B² (V_B - V_rest / 2)),
+
+    a modified large-sample interval (Graybill and Wang 1980), each part with the t of its own degrees of freedom: one
+    t for their sum (Satterthwaite 1946) covers 0.92 at 3 seeds that differ, since the few that happen to lie close
+    together seem many. The seeds can only widen it: their true part is not negative.
+    """
+    prompts = t_quantile(0.5 + level / 2, max(1.0, spread.df))
+    if spread.seeds is None:
+        return prompts * spread.error
+    seeds = t_quantile(0.5 + level / 2, spread.seeds.df)
+    fixed, shared = prompts**2 * spread.error**2, spread.rest / 2 * (prompts**2 + seeds**2)
+    return math.sqrt(max(fixed, seeds**2 * spread.seeds.error**2 + fixed - shared))
+
+
+def p_value(spread: MeanError, distance: float) -> float:
+    """1 - level of the interval of `half_width` that just reaches so far from its mean; at least 1e-12.
+
+    The two-sided p-value of a mean at this distance from what is tested: below 0.05 where the 95 % interval leaves it
+    out.
+    """
+    from scipy.optimize import brentq
+
+    def beyond(log: float) -> float:
+        return half_width(spread, -math.expm1(log)) - abs(distance)
+
+    least = math.log(1e-12)
+    if distance == 0 or beyond(least) <= 0:
+        return 1.0 if distance == 0 else 1e-12
+    return math.exp(brentq(beyond, least, -1e-12)) if beyond(-1e-12) < 0 else 1.0
+
+
+def mean_interval(values: ArrayLike, clusters: Clusters | Dyads | Crossed | None, *, level: float = 0.95) -> Interval:
+    """Mean of values (n,) with the interval of `half_width`."""
+    array = checked_array("values", values)
+    spread, mean = mean_error(array, clusters), float(array.mean())
+    if spread.units < FEWEST_UNITS:
+        return Interval(mean, None, None, array.size, spread.units)
+    half = half_width(spread, level)
+    return Interval(mean, mean - half, mean + half, array.size, spread.units)
+
+
 # --- rates ------------------------------------------------------------------------------------------------------------
 
 
@@ -200,7 +254,7 @@ def _tango_limits(wins: float, losses: float, n: float, z: float) -> tuple[float
     return low, high
 
 
-def rate(outcomes: ArrayLike, *, clusters: Clusters | Dyads | None = None, level: float = 0.95) -> Interval:
+def rate(outcomes: ArrayLike, *, clusters: Clusters | Dyads | Crossed | None = None, level: float = 0.95) -> Interval:
     """Mean of outcomes (n,) in [0, 1], such as wins (1), ties (½) and losses (0), with an interval inside [0, 1].
 
     Failed rows are to be left out and counted beside it. See the head of this module for the method.
@@ -210,12 +264,12 @@ def rate(outcomes: ArrayLike, *, clusters: Clusters | Dyads | None = None, level
     spread, share = mean_error(values, clusters), float(values.mean())
     if spread.units < FEWEST_UNITS:
         return Interval(share, None, None, n, spread.units)
-    if spread.rows == n and np.isin(values, (0.0, 0.5, 1.0)).all():
+    if spread.rows == n and spread.seeds is None and np.isin(values, (0.0, 0.5, 1.0)).all():
         low, high = _tango_limits(float((values == 1).sum()), float((values == 0).sum()), n, z)
         return Interval(share, (1 + low) / 2, (1 + high) / 2, n, spread.units)
-    if spread.error == 0:  # clusters that all have the same mean count as one row each
+    if half_width(spread, level) == 0:  # clusters that all have the same mean count as one row each
         return Interval(share, *_wilson_limits(share, spread.rows, z), n, spread.units)
     from scipy.special import expit, logit
 
-    half = t_quantile(0.5 + level / 2, spread.df) * spread.error / (share * (1 - share))
+    half = half_width(spread, level) / (share * (1 - share))
     return Interval(share, float(expit(logit(share) - half)), float(expit(logit(share) + half)), n, spread.units)

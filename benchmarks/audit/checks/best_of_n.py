@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +26,12 @@ from benchmarks.audit.api import Bound, Measured, Measurement, NotMeasured
 from benchmarks.audit.materials import Materials, SampledPrompt
 from benchmarks.audit.subject import Subject
 from benchmarks.audit.verdicts import LEVEL, IntervalAt, exactly, mean_at, slope_at
+from benchmarks.evaluation.systems import run_of
 from benchmarks.report.contents import Figure
 from benchmarks.report.curves import Line, lines
 from rlaif_env.api import DataError, RLAIFError
 from rlaif_env.data.jsonl import check_text, read_jsonl
-from rlaif_env.data.tasks import Task, gold_scores
+from rlaif_env.data.tasks import load_task
 from rlaif_env.records import read_metrics
 from rlaif_env.statistics import Floats
 
@@ -158,9 +158,9 @@ def best_of_n(subject: Subject, materials: Materials) -> Measured:
         rewards.append(values[there])
         golds.append(materials.gold(prompts, one.responses)[there])
     curve = curve_of(rewards, golds)
-    runs = [read_run(path, materials.task, curve.gold_sd) for path in materials.runs]
+    runs = [read_run(path, materials, curve.gold_sd) for path in materials.runs]
     figures = [*_figures(curve), *(_beside(run, curve) for run in runs)]
-    return Measured(figures, [_picture(curve, runs, subject.judges_groups)])
+    return Measured(figures, [_picture(curve, runs, subject)])
 
 
 def _figures(curve: Curve) -> list[Measurement]:
@@ -237,27 +237,38 @@ class Trained:
         return lambda level: difference(1 - (1 - level) / (len(self.gold) - 1))
 
 
-def read_run(folder: Path, task: Task, gold_sd: float = 1.0) -> Trained:
+def read_run(folder: Path, materials: Materials, gold_sd: float = 1.0) -> Trained:
     """A run's gold by its KL, from its metrics.jsonl; gold that was not logged is measured on its samples.jsonl.
 
     Args:
         folder: Of the run.
-        task: Whose gold measure it is.
+        materials: Whose task and gold measure; what a gold model says is always measured on the samples.
         gold_sd: What its gold is divided by.
 
     Raises:
-        RLAIFError: If it is no run's folder, or has under 20 updates with gold and KL.
+        RLAIFError: If it is no folder of a training on this task, or has under 20 updates with gold and KL.
         DataError: For bad lines of its samples.
+        BackendError: If the gold model fails.
     """
-    rows = [row for row in read_metrics(folder) if "kl" in row]
-    if (folder / "samples.jsonl").is_file() and task.gold is not None and any("gold" not in row for row in rows):
-        measured = _gold_of_samples(folder / "samples.jsonl", task)
+    rows, task = [row for row in read_metrics(folder) if "kl" in row], materials.task
+    if (config := run_of(folder, "train")) is None:
+        raise RLAIFError(f"expected a run of rlaif train in {folder}, found no configuration of one; name its folder")
+    if (other := load_task(config["task"]).name) != task.name:
+        raise RLAIFError(
+            f"expected a run on the task {task.name!r} in {folder}, found one on {other!r}: its gold would be another; "
+            "give runs on the audited task, or --task"
+        )
+    if materials.gold_model is not None:
+        rows = [{name: value for name, value in row.items() if name != "gold"} for row in rows]
+    if (folder / "samples.jsonl").is_file() and materials.gold_name != "none" and any("gold" not in r for r in rows):
+        measured = _gold_of_samples(folder / "samples.jsonl", materials)
         rows = [{"gold": measured[step], **row} if (step := int(row["step"])) in measured else row for row in rows]
     rows = [row for row in rows if "gold" in row]
     if len(rows) < 2 * _STRETCHES:
         raise RLAIFError(
             f"expected at least {2 * _STRETCHES} updates with their KL and gold in {folder}, found {len(rows)}: give "
-            "the folder of a longer run of rlaif train on a task that has a gold measure"
+            "the folder of a longer run of rlaif train, with its samples.jsonl, and a gold measure (the task's or "
+            "--gold)"
         )
     kl, gold = (np.array([row[name] for row in rows]) for name in ("kl", "gold"))
     parts = np.array_split(np.arange(len(rows)), _STRETCHES)
@@ -269,19 +280,18 @@ def read_run(folder: Path, task: Task, gold_sd: float = 1.0) -> Trained:
     )
 
 
-def _gold_of_samples(file: Path, task: Task) -> dict[int, float]:
+def _gold_of_samples(file: Path, materials: Materials) -> dict[int, float]:
     """Mean gold of a run's responses by update."""
-    texts: dict[int, list[str]] = {}
-    for step, text in read_jsonl(file, partial(_judged, task)):
-        texts.setdefault(step, []).append(text)
-    return {step: float(gold_scores(task, of).mean()) for step, of in texts.items()}
+    steps, prompts, responses = zip(*read_jsonl(file, _sample), strict=True)
+    gold, of = materials.gold(prompts, responses), np.array(steps)
+    return {step: float(gold[of == step].mean()) for step in dict.fromkeys(steps)}
 
 
-def _judged(task: Task, row: Mapping[str, Any]) -> tuple[int, str]:
-    texts = [check_text(row, name, may_be_empty=True) for name in ("prompt", "response")]
+def _sample(row: Mapping[str, Any]) -> tuple[int, str, str]:
+    prompt, response = (check_text(row, name, may_be_empty=True) for name in ("prompt", "response"))
     if type(step := row.get("step")) is not int:
         raise DataError(f"expected the number of an update as step, found {step!r:.60}")
-    return step, task.judged(*texts)
+    return step, prompt, response
 
 
 def _beside(run: Trained, curve: Curve) -> Measurement:
@@ -303,7 +313,7 @@ def _beside(run: Trained, curve: Curve) -> Measurement:
     )
 
 
-def _picture(curve: Curve, runs: Sequence[Trained], groups: bool) -> Figure:
+def _picture(curve: Curve, runs: Sequence[Trained], subject: Subject) -> Figure:
     drawn = []
     for name, values in (("reward", curve.reward), ("gold", curve.gold)):
         ends = [mean_at(column)(LEVEL) for column in values.T]
@@ -315,9 +325,9 @@ def _picture(curve: Curve, runs: Sequence[Trained], groups: bool) -> Figure:
     size = f"{len(curve.gold)} prompts, n = 1 to {last}; bands of 95 % over prompts at each n"
     caption = (
         f"Above one sample's, in SDs over a prompt's samples; {size}. The KL of the best of n is at most "
-        "log n - (n - 1)/n."
+        f"log n - (n - 1)/n. Gold: {subject.materials.gold_name}."
     )
-    if groups:
+    if subject.judges_groups:
         caption += (
             f" A judge of groups compares {last} samples of a prompt with each other, as many as it is asked for."
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -110,9 +111,10 @@ def test_a_judge_of_groups_compares_fewer_samples() -> None:
 # --- runs -------------------------------------------------------------------------------------------------------------
 
 
-def run(folder: Path, gold: np.ndarray) -> Path:
-    """A run's metrics: its KL rises to 10 nats."""
+def run(folder: Path, gold: np.ndarray, task: str = "movie-review") -> Path:
+    """A run's configuration and metrics: its KL rises to 10 nats."""
     folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"command": "train", "config": {"task": task}}))
     rows = [
         {"step": i + 1, "kl": 10 * (i + 1) / len(gold), "gold": value, "reward": i / 100}
         for i, value in enumerate(gold.tolist())
@@ -122,8 +124,6 @@ def run(folder: Path, gold: np.ndarray) -> Path:
 
 
 def test_runs_stand_beside_the_curve(materials: Materials, tmp_path: Path) -> None:
-    from dataclasses import replace
-
     noise = 0.05 * np.random.default_rng(0).standard_normal(100)
     turning = run(tmp_path / "turning", noise + np.minimum(np.arange(100), 100 - np.arange(100)) / 50)
     rising = run(tmp_path / "rising", noise + np.arange(100) / 100)
@@ -134,29 +134,29 @@ def test_runs_stand_beside_the_curve(materials: Materials, tmp_path: Path) -> No
     assert audit.pictures[0].svg.count("gold, run ") == 4  # drawn, and said for who does not see it
 
 
-def test_a_run_without_a_turn_is_seldom_said_to_have_one(tmp_path: Path) -> None:
+def test_a_run_without_a_turn_is_seldom_said_to_have_one(materials: Materials, tmp_path: Path) -> None:
     rng = np.random.default_rng(3)
-    falls = [
-        read_run(run(tmp_path / str(i), rng.standard_normal(60)), rewards.TASK).fall_at()(0.95) for i in range(200)
-    ]
+    falls = [read_run(run(tmp_path / str(i), rng.standard_normal(60)), materials).fall_at()(0.95) for i in range(200)]
     assert sum(fall.high is not None and fall.high < 0 for fall in falls) <= 10
 
 
-def test_gold_that_a_run_did_not_log_is_that_of_its_samples(tmp_path: Path) -> None:
+def test_gold_that_a_run_did_not_log_is_that_of_its_samples(materials: Materials, tmp_path: Path) -> None:
     logged = run(tmp_path / "run", np.zeros(40))
     rows = [json.loads(line) for line in (logged / "metrics.jsonl").read_text().splitlines()]
     without = [{name: value for name, value in row.items() if name != "gold"} for row in rows]
     (logged / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in without))
     with pytest.raises(RLAIFError, match="found 0"):
-        read_run(logged, rewards.TASK)
+        read_run(logged, materials)
     texts = [(i, text) for i in range(1, 41) for text in (" a film", " a wonderful film" if i > 20 else " a bad film")]
     samples = [{"step": step, "prompt": "It is", "response": text} for step, text in texts]
     (logged / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in samples))
     good, bad = gold_scores(rewards.TASK, ["It is a wonderful film", "It is a bad film"])
-    assert read_run(logged, rewards.TASK, 0.5).gold == pytest.approx([0.0] * 5 + [(good - bad) / 2 / 0.5] * 5)
+    assert read_run(logged, materials, 0.5).gold == pytest.approx([0.0] * 5 + [(good - bad) / 2 / 0.5] * 5)
+    longer = replace(materials, gold_model=rewards.reward(lambda text: float(len(text)), "long"))
+    assert read_run(logged, longer).gold == pytest.approx([0.0] * 5 + [3.0] * 5)  # "wonderful" is 6 longer
     (logged / "samples.jsonl").write_text('{"step": "1", "prompt": "", "response": ""}\n')
     with pytest.raises(DataError, match=r"samples\.jsonl.*\n  line 1: expected the number of an update"):
-        read_run(logged, rewards.TASK)
+        read_run(logged, materials)
 
 
 _JUDGE = """
@@ -182,8 +182,34 @@ def test_a_judge_of_groups_has_its_runs_beside_it_too(tmp_path: Path) -> None:
     assert [name for name in names if name.startswith("run trained")]
 
 
-def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
+def test_a_gold_model_is_asked_whatever_a_run_logged(materials: Materials, tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    def long(text: str) -> float:
+        asked.append(text)
+        return float(len(text))
+
+    folder, model = run(tmp_path / "run", np.arange(40.0)), rewards.reward(long, "long")
+    with pytest.raises(RLAIFError, match=r"found 0: give the folder of a longer run.*with its samples\.jsonl"):
+        read_run(folder, replace(materials, gold_model=model))
+    rows = [{"step": i, "prompt": "It is", "response": "x" * (60 - i)} for i in range(1, 41) for _ in range(2)]
+    (folder / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    longer = replace(materials, gold_model=model)
+    assert read_run(folder, longer).gold[-1] == read_run(folder, longer).gold[-1] == -36
+    assert len(asked) == 40  # equal rows, and a second reading, ask nothing
+
+
+def test_a_run_of_another_task_is_refused(materials: Materials, tmp_path: Path) -> None:
+    message = r"expected a run on the task 'movie-review' in .*other, found one on 'summarization'.*; give runs on"
+    with pytest.raises(RLAIFError, match=message):
+        read_run(run(tmp_path / "other", np.zeros(40), "summarization"), materials)
+    (tmp_path / "other" / "config.json").unlink()
+    with pytest.raises(RLAIFError, match=r"expected a run of rlaif train in .*other, found no configuration"):
+        read_run(tmp_path / "other", materials)
+
+
+def test_what_is_no_run_is_refused(materials: Materials, tmp_path: Path) -> None:
     with pytest.raises(RLAIFError, match="expected a run's metrics at"):
-        read_run(tmp_path, rewards.TASK)
+        read_run(tmp_path, materials)
     with pytest.raises(RLAIFError, match=r"expected at least 20 updates with their KL and gold in .*, found 5"):
-        read_run(run(tmp_path / "short", np.zeros(5)), rewards.TASK)
+        read_run(run(tmp_path / "short", np.zeros(5)), materials)

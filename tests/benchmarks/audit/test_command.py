@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from benchmarks.audit import config
 from benchmarks.audit.command import main
@@ -16,8 +19,11 @@ from benchmarks.audit.config import checks_named, parsed
 from benchmarks.audit.report import figure_text
 from benchmarks.audit.samples import sampler
 from benchmarks.report import write_report
+from rewards.reward_model.model import RewardModel
+from rewards.reward_model.record import LabelRecord
 from rlaif_env.api import RLAIFError
 from rlaif_env.data.tasks import PromptSource, Task, load_task
+from rlaif_env.models import backbone
 from rlaif_env.statistics import Interval
 from tests import ROOT
 from tests.benchmarks.audit.rewards import own_file
@@ -111,6 +117,51 @@ def test_samples_are_drawn_once_and_are_those_of_the_seed(tmp_path: Path) -> Non
     assert sampler(str(tmp_path / "policy"), task, seed=1, **sizes)() != found
     with pytest.raises(RLAIFError, match="expected at least 1 prompt and 2 samples of each, found 2 and 1"):
         sampler(str(tmp_path / "policy"), task, prompts=2, samples=1, seed=0, folder=tmp_path)
+
+
+def reward_model(folder: Path, task: str | Task = "movie-review", seed: int = 0) -> Path:
+    """A reward model on disk."""
+    base = folder / "base"
+    if not base.exists():
+        tiny_backbone(0).save_merged(None, base)
+    weight = torch.randn(32, generator=torch.Generator().manual_seed(seed))
+    model = RewardModel(backbone(base), weight, task, labels=LabelRecord({"human": 1}))
+    model.save(folder / f"rm{seed}", merged=False)
+    return folder / f"rm{seed}"
+
+
+def test_a_reward_model_measures_gold_where_it_is_told_to(tmp_path: Path) -> None:
+    gold, file = reward_model(tmp_path), tmp_path / "policy.jsonl"
+    rows = [{"prompt": p, "response": " film" * (n + 1)} for p in ("ab", "cd", "ef", "gh") for n in range(12)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    small = ["--texts", "24", "--pairs", "60", "--policy", str(file), "--checks", "best-of-n"]
+    command = [f"{own_file(tmp_path)}:words", *small, "--gold", str(gold), "--out", str(tmp_path / "out")]
+    assert main(command) == 0
+    found = json.loads((tmp_path / "out" / "audit.json").read_text())
+    name = RewardModel.load(gold).name
+    assert found["facts"]["gold"] == f"reward model {name} ({gold})"
+    assert f"Gold: reward model {name}." in (tmp_path / "out" / "audit.html").read_text(encoding="utf-8")
+    values = {finding["name"]: finding["estimate"]["estimate"] for finding in found["findings"]}
+    prompts, responses = ([row[name] for row in rows] for name in ("prompt", "response"))
+    golds = RewardModel.load(gold).score(prompts, responses).values.astype(float).reshape(4, 12)
+    expected = (golds[:, -1] - golds.mean(axis=1)).mean() / np.sqrt(golds.var(axis=1, ddof=1).mean())  # the longest
+    assert values["gold of the best of 12 above that of a sample"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_gold_that_is_no_reward_model_or_the_audited_one_or_another_task_s_is_refused(tmp_path: Path) -> None:
+    rest = ["--policy", "none", "--texts", "24", "--out", str(tmp_path / "out")]
+    same = reward_model(tmp_path)
+    shutil.copytree(same, tmp_path / "copy")
+    toy = reward_model(tmp_path, Task("toy", "continuation", "how good it is", 8, 6, PromptSource(prompts={})), seed=1)
+    for gold, message in {
+        tmp_path / "base": r"expected a reward model in .*base, found no reward_model\.json there",
+        tmp_path / "nothing": r"expected the folder of a reward model, found none at .*nothing",
+        tmp_path / "copy": r"expected --gold to be another reward model than the audited one, found the same in .*copy",
+        toy: r"expected --gold to be a reward model for the task 'movie-review', found one for 'toy' in .*rm1",
+    }.items():
+        with pytest.raises(RLAIFError, match=message):
+            main(["human-rm", "--reward.model", str(same), "--gold", str(gold), *rest])
+    assert not (tmp_path / "out").exists()
 
 
 def test_figures_as_text() -> None:

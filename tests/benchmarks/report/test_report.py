@@ -226,9 +226,10 @@ def test_a_training_run(tmp_path: Path) -> None:
 
 
 def test_a_comparison(tmp_path: Path) -> None:
-    page = Page(build(comparison(tmp_path / "c")))
+    page = Page(build(comparison(tmp_path / "c", advice=["Best by people: human-rm <b>."])))
     assert "Rewards <compared> & told" in page.text
     assert "One seed <only>." in page.text
+    assert page.text.index("human-rm <b>.") < page.text.index("One seed <only>.")
     assert page.rows == [
         ["system", "win rate", "n", "note"],
         ["sft", "9.5% [4.0%, 20.1%]", "5", "base"],
@@ -493,7 +494,7 @@ def test_every_other_text_of_a_folder_stays_text_too(tmp_path: Path) -> None:
     (tmp_path / "c" / "x.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     figures = [{"title": evil, "file": "x.png", "caption": evil}]
     folder = comparison(
-        tmp_path / "c", title=evil, facts={evil: evil}, tables=[table], figures=figures, warnings=[evil]
+        tmp_path / "c", title=evil, facts={evil: evil}, tables=[table], figures=figures, warnings=[evil], advice=[evil]
     )
     (folder / "config.json").write_text(json.dumps({"command_line": [evil], "config": {evil: evil}}))
     rows = [{"prompt": evil, "system": evil, "response": "x", "measures": {evil: 1}}]

@@ -537,3 +537,85 @@ def test_everything_there_is_comes_from_one_door() -> None:
     for module in (agreement, bootstrap, intervals, measures, text_measures):
         own = {name for name, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__}
         assert {name for name in own if not name.startswith("_")} <= set(s.__all__)
+
+
+# --- seeds and prompts ------------------------------------------------------------------------------------------------
+
+# seeds have means 1, 2, 3, prompts 0, 1, 2, 3, 4; what is left is +d in one and -d in the other corners of a square
+TABLE = np.add.outer([-1.0, 0.0, 1.0], np.arange(5.0))
+TABLE[0, 0] += 0.5
+TABLE[0, 1] -= 0.5
+TABLE[1, 0] -= 0.5
+TABLE[1, 1] += 0.5
+CELLS = np.indices((3, 5)).reshape(2, -1)
+
+
+def test_the_error_of_a_crossed_layout_is_that_of_the_two_way_analysis_of_variance() -> None:
+    found = s.mean_error(TABLE.ravel(), s.Crossed(*CELLS))
+    # mean squares: 5 (1 + 0 + 1) / 2 = 5 by seeds, 3 (4 + 1 + 0 + 1 + 4) / 4 = 7.5 by prompts, 4 / 4 / 8 of the rest
+    assert (found.error**2, found.seeds.error**2, found.rest) == pytest.approx((7.5 / 15, 5 / 15, 0.125 / 15))
+    assert (found.seeds.df, found.seeds.units, found.units) == (2, 3, 5)
+    by_seed, by_prompt = 4.30265273**2, s.t_quantile(0.975, found.df) ** 2
+    half = math.sqrt(by_seed * (5 - 0.0625) / 15 + by_prompt * (7.5 - 0.0625) / 15)
+    interval = s.mean_interval(TABLE.ravel(), s.Crossed(*CELLS))
+    assert (interval.low, interval.estimate, interval.high) == pytest.approx((2 - half, 2, 2 + half))
+    assert (interval.n, interval.units) == (15, 5)
+
+
+def test_seeds_that_are_all_alike_change_nothing() -> None:
+    values = np.random.default_rng(0).normal(size=40)
+    cells = s.Crossed(*np.indices((3, 40)).reshape(2, -1))
+    same, once = s.mean_interval(np.tile(values, 3), cells), s.mean_interval(values, None)
+    assert (same.low, same.high) == pytest.approx((once.low, once.high))
+    wins = values > -0.5
+    same, once = s.rate(np.tile(wins, 3), clusters=cells), s.rate(np.tile(wins, 3), clusters=cells.prompts)
+    assert (same.low, same.high) == pytest.approx((once.low, once.high))
+    assert s.rate(np.ones(120), clusters=cells) == s.rate(np.ones(120), clusters=cells.prompts)
+
+
+def test_seeds_that_differ_are_what_the_interval_is_made_of() -> None:
+    cells = s.Crossed(*np.indices((3, 200)).reshape(2, -1))
+    values = np.array([0.1, 0.2, 0.6])[cells.seeds]
+    found = s.mean_interval(values, cells)
+    assert found.high - 0.3 == pytest.approx(4.30265273 * np.std([0.1, 0.2, 0.6], ddof=1) / 3**0.5)
+    won = s.rate(np.arange(600) % 200 < np.array([40, 100, 160])[cells.seeds], clusters=cells)
+    assert won.low < 0.1 and won.high > 0.9
+
+
+def test_missing_cells_and_repeated_prompts_are_counted_as_they_are() -> None:
+    rng = np.random.default_rng(1)
+    values = rng.normal(size=(4, 30)) + rng.normal(size=(4, 1)) + rng.normal(size=30)
+    seeds, prompts = np.indices((4, 30)).reshape(2, -1)
+    kept = rng.random(120) < 0.9
+    found = s.Crossed(seeds[kept], prompts[kept]).rest(values.ravel()[kept])
+    # least squares on all indicators at once
+    design = np.hstack([np.eye(4)[seeds[kept]], np.eye(30)[prompts[kept]]])
+    left = values.ravel()[kept] - design @ np.linalg.lstsq(design, values.ravel()[kept], rcond=None)[0]
+    n, free = kept.sum(), kept.sum() - np.linalg.matrix_rank(design)
+    assert found == pytest.approx(left @ left / n / free)
+    whole = s.Crossed(seeds, prompts).rest(values.ravel())
+    twice = s.Crossed(np.tile(seeds, 2), np.tile(prompts, 2)).rest(np.tile(values.ravel(), 2))
+    assert twice == pytest.approx(whole)  # a copy of a row is no new one
+    assert s.Crossed(np.arange(6) % 3, np.arange(6)).rest(np.arange(6.0)) == 0  # nothing is crossed
+
+
+def test_with_two_seeds_the_prompts_alone_are_drawn() -> None:
+    assert s.crossed([0, 0, 1, 1], ["a", "b", "a", "b"]) == ["a", "b", "a", "b"]
+    found = s.crossed([5, 5, 7, 9], ["a", "b", "a", "b"])
+    assert isinstance(found, s.Crossed)
+    assert (found.seeds.tolist(), found.prompts.tolist()) == ([0, 0, 1, 2], [0, 1, 0, 1])
+    values = np.random.default_rng(0).normal(size=20)
+    prompts = [str(i % 10) for i in range(20)]
+    two = s.crossed([i // 10 for i in range(20)], prompts)
+    assert s.measure_mean("reward", values, two) == s.bootstrap_mean(values, clusters=prompts)
+
+
+@pytest.mark.parametrize("effect", [0.0, 0.3])
+def test_a_p_value_is_1_less_the_level_whose_interval_just_reaches(effect: float) -> None:
+    rng = np.random.default_rng(2)
+    cells = s.Crossed(*np.indices((3, 40)).reshape(2, -1))
+    values = rng.normal(0.3, 1, size=120) + effect * np.array([-1, 0, 1])[cells.seeds]
+    spread = s.mean_error(values, cells)
+    for level in (0.5, 0.9, 0.95, 0.999):
+        assert s.p_value(spread, -s.half_width(spread, level)) == pytest.approx(1 - level)
+    assert (s.p_value(spread, 0.0), s.p_value(spread, 1e9)) == (1.0, 1e-12)
