@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -109,6 +110,7 @@ class CompareConfig:
         train: How the policies are trained; its eval_prompts are what every policy answers in the end.
         gold_rm: Also judge with a reward model that learned from people's preferences of the split "gold", which no
             arm sees.
+        price_per_hour: Of this machine, in dollars, for the table of costs; the prices of tokens are the labeler's.
         report: Write report.html.
         document: A Markdown page to write tables and figures into, between <!-- made by make paper: NAME --> and
             <!-- end NAME -->; NAME is the title of one, or facts.
@@ -130,6 +132,7 @@ class CompareConfig:
     reward_model: RewardModelConfig = field(default_factory=RewardModelConfig)
     train: TrainingConfig = field(default_factory=TrainingConfig)
     gold_rm: bool = True
+    price_per_hour: float | None = None
     report: bool = True
     document: Path | None = None
     ablation: AblationConfig = field(default_factory=AblationConfig)
@@ -146,3 +149,5 @@ class CompareConfig:
                 raise RLAIFError(f"expected {name} of at least 1, found {count}")
         if self.train.eval_prompts is not None and self.train.eval_prompts < 2:
             raise RLAIFError(f"expected at least 2 eval_prompts, for an interval, found {self.train.eval_prompts}")
+        if self.price_per_hour is not None and not 0 <= self.price_per_hour < math.inf:
+            raise RLAIFError(f"expected a price_per_hour of at least 0, found {self.price_per_hour}")

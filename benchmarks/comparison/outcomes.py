@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +48,19 @@ class History:
 
 
 @dataclass(frozen=True)
+class Tokens:
+    """What a language model read and wrote."""
+
+    input: float
+    output: float
+    exact: bool  # counted, and not guessed from the characters
+    price: float | None = None  # None where the model has no prices
+
+    def __str__(self) -> str:
+        return f"{'' if self.exact else 'about '}{self.input:,.0f} + {self.output:,.0f}"
+
+
+@dataclass(frozen=True)
 class Outcome:
     """One policy: an arm, a seed, its answers and what was measured of them, how it got there, what it cost."""
 
@@ -56,6 +69,8 @@ class Outcome:
     system: System
     history: History | None
     costs: Mapping[str, Stage]
+    # Of a language model: "labels" and "training", where there is one
+    tokens: Mapping[str, Tokens] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -63,7 +78,7 @@ class Cost:
     """What an arm took, from labels to policy; what arms share is in each one's."""
 
     people: int  # judgements by people
-    tokens: int  # that the labeler read
+    labels: int  # by the labeler
     labelling: float  # seconds, as the others
     reward_model: float
     training: float  # mean over seeds
@@ -82,10 +97,9 @@ def cost_of(outcomes: Sequence[Outcome], arm: str) -> Cost:
     sources = {} if model is None else model.read_json("run/report.json")["labels"]["sources"]
     people = sum(count for who, count in sources.items() if who.startswith("human"))
     people += (report.get("calibration") or {"asked": 0})["asked"]
-    tokens = int(report["tokens"]["input"]) if report else 0
     labelling, modelling = (0.0 if stage is None else stage.seconds for stage in (labels, model))
     training = sum(costs["training"].seconds for costs in chosen) / len(chosen)
-    return Cost(people, tokens, labelling, modelling, training)
+    return Cost(people, report.get("labelled", 0), labelling, modelling, training)
 
 
 def arms_of(outcomes: Sequence[Outcome]) -> list[str]:

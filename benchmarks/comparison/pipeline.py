@@ -24,6 +24,7 @@ from agents.sft import train_and_save as fine_tune
 from agents.training.command import train
 from agents.training.config import TrainConfig
 from benchmarks.comparison.config import ARMS, CompareConfig
+from benchmarks.comparison.costs import asked_in_training, priced
 from benchmarks.comparison.outcomes import History, Outcome
 from benchmarks.comparison.stages import Stage, Stages, settings_of
 from benchmarks.evaluation.judges import judged, with_gold
@@ -116,10 +117,13 @@ class Pipeline:
         key = settings_of(model, *OPERATIONAL)
         return key if model.url is not None else {**key, "model": self.content(model.model), "server": None}
 
+    def labeler(self, who: str) -> LanguageModelConfig:
+        """The labeler, or ("same-size") the policy's own base in its place."""
+        return LanguageModelConfig(self.config.model) if who == "same-size" else self.config.labeler
+
     def labels(self, who: str) -> Stage:
         """The preferences of the labeler ("pairwise": in that mode), or ("same-size") of the policy's own base."""
-        c = self.config
-        labeler = LanguageModelConfig(c.model) if who == "same-size" else c.labeler
+        c, labeler = self.config, self.labeler(who)
         policy = None if self.has_preferences("train") else self.initial
         asked = vars((c.label.pairwise if who == "pairwise" else c.label).preference)
         settings = LabelConfig(**asked, task=c.task, pairs=c.label_pairs, labeler=labeler, policy=policy)
@@ -211,13 +215,17 @@ class Pipeline:
             name, who = ("reward-model", "gold") if gold == GOLD_RM else (ARMS[arm].reward, str(ARMS[arm].labels))
             stage = self.reward_model(who, base=base or None)
             return Reward(name, {"model": str(stage.path / "run" / "model")}, {"reward": name}, (stage,))
-        scorer = self.config.labeler if ARMS[arm].scorer == "labeler" else LanguageModelConfig(self.initial)
+        scorer = self.scorer(arm)
         asked = settings_of(self.config.label.direct_score(scorer, self.task))
         if ARMS[arm].reward == "group-preference":
             how = settings_of(self.config.label.with_shots(scorer, self.task).preference)
             asked = {name: how[name] for name in (*asked, "mode", "prompt")}
         options = {**settings_of(scorer, *(() if scorer.url is not None else ("server",))), **asked}
         return Reward(ARMS[arm].reward, options, {"scorer": self.model_key(scorer), **asked}, ())
+
+    def scorer(self, arm: str) -> LanguageModelConfig:
+        """The language model that scores in the training of an arm without a reward model."""
+        return self.config.labeler if ARMS[arm].scorer == "labeler" else LanguageModelConfig(self.initial)
 
     def training(self, arm: str, seed: int) -> Stage:
         """A policy trained with an arm's reward."""
@@ -303,4 +311,12 @@ class Pipeline:
             costs["reward model"] = self.reward_model(who)
             if who != "human":
                 costs["labels"] = self.labels(who)
-        return Outcome(arm, seed, system, History.read(costs["training"].path, self.task), costs)
+        history, tokens = History.read(costs["training"].path, self.task), {}
+        if "labels" in costs:
+            used = costs["labels"].read_json("report.json")["tokens"]
+            tokens["labels"] = priced(used["input"], used["output"], self.labeler(str(who)), exact=used["exact"])
+        if ARMS[arm].scorer is not None:
+            reward = self.reward(arm)
+            asked = (reward.name, reward.options, self.scorer(arm), self.task, history.samples)
+            tokens["training"] = asked_in_training(*asked)
+        return Outcome(arm, seed, system, history, costs, tokens)

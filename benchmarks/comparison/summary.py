@@ -24,7 +24,7 @@ def write_comparison(pipeline: Pipeline, outcomes: Sequence[Outcome], extra: Seq
     """Write comparison.json, responses.jsonl, table.md and the figures; print the main table, warnings and advice."""
     folder, task, stages, console = pipeline.config.out, pipeline.task, pipeline.stages.finished, pipeline.console
     judges = judges_of(outcomes, task)
-    tables = [*comparison_tables(outcomes, stages, judges), *extra]
+    tables = [*comparison_tables(outcomes, stages, judges, pipeline.config.price_per_hour), *extra]
     warnings, advice = warnings_of(outcomes, task), advice_of(outcomes, task)
     figures = []
     for file, title, caption, draw in FIGURES:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.comparison.costs import cost_table
 from benchmarks.comparison.outcomes import Outcome, arms_of, cost_of
 from benchmarks.comparison.stages import Stage
 from benchmarks.evaluation.judges import preferred
@@ -72,14 +73,16 @@ _WRITING = {
 }
 
 
-def comparison_tables(outcomes: Sequence[Outcome], stages: Sequence[Stage], judges: Mapping[str, str]) -> list[Table]:
+def comparison_tables(
+    outcomes: Sequence[Outcome], stages: Sequence[Stage], judges: Mapping[str, str], price_per_hour: float | None = None
+) -> list[Table]:
     """All tables, `_every_arm` and `_main` first; those that there is nothing for are left out."""
     tables = [_every_arm(outcomes, judges), _main(outcomes, judges), _by_judge(outcomes, judges), _writing(outcomes)]
     if len({outcome.seed for outcome in outcomes}) > 1:
         tables.append(_each_seed(outcomes, judges))
     if models := [stage for stage in stages if stage.name.startswith("rm-")]:
         tables.append(_reward_models(models, outcomes))
-    return [*tables, _costs(outcomes)]
+    return [*tables, cost_table(outcomes, price_per_hour)]
 
 
 def judges_of(outcomes: Sequence[Outcome], task: Task) -> dict[str, str]:
@@ -325,21 +328,4 @@ def _reward_models(models: Sequence[Stage], outcomes: Sequence[Outcome]) -> Tabl
         "whose mean human ratings differ by 0.5 or "
         "more; always the longer: what that rule would get. The paper's: human RM 79.3 (summaries), 76.0 (helpful); "
         "AI RM 74.2, 67.8.",
-    )
-
-
-def _costs(outcomes: Sequence[Outcome]) -> Table:
-    """Time by stage and arm, judgements and tokens that the labels took."""
-    rows: list[list[Cell]] = []
-    for arm in arms_of(outcomes)[1:]:
-        cost = cost_of(outcomes, arm)
-        seconds = (cost.labelling, cost.reward_model, cost.training, cost.seconds)
-        rows.append([arm, cost.people, cost.tokens, *map(round, seconds)])
-    asked, spent = ["people's judgements", "labeler's input tokens"], ["labelling", "reward model", "training", "sum"]
-    return Table(
-        "What each arm cost",
-        ["arm", *asked, *(f"{stage}, s" for stage in spent)],
-        rows,
-        "Wall time in seconds on the machine that made it, other work on it included; training: mean over seeds; what "
-        "two arms share is counted in both. In the paper a label by PaLM 2 L cost about $0.06, by people $0.67.",
     )

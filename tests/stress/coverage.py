@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtr
+from scipy.special import ndtr, ndtri
 
 from benchmarks.evaluation.length_control import length_control
 from rewards.labeling.report import alignment
@@ -32,6 +32,7 @@ from rlaif_env.statistics import (
     Crossed,
     Floats,
     Interval,
+    auc,
     bootstrap_mean,
     clusters_of_pairs,
     cohens_kappa,
@@ -68,7 +69,7 @@ class Setting:
     def quick(self) -> bool:
         """Whether nothing is resampled, so that more data sets can be drawn."""
         kind = self.interval.split(",")[0]
-        return kind in ("wilson", "rate", "mean_interval", "cohens_kappa") or (
+        return kind in ("wilson", "rate", "mean_interval", "cohens_kappa", "auc") or (
             self.interval == "spearman" and "clusters" not in self.data
         )
 
@@ -375,6 +376,19 @@ def _raters(n: int, kappa: float, share: float) -> Draw:
     return draw
 
 
+def _detector(positive: int, negative: int, area: float, ties: bool = False) -> Draw:
+    """Normal measures, sqrt(2) Phi^-1(area) apart; with ties only whether they are above the middle."""
+    apart = float(np.sqrt(2) * ndtri(area))
+    truth = area if not ties else float(ndtr(apart / 2))
+
+    def draw(rng: np.random.Generator, _: int) -> tuple[Interval, float]:
+        found = np.arange(positive + negative) < positive
+        values = rng.normal(size=found.size) + apart * found
+        return auc(values > apart / 2 if ties else values, found), truth
+
+    return draw
+
+
 def _ranks(n: int, correlation: float) -> Draw:
     truth = 6 / np.pi * float(np.arcsin(correlation / 2))
 
@@ -429,6 +443,11 @@ def settings() -> list[Setting]:
         Setting("cohens_kappa", "n = 100, kappa 0.6, labels 50:50", _raters(100, 0.6, 0.5)),
         Setting("cohens_kappa", "n = 300, kappa 0.8, labels 80:20", _raters(300, 0.8, 0.8)),
         Setting("cohens_kappa, shared texts", "600 pairs of 200 texts", _shared_texts(200, 600, kappa=True)),
+        Setting("auc", "10 of 60 positive, 0.5", _detector(10, 50, 0.5)),
+        Setting("auc", "10 of 60 positive, 0.8", _detector(10, 50, 0.8)),
+        Setting("auc", "30 of 64 positive, 0.9", _detector(30, 34, 0.9)),
+        Setting("auc", "30 of 64 positive, yes or no, 0.8", _detector(30, 34, 0.8, ties=True)),
+        Setting("auc", "30 of 64 positive, 0.97", _detector(30, 34, 0.97), claimed=False),
         Setting("spearman", "n = 8, correlation 0.4", _ranks(8, 0.4)),
         Setting("spearman", "n = 50, correlation 0", _ranks(50, 0.0)),
         Setting("spearman", "n = 50, correlation 0.7", _ranks(50, 0.7)),

@@ -341,6 +341,24 @@ def test_kappas_standard_error_is_that_of_the_formula_for_independence() -> None
     assert found == s.cohens_kappa([0, 0, 1, 1] * 100, [0, 1, 0, 1] * 100, clusters=range(400))
 
 
+def test_auc_by_hand_and_by_the_formula_of_delong() -> None:
+    assert s.auc([3, 2, 2, 1], [True, True, False, False]).estimate == 3.5 / 4  # 3 > 2, 3 > 1, 2 = 2, 2 > 1
+    rng = np.random.default_rng(0)
+    found = np.arange(60) < 20
+    values = rng.normal(size=60) + found
+    area = s.auc(values, found)
+    placed = (1 + np.sign(values[found][:, None] - values[~found])) / 2  # DeLong, DeLong and Clarke-Pearson 1988
+    error = math.sqrt(placed.mean(1).var(ddof=1) / 20 + placed.mean(0).var(ddof=1) / 40)
+    assert area.estimate == pytest.approx(placed.mean())
+    logit = math.log(placed.mean() / (1 - placed.mean()))
+    half = 1.96 * error / (placed.mean() * (1 - placed.mean()))
+    for limit, expected in ((area.low, logit - half), (area.high, logit + half)):
+        assert limit == pytest.approx(1 / (1 + math.exp(-expected)), abs=0.015)
+    other = s.auc(-values, found)
+    assert (other.estimate, other.low, other.high) == pytest.approx((1 - area.estimate, 1 - area.high, 1 - area.low))
+    assert s.auc(values, found).units == 26  # 2 · 20 · 40 / 60
+
+
 def test_spearman_by_hand() -> None:
     # ranks 1, 2.5, 2.5, 4 and 1, 3, 2, 4: 4.5 / √(4.5 · 5)
     assert s.spearman([10, 20, 20, 90], [1, 3, 2, 4]).estimate == pytest.approx(4.5 / math.sqrt(22.5))
@@ -494,6 +512,7 @@ BAD = [
     (lambda: s.cohens_kappa([], []), "expected two equally long, non-empty lists of labels, found 0 and 0"),
     (lambda: s.cohens_kappa([1], [1, 2]), "expected two equally long, non-empty lists of labels, found 1 and 2"),
     (lambda: s.cohens_kappa([1, 1], [1, 1]), "expected at least two different labels, found 1 only"),
+    (lambda: s.auc([1, 2], [True, True]), "expected positive rows and others, found 2 of 2 positive"),
     (lambda: s.spearman([1, 2, 3], [1, 2, 3]), "expected at least 4 rows for a rank correlation, found 3"),
     (lambda: s.spearman([1, 2, 3, 4], [5, 5, 5, 5]), "expected y to vary, found one value in all 4 rows"),
     (lambda: s.reliability_table([0.5], [1], bins=0), "expected at least one bin, found 0"),
