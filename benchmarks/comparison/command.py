@@ -22,9 +22,10 @@ from rich.console import Console
 from benchmarks.comparison.ablations import ablations
 from benchmarks.comparison.config import CompareConfig
 from benchmarks.comparison.document import markers, write_document
-from benchmarks.comparison.estimate import estimate
 from benchmarks.comparison.pipeline import Pipeline
-from benchmarks.comparison.plan import make_stages, planned, twins
+from benchmarks.comparison.planning.estimate import estimate
+from benchmarks.comparison.planning.plan import planned, twins
+from benchmarks.comparison.planning.workers import make_stages
 from benchmarks.comparison.stages import Job
 from benchmarks.comparison.summary import write_comparison
 from rlaif_env.data.tasks import EVAL_PROMPTS, held_out_prompts, load_task

@@ -10,12 +10,13 @@ import pytest
 from rich.console import Console
 
 from benchmarks.comparison.command import compare
-from benchmarks.comparison.config import AblationConfig, same_arms
-from benchmarks.comparison.estimate import estimate
+from benchmarks.comparison.config import AblationConfig, CompareConfig, same_arms
 from benchmarks.comparison.pipeline import Pipeline
-from benchmarks.comparison.plan import planned
+from benchmarks.comparison.planning.estimate import estimate
+from benchmarks.comparison.planning.plan import planned
 from benchmarks.comparison.stages import RECORD, Job
 from rewards.language_model.config import LanguageModelConfig
+from rlaif_env.api import RLAIFError
 from rlaif_env.records import write_json
 from tests.benchmarks.comparison.test_keys import dry, folder
 
@@ -72,6 +73,14 @@ def test_what_nothing_is_known_of_is_timed_and_a_server_is_left_alone(folder: Pa
     assert {"labels", "train-group-preference-seed0", "judge-direct-llm-of-sft-seed0"} <= unknown
     assert not {"rm-ai", "train-distilled-rm-seed0", "train-direct-llm-seed0"} & unknown
     assert "that it is not known of" in found.line
+
+
+def test_terms_that_nobody_accepted_are_told_before_all_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RLAIF_CACHE", str(tmp_path))
+    monkeypatch.delenv("RLAIF_ACCEPT_GEMMA_TERMS", raising=False)
+    config = CompareConfig(task="no such task", labeler=LanguageModelConfig("gemma-3-270m"), out=tmp_path / "out")
+    with pytest.raises(RLAIFError, match="run `rlaif fetch gemma-3-270m --accept-gemma-terms` once"):
+        compare(config)
 
 
 def test_arms_that_come_to_the_same_thing_are_named() -> None:

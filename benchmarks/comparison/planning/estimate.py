@@ -64,12 +64,15 @@ class Estimate:
         """Which stages are there, which are to be made, and how long each kind takes."""
         kinds: dict[str, list[Job]] = {}
         for job in jobs:
-            kinds.setdefault(re.sub("-seed.*", "", job.name.replace("-of-train-", " of samples, ")), []).append(job)
+            judge, of, source = job.name.partition("-of-")
+            whose = " of samples" if source.startswith("train-") else " of answers"
+            kinds.setdefault(judge + whose if of else re.sub("-seed.*", "", judge), []).append(job)
         rows: list[list[Cell]] = []
-        for kind, of in kinds.items():
-            made = [self.seconds[job.key] for job in of if not job.done]
+        for kind, group in kinds.items():
+            made = [self.seconds[job.key] for job in group if not job.done]
             known = [seconds for seconds in made if seconds is not None]
-            rows.append([kind, len(of) - len(made), len(made), f"{sum(known) / 60:.1f}" if known or not made else "?"])
+            minutes = f"{sum(known) / 60:.1f}" if known or not made else "?"
+            rows.append([kind, len(group) - len(made), len(made), minutes])
         return Table("Stages", ["stage", "there", "to make", "minutes of one worker"], rows, self.line)
 
 

@@ -16,7 +16,7 @@ from rich.console import Console
 from benchmarks.comparison.command import compare
 from benchmarks.comparison.config import CompareConfig
 from benchmarks.comparison.pipeline import Pipeline
-from benchmarks.comparison.plan import planned
+from benchmarks.comparison.planning.plan import planned
 from rewards.labeling.config import LabelOptions
 from rlaif_env.api import RLAIFError
 from rlaif_env.records import RunError
@@ -66,7 +66,7 @@ def test_what_stops_workers_leaves_what_is_finished(folder: Path, tmp_path: Path
     out = tmp_path / "out"
     script = (
         "from pathlib import Path; from dataclasses import replace; import sys;"
-        "from tests.benchmarks.comparison.test_plan import small; from rlaif_env import cli;"
+        "from tests.benchmarks.comparison.test_workers import small; from rlaif_env import cli;"
         "from benchmarks.comparison import command;"
         f"config = small(Path({str(folder)!r}), Path({str(out)!r}), workers=2);"
         "config = replace(config, arms=('direct-llm', 'group-preference'));"
