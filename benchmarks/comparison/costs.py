@@ -109,8 +109,10 @@ def cost_table(outcomes: Sequence[Outcome], price_per_hour: float | None = None)
         if price_per_hour is not None:
             prices.append(cost.seconds / 3600 * price_per_hour)
         prices += [*([sum(prices)] if len(prices) > 1 else []), cost.labels * AI_LABEL]
-        row = [arm, cost.people, cost.labels, *("0" if each is None else str(each) for each in tokens)]
-        rows.append([*row, *map(round, seconds), *(f"{price:,.2f}" for price in prices)])
+        asked_for = ("0" if each is None else str(each) for each in tokens)
+        rows.append(
+            [arm, cost.people, cost.labels, *asked_for, *map(round, seconds), *(f"{price:,.2f}" for price in prices)]
+        )
     asked = ["people's judgements", "AI labels", "tokens for labels, in + out", "tokens in training, in + out"]
     spent = [f"{stage}, s" for stage in ("labelling", "reward model", "training", "sum")]
     prices_of = [f"people at ${HUMAN_LABEL}, $", *(["tokens, $"] if priced_tokens else [])]
