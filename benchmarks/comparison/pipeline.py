@@ -24,9 +24,9 @@ from agents.sft import train_and_save as fine_tune
 from agents.training.command import train
 from agents.training.config import TrainConfig
 from benchmarks.comparison.config import ARMS, CompareConfig
-from benchmarks.comparison.costs import asked_in_training, priced
 from benchmarks.comparison.outcomes import History, Outcome
 from benchmarks.comparison.stages import Stage, Stages, settings_of
+from benchmarks.evaluation.asked import asked_in_training, priced
 from benchmarks.evaluation.judges import judged, with_gold
 from benchmarks.evaluation.qualitative import with_unsupported
 from benchmarks.evaluation.systems import answer, read_system, write_system

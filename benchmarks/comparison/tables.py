@@ -14,14 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.comparison.costs import cost_table
-from benchmarks.comparison.examples import example_tables
-from benchmarks.comparison.outcomes import Outcome, arms_of
+from benchmarks.comparison.outcomes import Outcome, arms_of, cost_table
 from benchmarks.comparison.stages import Stage
 from benchmarks.evaluation.judges import preferred
 from benchmarks.evaluation.length_control import LengthControl, length_control
 from benchmarks.evaluation.metrics import holm, win_rate_test
-from benchmarks.evaluation.qualitative import SIGNS
+from benchmarks.evaluation.qualitative import SIGNS, example_tables
 from benchmarks.evaluation.systems import System
 from rlaif_env.data.tasks import Task
 from rlaif_env.statistics import (
@@ -82,7 +80,11 @@ def comparison_tables(
         tables.append(_each_seed(outcomes, judges))
     if models := [stage for stage in stages if stage.name.startswith("rm-")]:
         tables.append(_reward_models(models, outcomes))
-    return [*tables, cost_table(outcomes, price_per_hour), *example_tables(outcomes)]
+    return [
+        *tables,
+        cost_table(outcomes, price_per_hour),
+        *example_tables({arm: _systems(outcomes, arm) for arm in arms_of(outcomes)}),
+    ]
 
 
 def judges_of(outcomes: Sequence[Outcome], task: Task) -> dict[str, str]:

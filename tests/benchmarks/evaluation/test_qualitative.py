@@ -8,9 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.comparison.examples import example_tables
-from benchmarks.comparison.outcomes import Outcome
-from benchmarks.evaluation.qualitative import SIGNS, with_unsupported
+from benchmarks.evaluation.qualitative import SIGNS, example_tables, with_unsupported
 from benchmarks.evaluation.systems import System
 from rlaif_env.data.jsonl import read_jsonl
 from rlaif_env.statistics import Interval, auc, cohens_kappa, interval_text, new_names, new_numbers, repeated_ngrams
@@ -82,12 +80,11 @@ def test_examples_are_the_worst_and_the_best_by_the_measure_over_all_seeds() -> 
         }
         return with_unsupported(System(mark, "", ["p0", "p1", "p2"], texts, measures))
 
-    outcomes = [
-        Outcome("sft", 0, system([0, 0, 0], [0, 0, 0], "s"), None, {}),
-        Outcome("human-rm", 0, system([0, 1, 1], [1, 0, 1], "a"), None, {}),
-        Outcome("human-rm", 1, system([0, 0, 3], [1, 0, 0], "b"), None, {}),
-    ]
-    by_names, by_perplexity = example_tables(outcomes)
+    policies = {
+        "sft": [system([0, 0, 0], [0, 0, 0], "s")],
+        "human-rm": [system([0, 1, 1], [1, 0, 1], "a"), system([0, 0, 3], [1, 0, 0], "b")],
+    }
+    by_names, by_perplexity = example_tables(policies)
     assert [row for row in by_names.rows if str(row[0]).startswith("human-rm")] == [
         ["human-rm, worst", 3, "p2 ▸ b2"],
         ["human-rm, worst", 2, "p2 ▸ a2"],
