@@ -9,17 +9,23 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.comparison.stages import Stage
+from benchmarks.evaluation.asked import Tokens
 from benchmarks.evaluation.judges import with_gold
 from benchmarks.evaluation.systems import System
 from rlaif_env.data.jsonl import read_jsonl
 from rlaif_env.data.tasks import Task
 from rlaif_env.records import read_metrics
 from rlaif_env.statistics import Floats
+from rlaif_env.tables import Cell, Table
 
 WINDOW = 5
 """Updates that curves are smoothed over."""
 
 _SURE = 3.0  # standard errors: the highest of many windows is high by chance too
+
+
+HUMAN_LABEL, AI_LABEL = 0.67, 0.06
+"""US dollars for a preference by people, and by PaLM 2 L with a rationale in both orders (the paper's cost section)."""
 
 
 @dataclass(frozen=True)
@@ -45,19 +51,6 @@ class History:
             gold, step_of = samples.measures["gold"], samples.measures["step"]
             curves["gold"] = np.array([gold[step_of == step].mean() for step in steps])
         return cls(steps, curves, samples)
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """What a language model read and wrote."""
-
-    input: float
-    output: float
-    exact: bool  # counted, and not guessed from the characters
-    price: float | None = None  # None where the model has no prices
-
-    def __str__(self) -> str:
-        return f"{'' if self.exact else 'about '}{self.input:,.0f} + {self.output:,.0f}"
 
 
 @dataclass(frozen=True)
@@ -100,6 +93,55 @@ def cost_of(outcomes: Sequence[Outcome], arm: str) -> Cost:
     labelling, modelling = (0.0 if stage is None else stage.seconds for stage in (labels, model))
     training = sum(costs["training"].seconds for costs in chosen) / len(chosen)
     return Cost(people, report.get("labelled", 0), labelling, modelling, training)
+
+
+def _mean(several: Sequence[Tokens]) -> Tokens | None:
+    if not several:
+        return None
+    read, written = (sum(values) / len(several) for values in zip(*((t.input, t.output) for t in several), strict=True))
+    prices = [t.price for t in several if t.price is not None]
+    return Tokens(read, written, all(t.exact for t in several), sum(prices) / len(prices) if prices else None)
+
+
+def cost_table(outcomes: Sequence[Outcome], price_per_hour: float | None = None) -> Table:
+    """People's judgements, tokens, time and price of each arm; of what a training took, the mean over seeds.
+
+    Args:
+        outcomes: The policies.
+        price_per_hour: Of the machine; None leaves its time without a price.
+    """
+    rows: list[list[Cell]] = []
+    priced_tokens = any(t.price is not None for outcome in outcomes for t in outcome.tokens.values())
+    for arm in arms_of(outcomes)[1:]:
+        cost, chosen = cost_of(outcomes, arm), [outcome.tokens for outcome in outcomes if outcome.arm == arm]
+        tokens = chosen[0].get("labels"), _mean([each["training"] for each in chosen if "training" in each])
+        seconds = (cost.labelling, cost.reward_model, cost.training, cost.seconds)
+        prices = [cost.people * HUMAN_LABEL]
+        if priced_tokens:
+            prices.append(sum((each.price or 0.0 for each in tokens if each), 0.0))
+        if price_per_hour is not None:
+            prices.append(cost.seconds / 3600 * price_per_hour)
+        prices += [*([sum(prices)] if len(prices) > 1 else []), cost.labels * AI_LABEL]
+        asked_for = ("0" if each is None else str(each) for each in tokens)
+        rows.append(
+            [arm, cost.people, cost.labels, *asked_for, *map(round, seconds), *(f"{price:,.2f}" for price in prices)]
+        )
+    asked = ["people's judgements", "AI labels", "tokens for labels, in + out", "tokens in training, in + out"]
+    spent = [f"{stage}, s" for stage in ("labelling", "reward model", "training", "sum")]
+    prices_of = [f"people at ${HUMAN_LABEL}, $", *(["tokens, $"] if priced_tokens else [])]
+    prices_of += [] if price_per_hour is None else [f"machine at ${price_per_hour:g} an hour, $"]
+    prices_of += ["price, $"] if len(prices_of) > 1 else []
+    return Table(
+        "What each arm cost",
+        ["arm", *asked, *spent, *prices_of, f"for comparison: AI labels at ${AI_LABEL}, $"],
+        rows,
+        "From labels to policy; what two arms share is counted in both; of a training, the mean over seeds. Seconds: "
+        "wall time on the machine that made it, other work on it included. Tokens: of all questions, those too that a "
+        f"cache answered. People's judgements at the paper's ${HUMAN_LABEL}, also where they came with the task; for "
+        f"comparison what the labels would have cost by the paper's PaLM 2 L (${AI_LABEL}, with rationales)."
+        + ("" if priced_tokens else " The labeler's tokens have no price (--labeler.server.limits.price-in).")
+        + ("" if price_per_hour is not None else " The machine has no price (--price-per-hour)."),
+    )
 
 
 def arms_of(outcomes: Sequence[Outcome]) -> list[str]:

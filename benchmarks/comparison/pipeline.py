@@ -24,10 +24,11 @@ from agents.sft import train_and_save as fine_tune
 from agents.training.command import train
 from agents.training.config import TrainConfig
 from benchmarks.comparison.config import ARMS, CompareConfig
-from benchmarks.comparison.costs import asked_in_training, priced
 from benchmarks.comparison.outcomes import History, Outcome
 from benchmarks.comparison.stages import Stage, Stages, settings_of
+from benchmarks.evaluation.asked import asked_in_training, priced
 from benchmarks.evaluation.judges import judged, with_gold
+from benchmarks.evaluation.qualitative import with_unsupported
 from benchmarks.evaluation.systems import answer, read_system, write_system
 from rewards import make_reward
 from rewards.labeling.command import label
@@ -303,7 +304,7 @@ class Pipeline:
         answers = self.answers(arm, seed)
         system = replace(read_system(answers.path / "answers.json"), name=f"{arm}/{seed}")
         scores = {f"judge:{name}": self.scores(name, answers) for name in self.judges()}
-        system = with_gold(replace(system, measures={**system.measures, **scores}), self.task)
+        system = with_unsupported(with_gold(replace(system, measures={**system.measures, **scores}), self.task))
         if arm == "sft":
             return Outcome(arm, seed, system, None, {"answers": answers})
         costs = {"answers": answers, "training": self.training(arm, seed)}

@@ -17,6 +17,7 @@ _RANGES = {
     "repeated-3": (0.0, 1.0),
     "new_numbers": (0.0, math.inf),
     "new_names": (0.0, math.inf),
+    "unsupported": (0.0, math.inf),
 }
 """Where the mean of a measure lies; others may lie anywhere."""
 

@@ -11,9 +11,9 @@ import pytest
 from numpy.typing import NDArray
 
 from benchmarks.comparison.config import CompareConfig
-from benchmarks.comparison.costs import asked_in_training, cost_table, priced
-from benchmarks.comparison.outcomes import Outcome, Tokens
+from benchmarks.comparison.outcomes import Outcome, cost_table
 from benchmarks.comparison.stages import Stage
+from benchmarks.evaluation.asked import Tokens, asked_in_training, priced
 from benchmarks.evaluation.systems import System
 from rewards import make_reward
 from rewards.endpoint.config import ServerConfig
