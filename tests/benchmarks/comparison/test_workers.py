@@ -53,7 +53,7 @@ def test_where_a_worker_fails_the_others_finish_their_stage(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RLAIF_DEVICE", "cpu")
-    never = LabelOptions(**{**SCORES, "minimum_mass": 0.999999})
+    never = LabelOptions(**SCORES, max_tokens=1)  # every pair is too long for it
     with pytest.raises(RLAIFError, match="expected the labeler to label some of 40 pairs, see"):
         compare(small(folder, tmp_path, workers=2, label=never))
     assert any(name.startswith("answers-sft") for name in finished(tmp_path))  # by the other worker
