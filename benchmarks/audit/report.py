@@ -76,9 +76,9 @@ def lede(audit: Audit) -> str:
     open_ = sum(finding.verdict == "unclear" for finding in judged)
     if audit.flags:
         names = ", ".join(dict.fromkeys(finding.check for finding in audit.flags))
-        faults = "is surely a fault" if len(audit.flags) == 1 else "are surely faults"
+        faults, them = ("is surely a fault", "it") if len(audit.flags) == 1 else ("are surely faults", "them")
         count = f"{len(audit.flags)} of {len(judged)} judged figures {faults} ({names})"
-        return f"{count}: mend them, or train on another reward."
+        return f"{count}: mend {them}, or train on another reward."
     rest = f" {open_} of {len(judged)} judged figures stay unclear at this size." if open_ else ""
     return f"No figure is surely a fault: nothing here speaks against training on this reward.{rest}"
 

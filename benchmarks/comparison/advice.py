@@ -216,7 +216,7 @@ def _disagreements(outcomes: Sequence[Outcome], judges: Mapping[str, str]) -> It
         ]
         found += [f"{a} is preferred to {b} on {percent(share)} % by {title}, {_and(whose)}"] if whose else []
     if found:
-        more = f"; and on {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+        more = f"; and {count_of(len(found) - _SHOWN, 'more pair')} of arms" if len(found) > _SHOWN else ""
         yield f"Judges disagree: {'; '.join(found[:_SHOWN])}{more}."
 
 
