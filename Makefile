@@ -11,7 +11,8 @@ COMPARE ?= --train.updates 40 --reward-model.pairs 6000 --reward-model.texts 200
 LABELER ?= gemma-3-270m
 WORKERS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); echo $$(( n < 4 ? n : 4 )))
 PAPER ?= --arms human-rm distilled-rm pairwise-rm same-size-rm combined-rm direct-llm self-llm group-preference \
-	--seeds 0 1 2 --ablation.prompt-grid 2 --ablation.pair-counts 128 512 2048 --ablation.staleness
+	--seeds 0 1 2 --ablation.prompt-grid 2 --ablation.pair-counts 128 512 2048 --ablation.staleness \
+	--ablation.equal-kl --ablation.samples 8 --ablation.gold-bases $(LABELER)
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
