@@ -153,9 +153,7 @@ def test_gold_that_a_run_did_not_log_is_that_of_its_samples(materials: Materials
     good, bad = gold_scores(rewards.TASK, ["It is a wonderful film", "It is a bad film"])
     assert read_run(logged, materials, 0.5).gold == pytest.approx([0.0] * 5 + [(good - bad) / 2 / 0.5] * 5)
     longer = replace(materials, gold_model=rewards.reward(lambda text: float(len(text)), "long"))
-    assert read_run(logged, longer).gold == pytest.approx(
-        [0.0] * 5 + [3.0] * 5
-    )  # "wonderful" is 6 longer
+    assert read_run(logged, longer).gold == pytest.approx([0.0] * 5 + [3.0] * 5)  # "wonderful" is 6 longer
     (logged / "samples.jsonl").write_text('{"step": "1", "prompt": "", "response": ""}\n')
     with pytest.raises(DataError, match=r"samples\.jsonl.*\n  line 1: expected the number of an update"):
         read_run(logged, materials)
