@@ -165,7 +165,8 @@ def other_bases(pipeline: Pipeline, outcomes: Sequence[Outcome], bases: Sequence
             row.append(percent(share_of_wins(scored, first, second, f"judge:{judge}")))
         rows.append(row)
     models = [pipeline.reward_model("gold", base=base) for base in (None, *bases)]
-    figures = [next(iter(model.read_json("run/report.json")["figures"].values())) for model in models]
+    reports = [model.read_json("run/report.json")["figures"] for model in models]
+    figures = [report.get("human") or next(iter(report.values())) for report in reports]
     told = [percent(figure["accuracy"]) for figure in figures]
     return Table(
         "Gold reward models on other bases: how often the first is preferred",

@@ -27,6 +27,7 @@ from benchmarks.comparison.figures import FIGURES
 from benchmarks.comparison.outcomes import Outcome, over_optimised_from
 from benchmarks.comparison.pipeline import Pipeline
 from benchmarks.comparison.stages import Stage, Stages
+from benchmarks.comparison.tables import percent
 from benchmarks.evaluation.systems import System
 from rewards.direct_score import ScoreConfig
 from rewards.endpoint.config import ServerConfig
@@ -267,6 +268,8 @@ def test_seeds_combined_labels_and_ablations(folder: Path, done: Path) -> None:
     bases = next(table for title, table in tables.items() if title.startswith("Gold reward models on other bases"))
     assert bases["columns"] == ["first against second", "the policy's base", str(folder / "other")]
     assert len(list(out.glob("stages/rm-gold-*"))) == 2
+    reports = [json.loads(file.read_text())["figures"] for file in out.glob("stages/rm-gold-*/run/report.json")]
+    assert set(bases["rows"][0][1:]) == {percent(report["human"]["accuracy"]) for report in reports}
     both = json.loads(next(out.glob("stages/rm-both-*/run/report.json")).read_text())["labels"]["sources"]
     assert set(both) == {"human", f"ai:{folder / 'policy'}"}
 
