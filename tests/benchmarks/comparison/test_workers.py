@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 
 from benchmarks.comparison.command import compare
@@ -41,8 +42,13 @@ def results(out: Path) -> dict[str, bytes]:
 
 def test_workers_make_what_one_process_makes(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RLAIF_DEVICE", "cpu")
-    for workers in (1, 2):
-        compare(small(folder, tmp_path / str(workers), workers=workers))
+    threads = torch.get_num_threads()
+    try:
+        for workers in (1, 2):
+            torch.set_num_threads(workers)  # one for each: sums of another number of threads round otherwise
+            compare(small(folder, tmp_path / str(workers), workers=workers))
+    finally:
+        torch.set_num_threads(threads)
     assert results(tmp_path / "2") == results(tmp_path / "1")
     jobs = planned(Pipeline(small(folder, tmp_path / "2"), Console(quiet=True)))
     assert {job.path.name for job in jobs} == set(finished(tmp_path / "2"))
