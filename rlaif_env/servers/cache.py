@@ -79,7 +79,15 @@ class AnswerCache(AbstractContextManager["AnswerCache"]):
                 raise
 
     def _prepare(self) -> None:
-        self._db.execute("PRAGMA journal_mode=WAL")
+        until = time.monotonic() + _BUSY_SECONDS
+        while True:  # SQLite does not wait for others that change a new file's mode, as it does for all else
+            try:
+                self._db.execute("PRAGMA journal_mode=WAL")
+                break
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > until:
+                    raise
+                time.sleep(0.01)
         self._db.execute("PRAGMA synchronous=NORMAL")
         version = self._db.execute("PRAGMA user_version").fetchone()[0]
         if version not in (0, _VERSION):

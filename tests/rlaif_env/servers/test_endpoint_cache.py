@@ -4,6 +4,8 @@ import json
 import sqlite3
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -107,6 +109,19 @@ def test_two_processes_share_a_store(tmp_path: Path) -> None:
         assert [child.wait() for child in children] == [0, 0]
     with AnswerCache(store) as cache:
         assert len(cache) == 150
+
+
+def test_many_open_a_new_store_at_once(tmp_path: Path) -> None:
+    for turn in range(20):
+        together, path = threading.Barrier(8), tmp_path / f"{turn}.sqlite"
+
+        def opened(together: threading.Barrier = together, path: Path = path) -> int:
+            together.wait()
+            with AnswerCache(path) as cache:
+                return len(cache)
+
+        with ThreadPoolExecutor(8) as pool:
+            assert [job.result() for job in [pool.submit(opened) for _ in range(8)]] == [0] * 8
 
 
 def test_the_command_shows_and_prunes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
