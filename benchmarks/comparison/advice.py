@@ -14,13 +14,12 @@ from itertools import permutations
 import numpy as np
 
 from benchmarks.comparison.outcomes import Cost, Outcome, arms_of, cost_of, over_optimised_from
-from benchmarks.comparison.tables import judges_of, percent, share_of_wins, with_interval
+from benchmarks.comparison.tables import INDEPENDENT, judges_of, percent, share_of_wins, with_interval
 from benchmarks.evaluation.systems import System
 from rlaif_env.data.tasks import Task
 from rlaif_env.statistics import FEWEST_SEEDS, Interval, measure_change
 from rlaif_env.tables import count_of
 
-_INDEPENDENT = ("judge:gold-rm", "gold")
 _SHOWN = 2  # disagreements of judges
 _FAULTS = {
     "over-optimised": "over-optimised",
@@ -150,7 +149,7 @@ def _best(standing: _Standing) -> Iterator[str]:
         text = f"Best by {standing.title}: {best}, preferred to SFT on {percent(standing.wins[best])} % of the prompts"
         text += f"; not to be told from it: {standing.listed(level)}" if level else ""
         yield text + (f"; {best} is preferred to {_and(behind)}." if behind else ".")
-    if standing.judge not in _INDEPENDENT:
+    if standing.judge not in INDEPENDENT:
         yield (
             f"No independent judge: neither a gold measure nor a gold reward model; {standing.title} is the labeler's "
             "own score, kindest to what was trained on it."

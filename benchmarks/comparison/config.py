@@ -149,5 +149,16 @@ class CompareConfig:
                 raise RLAIFError(f"expected {name} of at least 1, found {count}")
         if self.train.eval_prompts is not None and self.train.eval_prompts < 2:
             raise RLAIFError(f"expected at least 2 eval_prompts, for an interval, found {self.train.eval_prompts}")
+        if self.ablation.samples < 0 or self.ablation.samples == 1:
+            raise RLAIFError(
+                "expected ablation.samples of at least 2, to compare within a prompt, or 0 for none, found "
+                f"{self.ablation.samples}"
+            )
+        agent = self.train.agent
+        if self.ablation.equal_kl and agent.beta == 0 and agent.baseline != "value":
+            raise RLAIFError(
+                "expected train.agent.beta above 0 for ablation.equal_kl, found 0: such a training does not measure "
+                "its KL; a small one, as 1e-6, has it measured and weighs nothing"
+            )
         if self.price_per_hour is not None and not 0 <= self.price_per_hour < math.inf:
             raise RLAIFError(f"expected a price_per_hour of at least 0, found {self.price_per_hour}")

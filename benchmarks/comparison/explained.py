@@ -24,7 +24,6 @@ import numpy as np
 
 from benchmarks.audit.checks.best_of_n import best_of, kl_of
 from benchmarks.audit.verdicts import LEVEL, mean_at, slope_at
-from benchmarks.comparison.config import ARMS
 from benchmarks.comparison.outcomes import WINDOW, Outcome, arms_of
 from benchmarks.comparison.pipeline import GOLD_RM, Pipeline
 from benchmarks.comparison.stages import Stage
@@ -42,11 +41,14 @@ def ask_to_explain(pipeline: Pipeline) -> None:
     """Ask for every stage that the tables that are asked for need.
 
     Raises:
-        RLAIFError: If there is nothing independent to hold rewards against, or under two samples a prompt.
+        RLAIFError: If there is nothing independent to hold rewards against, or no preferences for a gold reward model.
     """
     config, asked = pipeline.config, pipeline.config.ablation
-    if asked.samples == 1:
-        raise RLAIFError("expected at least 2 samples a prompt (ablation.samples) to compare within it, found 1")
+    if asked.gold_bases and not pipeline.has_preferences("gold"):
+        raise RLAIFError(
+            f"expected people's preferences of the split 'gold' in task {pipeline.task.name!r} for "
+            "ablation.gold_bases, found none"
+        )
     judges = [judge for judge in _independent(pipeline) if judge != "gold"] if asked.equal_kl or asked.samples else []
     policies = [(arm, seed) for seed in config.seeds for arm in config.arms]
     for judge in judges if asked.equal_kl else ():
@@ -57,11 +59,17 @@ def ask_to_explain(pipeline: Pipeline) -> None:
         for name in (*judges, *rewards):
             pipeline.judgement(name, stage)
         for arm in rewards:
-            if ARMS[arm].scorer:
+            if pipeline.other_shots(arm) is not None:
                 pipeline.judgement(arm, stage, otherwise=True)
-    for base in asked.gold_bases:
+    for judge in _gold_models(asked.gold_bases):
         for arm, seed in [*(("sft", seed) for seed in config.seeds), *policies]:
-            pipeline.judgement(f"{GOLD_RM}:{base}", pipeline.answers(arm, seed))
+            pipeline.judgement(judge, pipeline.answers(arm, seed))
+
+
+def _gold_models(bases: Sequence[str]) -> dict[str, str]:
+    """The gold reward models on the policy's base and on others, with the names of these; none without others."""
+    others = {f"{GOLD_RM}:{base}": base for base in bases}
+    return {GOLD_RM: "the policy's base"} | others if others else {}
 
 
 def _sampled(pipeline: Pipeline, samples: int) -> list[Stage]:
@@ -90,8 +98,12 @@ def at_equal_kl(pipeline: Pipeline, outcomes: Sequence[Outcome]) -> Table:
                 means = np.array([np.nanmean(values[steps == step]) for step in history.steps])
                 gold.append((means - np.nanmean(first)) / (float(np.nanstd(first)) or 1.0))
             others = [(which == training).astype(np.float64) for training in range(1, len(trained))]
-            slope = slope_at(np.concatenate(distance), np.concatenate(gold), others, blocks)(LEVEL)
-            row += [with_interval(slope, sign=True), f"{slope.estimate * np.sqrt(_KL):+.2f}"]
+            try:
+                slope = slope_at(np.concatenate(distance), np.concatenate(gold), others, blocks)(LEVEL)
+            except RLAIFError:  # the KL of so few updates does not vary
+                row += ["too few updates", "-"]
+            else:
+                row += [with_interval(slope, sign=True), f"{slope.estimate * np.sqrt(_KL):+.2f}"]
         rows.append(row)
     return Table(
         "At equal KL: what distance from SFT buys",
@@ -124,7 +136,7 @@ def signal(pipeline: Pipeline, outcomes: Sequence[Outcome], samples: int) -> Tab
     for arm in [arm for arm in arms_of(outcomes)[1:] if arm in pipeline.judges()]:
         reward = judged(arm)
         seen = [_within(reward, values) for values in gold.values()]
-        itself = _within(reward, judged(arm, otherwise=True)) if ARMS[arm].scorer else None
+        itself = None if pipeline.other_shots(arm) is None else _within(reward, judged(arm, otherwise=True))
         root = np.sqrt(itself.estimate) if itself is not None and itself.estimate > 0 else np.nan
         free = ["-" if one is None or np.isnan(root) else f"{one.estimate / root:.2f}" for one in seen]
         picked = [_picked(reward, values) for values in gold.values()]
@@ -153,8 +165,7 @@ def signal(pipeline: Pipeline, outcomes: Sequence[Outcome], samples: int) -> Tab
 
 def other_bases(pipeline: Pipeline, outcomes: Sequence[Outcome], bases: Sequence[str]) -> Table:
     """The main win rates by gold reward models on other language models than the policy's."""
-    judges = {GOLD_RM: "the policy's base"} | {f"{GOLD_RM}:{base}": base for base in bases}
-    arms = arms_of(outcomes)
+    judges, arms = _gold_models(bases), arms_of(outcomes)
     rows: list[list[Cell]] = []
     for first, second, title, *_ in PAPER:
         if first not in arms or second not in arms:

@@ -34,6 +34,7 @@ from rewards import make_reward
 from rewards.labeling.command import label
 from rewards.labeling.config import LabelConfig
 from rewards.language_model.config import LanguageModelConfig
+from rewards.prompts import score_wording
 from rewards.reward_model.command import TrainRMConfig, train_and_save
 from rlaif_env.api import DataError, Preference, RLAIFError
 from rlaif_env.data.preferences import read_preferences, write_preferences
@@ -281,7 +282,7 @@ class Pipeline:
         """
         judge = self.reward(name)
         if otherwise:
-            shots = {"shots": judge.options["shots"] - 1 if judge.options["shots"] else 1}
+            shots = {"shots": self.other_shots(name)}
             judge = replace(judge, options=judge.options | shots, key=judge.key | shots)
 
         def make(folder: Path) -> None:
@@ -294,6 +295,15 @@ class Pipeline:
         label, whose = GOLD_RM if name.startswith(GOLD_RM) else judge.name, source.name.removeprefix("answers-")
         key, needs = {"judge": judge.key, **self.shared}, (*judge.needs, source)
         return self.stages.run(f"judge-{label}-of-{whose}", key, make, needs=needs)
+
+    def other_shots(self, name: str) -> int | None:
+        """Another number of exemplars to ask an arm's language model for a score with; None where there is none."""
+        options = self.reward(name).options
+        if ARMS[name].scorer is None or options["template"] is not None:
+            return None
+        if options["shots"]:
+            return int(options["shots"]) - 1
+        return 1 if score_wording(self.task).exemplars else None
 
     def scores(self, name: str, source: Stage, *, otherwise: bool = False) -> Floats:
         """What a judge says of the n responses that a stage made, (n,), NaN where it failed."""

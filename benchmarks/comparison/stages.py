@@ -44,7 +44,6 @@ class Stage:
     path: Path  # its folder
     seconds: float  # wall time of the process that finished it; what killed ones before it spent is not in it
     peak_megabytes: float  # that process's greatest resident memory up to its end
-    cached: bool  # whether it was there already
 
     @property
     def done(self) -> bool:
@@ -73,9 +72,9 @@ class Job:
         """Whether it is finished."""
         return (self.path / RECORD).exists()
 
-    def finished(self, *, cached: bool = True) -> Stage:
+    def finished(self) -> Stage:
         """The finished stage; `RLAIFError` where its record is not one of this stage."""
-        return _finished(self.name, self.key, self.path, cached)
+        return _finished(self.name, self.key, self.path)
 
     def finish(self) -> None:
         """Make it, where no other process has; see `Stages.run`."""
@@ -157,7 +156,7 @@ class Stages:
             return job.finished()
         self.console.print(f"[bold]{job.name}[/]", highlight=False)
         job.finish()
-        stage = job.finished(cached=False)
+        stage = job.finished()
         self.console.print(f"  {stage.seconds:.0f} s, in {stage.path}", highlight=False, soft_wrap=True)
         return stage
 
@@ -176,10 +175,10 @@ class Plan(Stages):
     def finish(self, job: Job) -> Stage:
         """Keep the job; a stage that is not there has cost nothing yet."""
         self.jobs.append(job)
-        return job.finished() if job.done else Stage(job.name, job.key, job.path, 0.0, 0.0, cached=False)
+        return job.finished() if job.done else Stage(job.name, job.key, job.path, 0.0, 0.0)
 
 
-def _finished(name: str, key: str, path: Path, cached: bool) -> Stage:
+def _finished(name: str, key: str, path: Path) -> Stage:
     file = path / RECORD
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
@@ -188,7 +187,7 @@ def _finished(name: str, key: str, path: Path, cached: bool) -> Stage:
         raise RLAIFError(f"expected {file} as this program wrote it, found {error!r}; remove the folder") from error
     if recorded != key:
         raise RLAIFError(f"expected {path} to be stage {name} with key {key[:12]}, found {recorded[:12]}; remove it")
-    return Stage(name, key, path, seconds, peak, cached)
+    return Stage(name, key, path, seconds, peak)
 
 
 def _key_of(name: str, settings: Mapping[str, Any], needs: Sequence[Stage]) -> str:

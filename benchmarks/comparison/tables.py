@@ -61,6 +61,9 @@ then at equal length (sections 4.1 to 4.4, appendix J)."""
 
 _MAIN_JUDGES = 3  # that the main table has room for
 _SHORT = {"kl": "KL", "length": "tokens", "distinct-2": "distinct-2"}
+_OWN = "reward, SD"
+_WIDE = (_OWN, "tokens")  # columns that a terminal of 80 characters has no room for
+_OWN_SAID = " Reward: the change of its own, in standard deviations of what it gives SFT."
 _COARSE = 2.0  # from where on one decimal does in the table of all arms, which is wide
 _WRITING = {
     "length": "length, tokens",
@@ -87,32 +90,38 @@ def comparison_tables(
     ]
 
 
+INDEPENDENT = ("judge:gold-rm", "gold")
+"""Measures of the judges that no arm was trained on, the first one best."""
+
+
 def judges_of(outcomes: Sequence[Outcome], task: Task) -> dict[str, str]:
     """Measures that say which response is better, with their names for people; what no arm was trained on first."""
     measures = outcomes[0].system.measures
-    independent = {"judge:gold-rm": "people (gold RM)", "gold": f"gold ({task.gold})"}
-    judges = {name: title for name, title in independent.items() if name in measures}
+    titles = dict(zip(INDEPENDENT, ("people (gold RM)", f"gold ({task.gold})"), strict=True))
+    judges = {name: title for name, title in titles.items() if name in measures}
     rest = [name for name in measures if name.startswith("judge:") and name not in judges]
     rest.sort(key=lambda name: name != "judge:direct-llm")
     return judges | {name: name.removeprefix("judge:") for name in rest}
 
 
 def terminal_tables(every_arm: Table, main: Table, judges: Mapping[str, str]) -> list[Table]:
-    """The first two tables for a terminal: what is at equal length on a line of its own, intervals of wins only."""
+    """The first two tables for 80 characters: what is at equal length on a line of its own, intervals of wins only."""
     heads, arms = [every_arm.columns[1], *every_arm.columns[3:]], []
+    shown = [i for i, head in enumerate(heads) if head not in _WIDE]
     for arm, raw, controlled, *cells in every_arm.rows:
         figures = [f"{raw}\n{controlled}" if raw else "-", *("-" if cell is None else str(cell) for cell in cells)]
-        arms.append([arm, *(f if "wins" in head else f.split(" [")[0] for head, f in zip(heads, figures, strict=True))])
-    heads = [head.removesuffix(": wins, %").replace(" (", "\n(").replace(", ", ",\n") for head in heads]
+        arms.append([arm, *(figures[i] if "wins" in heads[i] else figures[i].split(" [")[0] for i in shown)])
+    heads = [heads[i].removesuffix(": wins, %").replace(" (", "\n(") for i in shown]
     rows = []
     for name, *cells in main.rows:
         *ours, _, raw, controlled = cells
         pairs = [*zip(ours[::2], ours[1::2], strict=True), (raw, controlled)]
         rows.append([str(name).replace(" (", "\n("), *(f"{upper}\n{lower}" for upper, lower in pairs)])
     lines = "upper line: wins in %, 95 % intervals; lower: at equal length"
+    caption = every_arm.caption.removeprefix("95 % intervals ").replace(_OWN_SAID, "")
     columns = ["first against second", *list(judges.values())[:_MAIN_JUDGES], "the paper"]
     return [
-        Table(every_arm.title, ["arm", *heads], arms, f"{lines}; {every_arm.caption.removeprefix('95 % intervals ')}"),
+        Table(every_arm.title, ["arm", *heads], arms, f"{lines}; {caption}"),
         Table(main.title, columns, rows, f"{lines}. The paper's: its raters on summaries; dialogue"),
     ]
 
@@ -199,7 +208,7 @@ def _wins(
 
 def _every_arm(outcomes: Sequence[Outcome], judges: Mapping[str, str]) -> Table:
     """Which reward: each arm against SFT by what no arm was trained on, and what that took, the most wins first."""
-    independent = [name for name in ("judge:gold-rm", "gold") if name in judges]
+    independent = [name for name in INDEPENDENT if name in judges]
     first, *others = independent or list(judges)[:1]
     present = [name for name in _SHORT if name in outcomes[0].system.measures]
     rows, mean = [], partial(_mean, outcomes, coarse=_COARSE)
@@ -211,14 +220,14 @@ def _every_arm(outcomes: Sequence[Outcome], judges: Mapping[str, str]) -> Table:
         rows.append((wins.raw.estimate, [arm, raw, controlled, *more, *took]))
     sft: list[Cell] = ["sft", *[None] * (3 + len(others)), *(mean("sft", name) for name in present), None]
     wins_by = [f"{judges[first]}: at equal length, %", *(f"{judges[measure]}: wins, %" for measure in others)]
-    took_by = ["reward, SD", *(_SHORT[name] for name in present), "minutes"]
+    took_by = [_OWN, *(_SHORT[name] for name in present), "minutes"]
     return Table(
         "Every arm against SFT",
         ["arm", f"{judges[first]}: wins, %", *wins_by, *took_by],
         [*(row for _, row in sorted(rows, key=lambda pair: -pair[0])), sft],
         f"95 % intervals over {_over(outcomes)}. Wins against SFT on the same prompt, ties ½, the most first"
-        f"{'; no arm was trained on these judges' if independent else ''}. Reward: the change of its own, in standard "
-        "deviations of what it gives SFT. KL to SFT in nats. Minutes: labels, reward model and one training.",
+        f"{'; no arm was trained on these judges' if independent else ''}.{_OWN_SAID} KL to SFT in nats. Minutes: "
+        "labels, reward model and one training.",
     )
 
 

@@ -6,7 +6,7 @@ import math
 
 from numpy.typing import ArrayLike
 
-from rlaif_env.statistics.bootstrap import RESAMPLES, bootstrap_mean
+from rlaif_env.statistics.bootstrap import RESAMPLES, bootstrap_mean, paired_bootstrap
 from rlaif_env.statistics.dependence import Clusters, Crossed
 from rlaif_env.statistics.intervals import Interval, checked_array, mean_interval
 
@@ -22,18 +22,14 @@ _RANGES = {
 """Where the mean of a measure lies; others may lie anywhere."""
 
 
-def _mean(values: ArrayLike, prompts: Clusters | Crossed, resamples: int, seed: int) -> Interval:
-    if isinstance(prompts, Crossed):
-        return mean_interval(values, prompts)
-    return bootstrap_mean(values, clusters=prompts, resamples=resamples, seed=seed)
-
-
 def measure_mean(
     name: str, values: ArrayLike, prompts: Clusters | Crossed, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> Interval:
     """Mean of a measure, values (n,), by `bootstrap_mean` over prompts (n,), by `mean_interval` over seeds, too."""
     low, high = _RANGES.get(name, (-math.inf, math.inf))
-    return _mean(values, prompts, resamples, seed).clipped(low, high)
+    if isinstance(prompts, Crossed):
+        return mean_interval(values, prompts).clipped(low, high)
+    return bootstrap_mean(values, clusters=prompts, resamples=resamples, seed=seed).clipped(low, high)
 
 
 def measure_change(
@@ -45,8 +41,14 @@ def measure_change(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Interval:
-    """Mean change of a measure, before and after (n,) on the same prompts (n,); all else as for `measure_mean`."""
+    """Mean change of a measure, before and after (n,) on the same prompts (n,).
+
+    By `paired_bootstrap` over prompts, by `mean_interval` over seeds, too.
+    """
     low, high = _RANGES.get(name, (-math.inf, math.inf))
-    first = checked_array("before", before)
-    change = checked_array("after", after, length=first.size) - first
-    return _mean(change, prompts, resamples, seed).clipped(low - high, high - low)
+    if isinstance(prompts, Crossed):
+        first = checked_array("before", before)
+        found = mean_interval(checked_array("after", after, length=first.size) - first, prompts)
+    else:
+        found = paired_bootstrap(before, after, clusters=prompts, resamples=resamples, seed=seed)
+    return found.clipped(low - high, high - low)

@@ -282,9 +282,10 @@ def read_run(folder: Path, materials: Materials, gold_sd: float = 1.0) -> Traine
 
 def _gold_of_samples(file: Path, materials: Materials) -> dict[int, float]:
     """Mean gold of a run's responses by update."""
-    steps, prompts, responses = zip(*read_jsonl(file, _sample), strict=True)
-    gold, of = materials.gold(prompts, responses), np.array(steps)
-    return {step: float(gold[of == step].mean()) for step in dict.fromkeys(steps)}
+    rows = list(read_jsonl(file, _sample))
+    gold = materials.gold([prompt for _, prompt, _ in rows], [response for *_, response in rows])
+    steps = np.array([step for step, *_ in rows])
+    return {step: float(gold[steps == step].mean()) for step in dict.fromkeys(steps.tolist())}
 
 
 def _sample(row: Mapping[str, Any]) -> tuple[int, str, str]:

@@ -154,6 +154,9 @@ def test_gold_that_a_run_did_not_log_is_that_of_its_samples(materials: Materials
     assert read_run(logged, materials, 0.5).gold == pytest.approx([0.0] * 5 + [(good - bad) / 2 / 0.5] * 5)
     longer = replace(materials, gold_model=rewards.reward(lambda text: float(len(text)), "long"))
     assert read_run(logged, longer).gold == pytest.approx([0.0] * 5 + [3.0] * 5)  # "wonderful" is 6 longer
+    (logged / "samples.jsonl").write_text("")
+    with pytest.raises(RLAIFError, match="expected at least 20 updates"):
+        read_run(logged, materials)
     (logged / "samples.jsonl").write_text('{"step": "1", "prompt": "", "response": ""}\n')
     with pytest.raises(DataError, match=r"samples\.jsonl.*\n  line 1: expected the number of an update"):
         read_run(logged, materials)

@@ -31,7 +31,7 @@ def stage(folder: Path, seconds: float, report: Any = None) -> Stage:
     for file in ("report.json", "run/report.json"):
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         (folder / file).write_text(json.dumps(report))
-    return Stage("", "", folder, seconds, 0.0, False)
+    return Stage("", "", folder, seconds, 0.0)
 
 
 def outcome(arm: str, folder: Path, measures: Mapping[str, Any], *, seconds: float = 10, people: int = 0) -> Outcome:

@@ -26,7 +26,7 @@ from benchmarks.comparison.config import AblationConfig, CompareConfig
 from benchmarks.comparison.figures import FIGURES
 from benchmarks.comparison.outcomes import Outcome, over_optimised_from
 from benchmarks.comparison.pipeline import Pipeline
-from benchmarks.comparison.stages import Stage, Stages
+from benchmarks.comparison.stages import Plan
 from benchmarks.comparison.tables import percent
 from benchmarks.evaluation.systems import System
 from rewards.direct_score import ScoreConfig
@@ -40,7 +40,6 @@ from rewards.reward_model.training import RewardModelConfig
 from rlaif_env.api import RLAIFError
 from rlaif_env.data.preferences import read_preferences, write_preferences
 from rlaif_env.data.tasks import load_task
-from rlaif_env.records import write_json
 from rlaif_env.servers.limits import Limits
 from tests import ROOT
 from tests.rewards.test_backends import preferences
@@ -274,21 +273,14 @@ def test_seeds_combined_labels_and_ablations(folder: Path, done: Path) -> None:
     assert set(both) == {"human", f"ai:{folder / 'policy'}"}
 
 
-class DryStages(Stages):
-    """Stages by their keys: nothing is made but a file of scores."""
-
-    def run(self, name: str, settings: Any, make: Any, **rest: Any) -> Stage:
-        return super().run(name, settings, lambda path: write_json(path / "scores.json", []), **rest)
-
-
 def test_what_a_server_answers_is_kept_apart_by_its_url(folder: Path, tmp_path: Path) -> None:
     def keys(url: str, concurrency: int = 1, *, chat: bool = False, **server: Any) -> dict[str, str]:
         limits = Limits(concurrency, retries=concurrency, timeout=concurrency, price_in=concurrency)
         labeler = LanguageModelConfig("served", url, chat, server=ServerConfig(limits=limits, **server))
         pipeline = Pipeline(replace(settings(folder, tmp_path), labeler=labeler), Console(quiet=True))
-        pipeline.stages = DryStages(tmp_path / "stages", Console(quiet=True))
+        pipeline.stages = Plan(tmp_path / "stages")
         for arm in ("direct-llm", "distilled-rm", "human-rm"):
-            pipeline.scores("direct-llm", pipeline.answers(arm, 0))
+            pipeline.judgement("direct-llm", pipeline.answers(arm, 0))
         by_name = {stage.name: stage.key for stage in pipeline.stages.finished}
         return by_name | {"self-llm": pipeline.training("self-llm", 0).key}
 
@@ -327,7 +319,7 @@ def test_labels_are_calibrated_on_the_people_that_the_comparison_has(folder: Pat
     def key(**changed: Any) -> str:
         label = LabelOptions(mode="score", scale=(1, 3), calibrate=10 * (len(changed) > 0))
         pipeline = Pipeline(replace(settings(folder, tmp_path), label=label, **changed), Console(quiet=True))
-        pipeline.stages = DryStages(tmp_path / "stages", Console(quiet=True))
+        pipeline.stages = Plan(tmp_path / "stages")
         return pipeline.labels("ai").key
 
     people = [folder / "gold.jsonl", tmp_path / "copy.jsonl", folder / "test.jsonl"]
@@ -358,6 +350,11 @@ def test_the_direct_score_is_asked_for_as_the_labels_are() -> None:
             "expected 1 to 6 prompts, as many as split 'test' of task 'toy' has, found 7",
         ),
         ({"ablation": {"pairs": 0}}, "expected ablation.pairs of at least 1, found 0"),
+        ({"ablation": {"samples": 1}}, "expected ablation.samples of at least 2, to compare within a prompt, or 0"),
+        (
+            {"ablation": {"equal_kl": True}, "train": {"agent": ReinforceConfig(beta=0.0)}},
+            "expected train.agent.beta above 0 for ablation.equal_kl, found 0",
+        ),
         ({"labeler": {"model": "/no/such/model"}}, "expected a model folder, found nothing at /no/such/model"),
     ],
 )
@@ -369,6 +366,14 @@ def test_bad_settings_are_told_before_anything_is_made(
         nested = {name: replace(getattr(config, name), **v) for name, v in changed.items() if isinstance(v, dict)}
         compare(replace(config, **{**changed, **nested}))
     assert not (tmp_path / "bad" / "stages").exists()
+
+
+def test_gold_models_on_other_bases_want_the_ratings_they_learn_from(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "toy.toml").write_text(TASK.format(folder=folder).replace('gold = "' + str(folder), '# "'))
+    ablation = AblationConfig(gold_bases=(str(folder / "other"),))
+    with pytest.raises(RLAIFError, match="expected people's preferences of the split 'gold' in task 'toy'"):
+        compare(replace(settings(folder, tmp_path / "out"), task=str(tmp_path / "toy.toml"), ablation=ablation))
+    assert not (tmp_path / "out" / "stages").exists()
 
 
 def test_a_damaged_stage_record_is_refused(folder: Path, done: Path) -> None:

@@ -83,7 +83,7 @@ def stage(folder: Path, name: str, seconds: float, **files: Any) -> Stage:
         path = folder / name / {"labels": "report.json", "model": "run/report.json"}[file]
         path.parent.mkdir(parents=True)
         write_json(path, content)
-    return Stage(name, name, folder / name, seconds, 0.0, cached=False)
+    return Stage(name, name, folder / name, seconds, 0.0)
 
 
 def test_the_table_of_costs_by_hand(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,10 @@ from rich.console import Console
 
 from benchmarks.comparison.config import ARMS, CompareConfig
 from benchmarks.comparison.pipeline import Pipeline
-from benchmarks.comparison.stages import Stage, Stages
+from benchmarks.comparison.stages import Plan
 from rewards.labeling.config import LabelOptions
 from rewards.language_model.config import LanguageModelConfig
 from rlaif_env.data.preferences import write_preferences
-from rlaif_env.records import write_json
 from tests.rewards.test_backends import preferences
 from tests.tiny import tiny_backbone
 
@@ -31,19 +31,6 @@ test = ["cd", "mn"]
 train = "{0}"
 gold = "{0}"
 """
-
-
-class DryStages(Stages):
-    """Stages by their settings and needs: nothing is made but a file of scores."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder, Console(quiet=True))
-        self.asked: dict[str, tuple[str, dict[str, Any], list[str]]] = {}
-
-    def run(self, name: str, settings: Any, make: Any, *, needs: Any = (), **rest: Any) -> Stage:
-        stage = super().run(name, settings, lambda path: write_json(path / "scores.json", []), needs=needs)
-        self.asked[stage.key] = (name, dict(settings), [other.name for other in needs])
-        return stage
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +51,7 @@ def dry(folder: Path, out: Path, labeler: str = "labeler", **label: Any) -> Pipe
         task=str(folder / "toy.toml"), out=out, arms=tuple(ARMS), label=LabelOptions(**asked), **models
     )
     pipeline = Pipeline(config, Console(quiet=True))
-    pipeline.stages = DryStages(out / "stages")
+    pipeline.stages = Plan(out / "stages")
     return pipeline
 
 
@@ -100,7 +87,7 @@ def test_what_a_stage_is_made_from_is_as_it_was(folder: Path, tmp_path: Path) ->
     for arm in ("sft", *ARMS):
         answers = pipeline.answers(arm, 0)
         for judge in ("direct-llm", "human-rm", "gold-rm") if arm == "sft" else ():
-            pipeline.scores(judge, answers)
+            pipeline.judgement(judge, answers)
     contents = {pipeline.content(str(folder / name)): name for name in ("policy", "labeler")}
 
     def plain(value: Any) -> Any:
@@ -109,8 +96,9 @@ def test_what_a_stage_is_made_from_is_as_it_was(folder: Path, tmp_path: Path) ->
         return contents.get(value, value) if isinstance(value, str) else value
 
     found: dict[str, list[Any]] = {}
-    for name, settings, needs in pipeline.stages.asked.values():  # type: ignore[attr-defined]
-        found.setdefault(name, []).append((plain(settings), needs))
+    assert isinstance(pipeline.stages, Plan)
+    for job in pipeline.stages.jobs:
+        found.setdefault(job.name, []).append((plain(dict(job.settings)), [other.name for other in job.needs]))
     train, own = {**TRAINING, "model": "policy"}, SCORER | {"model": "policy"}
     group = {"scorer": SCORER, **SCORE, "mode": "score", "prompt": "base"}
     expected: dict[str, list[tuple[dict[str, Any], list[str]]]] = {
@@ -132,6 +120,17 @@ def test_what_a_stage_is_made_from_is_as_it_was(folder: Path, tmp_path: Path) ->
         "judge-gold-rm-of-sft-seed0": [({"judge": {"reward": "reward-model"}}, ["rm-gold", "answers-sft-seed0"])],
     }
     assert {name: found[name] for name in expected} == expected
+
+
+def test_another_number_of_exemplars_is_one_that_the_task_has(folder: Path, tmp_path: Path) -> None:
+    movie = replace(dry(folder, tmp_path).config, task="movie-review")
+    reviews = Pipeline(movie, Console(quiet=True))
+    reviews.stages = Plan(tmp_path / "stages")
+    assert reviews.other_shots("direct-llm") == 1  # none were asked for
+    assert dry(folder, tmp_path, shots=3).other_shots("self-llm") == 2
+    assert dry(folder, tmp_path).other_shots("direct-llm") is None  # a task of one's own has no exemplars
+    assert dry(folder, tmp_path, template="{text}").other_shots("direct-llm") is None
+    assert dry(folder, tmp_path).other_shots("human-rm") is None
 
 
 @pytest.mark.parametrize("calibrate", [0, 5])

@@ -28,7 +28,7 @@ def outcome(arm: str, seed: int, measures: Mapping[str, Any]) -> Outcome:
     """A policy's answers, each other than all the rest, with these measures: a number, or one for each prompt."""
     values = {name: np.array(np.broadcast_to(v, 40), np.float64) for name, v in {"length": 5.0, **measures}.items()}
     system = System(f"{arm}/{seed}", "", PROMPTS, [f"{arm} {seed} {i}" for i in range(40)], values)
-    costs = {} if arm == "sft" else {"training": Stage("train", "", Path(), 60.0, 100.0, cached=False)}
+    costs = {} if arm == "sft" else {"training": Stage("train", "", Path(), 60.0, 100.0)}
     return Outcome(arm, seed, system, None, costs)
 
 
@@ -82,7 +82,7 @@ def test_the_first_table_has_every_arm_beside_what_it_took() -> None:
     assert [row[5] for row in table.rows] == ["7.5 [7.5, 7.5]", "6.0 [6.0, 6.0]", "0.00 [0.00, 0.00]"]
     assert [row[-1] for row in table.rows] == [1, 1, None]
     assert [row[0] for row in main.rows] == ["RLHF vs SFT (human-rm)", "group preference vs SFT (group-preference)"]
-    shown = Console(width=100, record=True, file=StringIO())
+    shown = Console(width=80, record=True, file=StringIO())
     for one in tables.terminal_tables(table, main, JUDGES):
         shown.print(one.rich(show_lines=True))
     text = shown.export_text()
